@@ -1,0 +1,267 @@
+//! The configuration as the rest of the program sees it: every value already legal, every name already resolved.
+//!
+//! `load` is the only way to get one. Parsing, defaults, cross references and messages are in the files beside
+//! this one; nothing outside `config/` knows TOML.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole file. Indexes ([`IdentityId`], [`UpstreamId`]) point into the vectors here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[global]`
+    pub global: Global,
+    /// `[[listener]]`, in file order.
+    pub listeners: Vec<Listener>,
+    /// `[[identity]]`, in file order.
+    pub identities: Vec<Identity>,
+    /// `[[upstream]]`, in file order.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// Position of an identity in [`Config::identities`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IdentityId(pub usize);
+
+/// Position of an upstream in [`Config::upstreams`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamId(pub usize);
+
+/// `[global]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Global {
+    /// How many workers, and on which processors.
+    pub workers: Workers,
+    /// Which driver.
+    pub io: Io,
+    /// Where metrics, health and version are served; none when absent.
+    pub admin: Option<AdminAddress>,
+    /// How long SIGTERM waits for connections to finish.
+    pub drain_timeout: Duration,
+    /// User to become after binding.
+    pub user: Option<String>,
+    /// `[global.log]`
+    pub log: Log,
+}
+
+/// `workers`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// One per processor this process may run on.
+    Auto,
+    /// This many, on the first allowed processors.
+    Count(NonZeroUsize),
+    /// One on each of these processors.
+    Cpus(Vec<usize>),
+}
+
+/// `io`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring where the kernel has what is needed, epoll otherwise.
+    Auto,
+    /// io_uring or refuse to start.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// `admin`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// `127.0.0.1:9180`
+    Tcp(SocketAddr),
+    /// A path: a UNIX socket.
+    Unix(PathBuf),
+}
+
+/// `[global.log]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// `format`
+    pub format: LogFormat,
+    /// `level`
+    pub level: LogLevel,
+    /// `file`: standard error when absent; reopened on SIGUSR1.
+    pub file: Option<PathBuf>,
+    /// `connections`: which connection ends are logged.
+    pub connections: ConnectionLog,
+    /// `connections_sample`: share of the *successful* connections that is logged, 0.0 to 1.0; failures always are.
+    pub connections_sample: f64,
+}
+
+/// `format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One readable line.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `level`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Only what stops the service.
+    Error,
+    /// And what an operator should look at.
+    Warn,
+    /// And life events and connections.
+    Info,
+    /// And decisions.
+    Debug,
+}
+
+/// `connections`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionLog {
+    /// No line for any connection.
+    Off,
+    /// Only those that ended with a failure.
+    Failures,
+    /// All (successful ones sampled by `connections_sample`).
+    All,
+}
+
+/// `[[listener]]`, mode "tcp".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// `name`, unique.
+    pub name: String,
+    /// `address`: one or more.
+    pub addresses: Vec<SocketAddr>,
+    /// `accept_proxy`: a PROXY header comes first on every connection.
+    pub accept_proxy: bool,
+    /// `identities`: never empty; the first is the default unless `strict_sni`.
+    pub identities: Vec<IdentityId>,
+    /// `strict_sni`: refuse names that no identity has (and clients that send none).
+    pub strict_sni: bool,
+    /// `upstream`: where connections go that no route takes.
+    pub upstream: UpstreamId,
+    /// `routes`, in file order; the first that matches wins.
+    pub routes: Vec<Route>,
+    /// `connections_max`
+    pub connections_max: usize,
+    /// `handshake_timeout`: from accept to Finished, PROXY header included.
+    pub handshake_timeout: Duration,
+    /// `idle_timeout`: no byte either way.
+    pub idle_timeout: Duration,
+    /// `write_timeout`: a peer that takes no byte of what is queued for it.
+    pub write_timeout: Duration,
+    /// `linger_timeout`: waiting for the peer's end after ours.
+    pub linger_timeout: Duration,
+    /// `congestion_control`: the system's when absent.
+    pub congestion_control: Option<String>,
+    /// `[listener.tls]`
+    pub tls: Tls,
+}
+
+/// One entry of `routes`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Which names.
+    pub sni: NamePattern,
+    /// Where they go.
+    pub upstream: UpstreamId,
+}
+
+/// A host name or a wildcard for exactly one leftmost label, lower case, no trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NamePattern {
+    /// `api.example.com`
+    Exact(String),
+    /// `*.example.com`; holds `example.com`.
+    Wildcard(String),
+}
+
+/// `[listener.tls]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// `min_version`
+    pub min_version: TlsVersion,
+    /// `max_version`; never below `min_version`.
+    pub max_version: TlsVersion,
+    /// `cipher_suites`: `None` is "auto"; otherwise in order of preference, never empty, at least one per version.
+    pub cipher_suites: Option<Vec<rustls::CipherSuite>>,
+    /// `groups`: `None` is "auto"; otherwise never empty.
+    pub groups: Option<Vec<rustls::NamedGroup>>,
+    /// `alpn`: empty means that ALPN is not negotiated.
+    pub alpn: Vec<Vec<u8>>,
+}
+
+/// `min_version`, `max_version`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// "1.2"
+    Tls12,
+    /// "1.3"
+    Tls13,
+}
+
+/// `[[identity]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `name`, unique.
+    pub name: String,
+    /// `certificate`: a PEM chain, leaf first.
+    pub certificate: PathBuf,
+    /// `key`: a PEM private key.
+    pub key: PathBuf,
+}
+
+/// `[[upstream]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// `name`, unique.
+    pub name: String,
+    /// `servers`: never empty.
+    pub servers: Vec<ServerAddress>,
+    /// `balance`
+    pub balance: Balance,
+    /// `connect_timeout`, for each server tried.
+    pub connect_timeout: Duration,
+    /// `connect_on`
+    pub connect_on: ConnectOn,
+    /// `send_proxy`
+    pub send_proxy: SendProxy,
+}
+
+/// One of `servers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerAddress {
+    /// `host:port`; a host name is resolved when the configuration is loaded.
+    Host(String, u16),
+    /// `unix:/path`
+    Unix(PathBuf),
+}
+
+/// `balance`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// In turn.
+    RoundRobin,
+    /// The server with the fewest connections of this worker.
+    LeastConnections,
+}
+
+/// `connect_on`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectOn {
+    /// When the handshake is complete.
+    Handshake,
+    /// When the client has sent its first byte.
+    FirstByte,
+}
+
+/// `send_proxy`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendProxy {
+    /// No header.
+    Off,
+    /// The text form.
+    V1,
+    /// The binary form with TLVs.
+    V2,
+}

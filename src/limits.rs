@@ -1,0 +1,42 @@
+//! Every bound of the program, with its reason. Nothing that grows lacks one here (invariant 12).
+
+use std::time::Duration;
+
+/// Largest TLS record on the wire: 5 bytes of header, 2^14 of payload, 256 of expansion (RFC 8446 section 5.2), and
+/// the 2,048 of expansion that TLS 1.2 allows (RFC 5246 section 6.2.3).
+pub const RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
+
+/// A ClientHello longer than this is refused. Chromium with X25519MLKEM768 sends about 1.9 KB; 16 KiB leaves room for long ticket lists.
+pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes queued towards one side beyond which the other side is not read: the backpressure.
+/// Bytes per send were the largest lever on throughput: 2.6 times between 16 and 256 KiB.
+pub const HIGH_WATER_BYTES: usize = 256 * 1024;
+
+/// What one receive may bring. Four of them fill a send.
+pub const RECEIVE_BYTES_MAX: usize = 64 * 1024;
+
+/// A PROXY v2 header with more than this is refused: 16 bytes, addresses, and TLVs (HAProxy sends a few hundred).
+pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
+
+/// KeyUpdate requests accepted in one second before the connection ends. HAProxy's limit is 100; a well-behaved
+/// peer sends one per 2^24 records.
+pub const KEY_UPDATES_PER_SECOND_MAX: u32 = 16;
+
+/// Handshakes that one worker computes in one turn of its loop, so that established traffic waits for no more than these.
+pub const HANDSHAKES_PER_TURN: usize = 8;
+
+/// Longest an unanswered end of stream is waited for, and what is read and dropped meanwhile.
+pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a worker that could not accept (EMFILE, ENFILE, ENOBUFS, ENOMEM) waits before it tries again.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Connection records that wait to be written as log lines, per worker. When full, records are dropped and counted.
+pub const LOG_QUEUE_RECORDS: usize = 8192;
+
+/// Connections the kernel holds for us before accept.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+const _: () = assert!(HIGH_WATER_BYTES >= RECEIVE_BYTES_MAX, "one receive must fit below the high-water mark");
+const _: () = assert!(CLIENT_HELLO_BYTES_MAX <= RECEIVE_BYTES_MAX, "a ClientHello fits one receive");

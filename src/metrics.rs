@@ -1,0 +1,147 @@
+//! Counters of one worker: written by that worker alone, read by anybody. Rendered in `control/`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Cause, HandshakeFailure};
+
+/// A counter or gauge with one writer, so adding is a plain load and store.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker may call this.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Subtracts `n` (gauges). Only the owning worker may call this.
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    /// Replaces the value (gauges). Only the owning worker may call this.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value, from any thread.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// TLS versions in metrics, by index.
+pub const VERSIONS: [&str; 2] = ["1.2", "1.3"];
+/// Cipher suites in metrics, by index.
+pub const SUITES: [&str; 9] = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+/// Key exchange groups in metrics, by index.
+pub const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "secp256r1", "secp384r1"];
+/// Kinds of handshake in metrics, by index.
+pub const RESUMPTION: [&str; 2] = ["full", "resumed"];
+
+/// What was negotiated, as positions in [`VERSIONS`], [`SUITES`], [`GROUPS`] and [`RESUMPTION`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Position in [`VERSIONS`].
+    pub version: u8,
+    /// Position in [`SUITES`].
+    pub suite: u8,
+    /// Position in [`GROUPS`].
+    pub group: u8,
+    /// Position in [`RESUMPTION`].
+    pub resumption: u8,
+}
+
+const HANDSHAKE_KINDS: usize = VERSIONS.len() * SUITES.len() * GROUPS.len() * RESUMPTION.len();
+
+/// All counters of one worker.
+#[derive(Debug)]
+pub struct WorkerMetrics {
+    /// Connections taken from the kernel. accepted = shed + done + live (invariant 8).
+    pub accepted: Counter,
+    /// Connections refused because of `connections_max`, before anything was allocated.
+    pub shed: Counter,
+    /// Connections open (gauge).
+    pub live: Counter,
+    /// accept(2) failures by lack of descriptors or memory.
+    pub accept_failures: Counter,
+    /// Connections ended, by [`Cause::index`].
+    pub done: [Counter; Cause::LABELS.len()],
+    /// Handshakes that failed, by [`HandshakeFailure::index`].
+    pub handshake_failures: [Counter; HandshakeFailure::LABELS.len()],
+    handshakes: [Counter; HANDSHAKE_KINDS],
+    /// Bytes received from clients (TLS).
+    pub downstream_received: Counter,
+    /// Bytes sent to clients (TLS).
+    pub downstream_sent: Counter,
+    /// Bytes received from upstreams (plain).
+    pub upstream_received: Counter,
+    /// Bytes sent to upstreams (plain).
+    pub upstream_sent: Counter,
+    /// Key exchanges answered through the crypto queue.
+    pub crypto_operations: Counter,
+    /// Turns of the loop.
+    pub turns: Counter,
+    /// Connection records dropped because the log could not keep up.
+    pub log_dropped: Counter,
+    /// Bytes of send buffers lent to sessions or the kernel (gauge).
+    pub buffer_bytes: Counter,
+}
+
+impl Default for WorkerMetrics {
+    fn default() -> Self {
+        WorkerMetrics {
+            accepted: Counter::default(),
+            shed: Counter::default(),
+            live: Counter::default(),
+            accept_failures: Counter::default(),
+            done: std::array::from_fn(|_| Counter::default()),
+            handshake_failures: std::array::from_fn(|_| Counter::default()),
+            handshakes: std::array::from_fn(|_| Counter::default()),
+            downstream_received: Counter::default(),
+            downstream_sent: Counter::default(),
+            upstream_received: Counter::default(),
+            upstream_sent: Counter::default(),
+            crypto_operations: Counter::default(),
+            turns: Counter::default(),
+            log_dropped: Counter::default(),
+            buffer_bytes: Counter::default(),
+        }
+    }
+}
+
+impl WorkerMetrics {
+    /// The counter of completed handshakes of this kind.
+    #[must_use]
+    pub fn handshakes(&self, kind: Negotiated) -> &Counter {
+        let index = ((usize::from(kind.version) * SUITES.len() + usize::from(kind.suite)) * GROUPS.len()
+            + usize::from(kind.group))
+            * RESUMPTION.len()
+            + usize::from(kind.resumption);
+        &self.handshakes[index]
+    }
+}
+
+/// Counters of one worker about one upstream server.
+#[derive(Debug, Default)]
+pub struct ServerMetrics {
+    /// Connections open or opening (gauge).
+    pub connections: Counter,
+    /// Connections established since start.
+    pub connected: Counter,
+    /// Connection attempts that failed since start.
+    pub connect_failures: Counter,
+    /// 1 while this worker holds the server for failing and does not choose it (gauge).
+    pub ejected: Counter,
+}
