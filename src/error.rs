@@ -164,6 +164,33 @@ pub fn alert_name(alert: AlertDescription) -> String {
     name
 }
 
+/// An error of the kernel, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoError(pub i32);
+
+impl IoError {
+    /// The operation was cancelled by us.
+    pub const CANCELLED: IoError = IoError(libc::ECANCELED);
+
+    /// Out of descriptors, buffers or memory: it may work again later.
+    #[must_use]
+    pub fn is_exhaustion(self) -> bool {
+        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    }
+}
+
+impl From<std::io::Error> for IoError {
+    fn from(error: std::io::Error) -> Self {
+        IoError(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::io::Error::from_raw_os_error(self.0).fmt(f)
+    }
+}
+
 /// How a connection ended. Every session ends with exactly one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {

@@ -40,3 +40,28 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 
 const _: () = assert!(HIGH_WATER_BYTES >= RECEIVE_BYTES_MAX, "one receive must fit below the high-water mark");
 const _: () = assert!(CLIENT_HELLO_BYTES_MAX <= RECEIVE_BYTES_MAX, "a ClientHello fits one receive");
+
+/// Size classes of send buffers: a handshake flight or a small message; one full record; one receive sealed; the high-water
+/// mark plus one receive, sealed (at most 29 bytes for each 16 KiB).
+pub const POOL_CLASS_BYTES: [usize; 4] = [4 * 1024, 24 * 1024, 72 * 1024, 328 * 1024];
+
+/// Free buffers a worker keeps of each class (at most 13 MiB); what comes back beyond that goes to the allocator.
+pub const POOL_CLASS_KEEP: [usize; 4] = [256, 64, 32, 24];
+
+/// Receive buffers of a worker (2 MiB). A completion gives its buffer back within one turn, so these bound a turn, not the
+/// number of connections.
+pub const RECEIVE_BUFFERS: usize = 32;
+
+/// Connections accepted from one listener in one turn, so that a flood does not starve what is established.
+pub const ACCEPTS_PER_TURN: usize = 64;
+
+/// Events taken from epoll in one turn.
+pub const EPOLL_EVENTS: usize = 512;
+
+/// Submission queue of a ring; when full, it is submitted early.
+pub const URING_ENTRIES: u32 = 1024;
+
+/// Completion queue of a ring. The kernel keeps what does not fit.
+pub const URING_COMPLETIONS: u32 = 8192;
+
+const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "the kernel's buffer ring has a power of two of entries");

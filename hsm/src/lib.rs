@@ -1,1 +1,61 @@
-//! Key custody.
+//! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
+
+mod local;
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
+
+/// A private key that can be used but not read.
+#[derive(Clone)]
+pub struct KeyRef(Arc<dyn SigningKey>);
+
+/// Why a key cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum KeyError {
+    /// The file holds no private key.
+    #[error("found no private key, expected a PEM block PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY")]
+    Missing,
+    /// The key is protected by a pass phrase.
+    #[error("the private key is encrypted with a pass phrase, expected a plain PEM key (openssl pkey -in FILE -out PLAIN)")]
+    Encrypted,
+    /// The file is no valid PEM.
+    #[error("not valid PEM: {0}")]
+    Pem(String),
+    /// The key's algorithm or encoding is not supported.
+    #[error("the private key cannot be used: {0}; expected RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519")]
+    Unsupported(String),
+}
+
+impl KeyRef {
+    /// Loads a key from the bytes of a PEM file.
+    ///
+    /// # Errors
+    /// No key in it, an encrypted key, or an algorithm that is not supported.
+    pub fn from_pem(pem: &[u8]) -> Result<KeyRef, KeyError> {
+        local::load(pem).map(KeyRef)
+    }
+}
+
+impl fmt::Debug for KeyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyRef({:?})", self.0.algorithm())
+    }
+}
+
+impl SigningKey for KeyRef {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        self.0.choose_scheme(offered)
+    }
+
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        self.0.public_key()
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}

@@ -1,0 +1,212 @@
+//! Identities: a certificate chain with its key, and the choice of one for a client.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ringlock_hsm::{KeyError, KeyRef};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SigningKey};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::config::NamePattern;
+
+/// A certificate chain whose key is known to fit.
+#[derive(Debug)]
+pub struct Identity {
+    /// As in the configuration.
+    pub name: Arc<str>,
+    /// The names of the leaf certificate.
+    pub names: Vec<NamePattern>,
+    /// Last second of the leaf's validity, seconds since 1970.
+    pub not_after: i64,
+    /// First second of the leaf's validity, seconds since 1970.
+    pub not_before: i64,
+    /// Subject of the leaf, for people.
+    pub subject: String,
+    certified: Arc<CertifiedKey>,
+}
+
+/// Why a certificate and key make no identity.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum IdentityError {
+    /// The certificate file is no valid PEM, or a certificate in it is malformed.
+    #[error("certificate: {0}")]
+    Certificate(String),
+    /// The certificate file holds no certificate.
+    #[error("certificate: found no CERTIFICATE block, expected a PEM chain with the leaf first")]
+    NoCertificate,
+    /// The key cannot be used.
+    #[error("key: {0}")]
+    Key(#[from] KeyError),
+    /// The key belongs to another certificate.
+    #[error(
+        "the key does not belong to the first certificate of the chain; expected the leaf's key (is the chain in the wrong order, or was only one of the two files renewed?)"
+    )]
+    Mismatch,
+}
+
+impl Identity {
+    /// Builds an identity from the bytes of its two files.
+    ///
+    /// # Errors
+    /// Either file is unusable, or they do not belong together.
+    pub fn from_pem(name: &str, certificate: &[u8], key: &[u8]) -> Result<Identity, IdentityError> {
+        let chain = CertificateDer::pem_slice_iter(certificate)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| IdentityError::Certificate(format!("not valid PEM: {error}")))?;
+        let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
+        let (_, parsed) = X509Certificate::from_der(leaf)
+            .map_err(|error| IdentityError::Certificate(format!("the first certificate is malformed: {error}")))?;
+        let (not_before, not_after) =
+            (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+        let subject = parsed.subject().to_string();
+        let names = leaf_names(leaf)?;
+        let key = KeyRef::from_pem(key)?;
+        let certified = CertifiedKey::new(chain, Arc::new(key));
+        match certified.keys_match() {
+            Ok(()) => {}
+            Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+                return Err(IdentityError::Mismatch);
+            }
+            Err(error) => return Err(IdentityError::Certificate(error.to_string())),
+        }
+        Ok(Identity { name: name.into(), names, not_after, not_before, subject, certified: Arc::new(certified) })
+    }
+
+    fn fits(&self, hello: &ClientHello<'_>) -> bool {
+        self.certified.key.choose_scheme(hello.signature_schemes()).is_some()
+    }
+}
+
+/// The DNS names a verifier would accept this leaf for.
+fn leaf_names(leaf: &CertificateDer<'_>) -> Result<Vec<NamePattern>, IdentityError> {
+    let end_entity = webpki::EndEntityCert::try_from(leaf)
+        .map_err(|error| IdentityError::Certificate(format!("the first certificate is not usable: {error}")))?;
+    Ok(end_entity
+        .valid_dns_names()
+        .map(|name| match name.strip_prefix("*.") {
+            Some(parent) => NamePattern::Wildcard(parent.to_ascii_lowercase()),
+            None => NamePattern::Exact(name.to_ascii_lowercase()),
+        })
+        .collect())
+}
+
+/// Names mapped to values in order: exact names first, then a wildcard of one label.
+#[derive(Debug)]
+pub struct NameMap<T> {
+    exact: HashMap<Box<str>, Vec<T>>,
+    wildcard: HashMap<Box<str>, Vec<T>>,
+}
+
+impl<T> Default for NameMap<T> {
+    fn default() -> Self {
+        NameMap { exact: HashMap::new(), wildcard: HashMap::new() }
+    }
+}
+
+impl<T> NameMap<T> {
+    /// Adds a value behind those that the pattern has.
+    pub fn insert(&mut self, pattern: &NamePattern, value: T) {
+        let (map, name) = match pattern {
+            NamePattern::Exact(name) => (&mut self.exact, name),
+            NamePattern::Wildcard(parent) => (&mut self.wildcard, parent),
+        };
+        map.entry(name.as_str().into()).or_default().push(value);
+    }
+
+    /// The values of the best pattern that this lower-case name matches: the exact name, else the wildcard.
+    #[must_use]
+    pub fn find(&self, name: &str) -> &[T] {
+        if let Some(values) = self.exact.get(name) {
+            return values;
+        }
+        let wildcard = name.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent));
+        wildcard.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Chooses an identity by name and by what the client can verify: several identities may have one name (ECDSA and RSA).
+#[derive(Debug)]
+pub struct Selector {
+    /// In the order of the configuration: the first is the default.
+    identities: Vec<Arc<Identity>>,
+    names: NameMap<Arc<Identity>>,
+    strict: bool,
+}
+
+impl Selector {
+    /// The first identity is the default, unless `strict`.
+    #[must_use]
+    pub fn new(identities: Vec<Arc<Identity>>, strict: bool) -> Selector {
+        // For one name an ECDSA certificate goes first: its signature costs a twentieth of RSA's.
+        let is_rsa = |identity: &&Arc<Identity>| identity.certified.key.algorithm() == rustls::SignatureAlgorithm::RSA;
+        let (rsa, others): (Vec<_>, Vec<_>) = identities.iter().partition(is_rsa);
+        let mut names = NameMap::default();
+        for identity in others.into_iter().chain(rsa) {
+            for pattern in &identity.names {
+                names.insert(pattern, Arc::clone(identity));
+            }
+        }
+        Selector { identities, names, strict }
+    }
+
+    /// Some identity has this lower-case name, or names do not matter.
+    #[must_use]
+    pub fn knows(&self, name: Option<&str>) -> bool {
+        !self.strict || name.is_some_and(|name| !self.names.find(name).is_empty())
+    }
+}
+
+impl ResolvesServerCert for Selector {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = hello.server_name().map(str::to_ascii_lowercase);
+        let candidates = named.as_deref().map_or(&[][..], |name| self.names.find(name));
+        let chosen = if candidates.is_empty() && !self.strict {
+            self.default_for(&hello)
+        } else {
+            candidates.iter().find(|identity| identity.fits(&hello))
+        };
+        chosen.map(|identity| Arc::clone(&identity.certified))
+    }
+}
+
+impl Selector {
+    /// The default identity; when the client cannot verify its kind of key, one with the same names that it can.
+    fn default_for(&self, hello: &ClientHello<'_>) -> Option<&Arc<Identity>> {
+        let default = self.identities.first()?;
+        if default.fits(hello) {
+            return Some(default);
+        }
+        self.identities.iter().find(|other| other.names == default.names && other.fits(hello))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exact_name_beats_a_wildcard_and_a_wildcard_is_one_label() {
+        let mut map = NameMap::default();
+        map.insert(&NamePattern::Wildcard("example.com".into()), 1);
+        map.insert(&NamePattern::Exact("api.example.com".into()), 2);
+        assert_eq!(map.find("api.example.com"), [2]);
+        assert_eq!(map.find("www.example.com"), [1]);
+        assert_eq!(map.find("a.b.example.com"), [0; 0]);
+        assert_eq!(map.find("example.com"), [0; 0]);
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let make = || rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+        let (one, other) = (make(), make());
+        let good = Identity::from_pem("a", one.cert.pem().as_bytes(), one.signing_key.serialize_pem().as_bytes()).unwrap();
+        assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);
+        let bad = Identity::from_pem("a", one.cert.pem().as_bytes(), other.signing_key.serialize_pem().as_bytes());
+        assert_eq!(bad.unwrap_err(), IdentityError::Mismatch);
+        let none = Identity::from_pem("a", b"", one.signing_key.serialize_pem().as_bytes());
+        assert_eq!(none.unwrap_err(), IdentityError::NoCertificate);
+    }
+}

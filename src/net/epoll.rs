@@ -1,0 +1,354 @@
+//! The epoll driver: readiness turned into completions. First class: it serves wherever io_uring is missing or forbidden.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+use rustix::net::SocketFlags;
+
+use super::buffer::ReceiveBuffer;
+use super::driver::{Close, Completion, Driver, Endpoints, Op, ServerEndpoint, Socket, Token};
+use super::socket::{self, Table, Waker};
+use crate::buffers::SendBuffer;
+use crate::error::IoError;
+use crate::limits::{ACCEPTS_PER_TURN, EPOLL_EVENTS, RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
+
+const WAKER: mio::Token = mio::Token(usize::MAX);
+
+struct Entry {
+    socket: socket2::Socket,
+    /// False exactly when the last receive or accept found nothing and no event has come since.
+    readable: bool,
+    /// False exactly when the last send found no room and no event has come since.
+    writable: bool,
+    /// The end of the stream or an error is waiting behind the data: no further event will announce it.
+    hung_up: bool,
+    accept: Option<Token>,
+    receive: Option<Token>,
+    send: Option<(Token, SendBuffer)>,
+    connect: Option<Token>,
+    cancelled: bool,
+    /// In the driver's queue of sockets to look at.
+    queued: bool,
+}
+
+impl Entry {
+    fn new(socket: socket2::Socket) -> Entry {
+        Entry {
+            socket,
+            readable: false,
+            writable: true,
+            hung_up: false,
+            accept: None,
+            receive: None,
+            send: None,
+            connect: None,
+            cancelled: false,
+            queued: false,
+        }
+    }
+}
+
+/// See the module.
+pub struct EpollDriver {
+    poll: Poll,
+    events: Events,
+    waker: Waker,
+    now: Instant,
+    sockets: Table<Entry>,
+    /// Sockets with an operation that may make progress.
+    queue: VecDeque<Socket>,
+    /// `RECEIVE_BUFFERS` buffers, one after another.
+    buffers: Box<[u8]>,
+    free_buffers: Vec<u16>,
+}
+
+impl EpollDriver {
+    /// A driver for the calling thread.
+    pub fn new() -> std::io::Result<EpollDriver> {
+        let poll = Poll::new()?;
+        let waker = Waker::new()?;
+        poll.registry().register(&mut SourceFd(&waker.fd().as_raw_fd()), WAKER, Interest::READABLE)?;
+        Ok(EpollDriver {
+            poll,
+            events: Events::with_capacity(EPOLL_EVENTS),
+            waker,
+            now: clock(),
+            sockets: Table::default(),
+            queue: VecDeque::new(),
+            buffers: vec![0; RECEIVE_BUFFERS * RECEIVE_BYTES_MAX].into_boxed_slice(),
+            free_buffers: (0..RECEIVE_BUFFERS as u16).collect(),
+        })
+    }
+
+    /// A handle that ends this driver's wait from any thread.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn register(&self, entry: &Entry, socket: Socket, interest: Interest) -> std::io::Result<()> {
+        let fd = entry.socket.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), mio::Token(socket.0 as usize), interest)
+    }
+
+    fn insert(&mut self, entry: Entry, interest: Interest) -> Result<Socket, IoError> {
+        let socket = self.sockets.insert(entry);
+        let registered = self.register(self.sockets.get(socket).expect("just inserted"), socket, interest);
+        match registered {
+            Ok(()) => Ok(socket),
+            Err(error) => {
+                self.sockets.remove(socket);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn enqueue(&mut self, socket: Socket) {
+        let entry = self.sockets.open_mut(socket);
+        if !entry.queued {
+            entry.queued = true;
+            self.queue.push_back(socket);
+        }
+    }
+
+    /// Runs what can run, once for each socket in the queue.
+    fn run_queue(&mut self, completions: &mut Vec<Completion>) {
+        for _ in 0..self.queue.len() {
+            let Some(socket) = self.queue.pop_front() else { return };
+            let Some(entry) = self.sockets.get_mut(socket) else { continue };
+            entry.queued = false;
+            if entry.cancelled {
+                entry.cancelled = false;
+                Self::complete_cancelled(entry, completions);
+                continue;
+            }
+            if entry.writable {
+                Self::run_connect(entry, completions);
+                Self::run_send(entry, completions);
+            }
+            if entry.readable && entry.receive.is_some() && !self.run_receive(socket, completions) {
+                self.enqueue(socket);
+            }
+            self.run_accept(socket, completions);
+        }
+    }
+
+    fn complete_cancelled(entry: &mut Entry, completions: &mut Vec<Completion>) {
+        let error = IoError::CANCELLED;
+        if let Some(token) = entry.accept.take() {
+            completions.push(Completion::AcceptFailed { token, error });
+        }
+        if let Some(token) = entry.receive.take() {
+            completions.push(Completion::ReceiveFailed { token, error });
+        }
+        if let Some((token, buffer)) = entry.send.take() {
+            completions.push(Completion::Sent { token, buffer, result: Err(error) });
+        }
+        if let Some(token) = entry.connect.take() {
+            completions.push(Completion::Connected { token, result: Err(error) });
+        }
+    }
+
+    fn run_connect(entry: &mut Entry, completions: &mut Vec<Completion>) {
+        if let Some(token) = entry.connect.take() {
+            let result = match entry.socket.take_error() {
+                Ok(None) => Ok(()),
+                Ok(Some(error)) | Err(error) => Err(error.into()),
+            };
+            completions.push(Completion::Connected { token, result });
+        }
+    }
+
+    fn run_send(entry: &mut Entry, completions: &mut Vec<Completion>) {
+        let Some((token, buffer)) = entry.send.take() else { return };
+        match (&entry.socket).write(buffer.pending()) {
+            Ok(sent) => {
+                entry.writable = sent == buffer.len();
+                completions.push(Completion::Sent { token, buffer, result: Ok(sent) });
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                entry.writable = false;
+                entry.send = Some((token, buffer));
+            }
+            Err(error) => completions.push(Completion::Sent { token, buffer, result: Err(error.into()) }),
+        }
+    }
+
+    /// False when no buffer is free.
+    fn run_receive(&mut self, socket: Socket, completions: &mut Vec<Completion>) -> bool {
+        let Some(id) = self.free_buffers.pop() else { return false };
+        let start = usize::from(id) * RECEIVE_BYTES_MAX;
+        let entry = self.sockets.open_mut(socket);
+        let Some(token) = entry.receive.take() else { return true };
+        let bytes = &mut self.buffers[start..start + RECEIVE_BYTES_MAX];
+        match (&entry.socket).read(bytes) {
+            Ok(0) => {
+                self.free_buffers.push(id);
+                completions.push(Completion::Received { token, buffer: None, more: false });
+            }
+            Ok(n) => {
+                entry.readable = n == RECEIVE_BYTES_MAX || entry.hung_up;
+                let buffer = Some(ReceiveBuffer { id, len: n as u32 });
+                completions.push(Completion::Received { token, buffer, more: entry.readable });
+            }
+            Err(error) => {
+                self.free_buffers.push(id);
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+                    entry.readable = false;
+                    entry.receive = Some(token);
+                } else {
+                    completions.push(Completion::ReceiveFailed { token, error: error.into() });
+                }
+            }
+        }
+        true
+    }
+
+    fn run_accept(&mut self, listener: Socket, completions: &mut Vec<Completion>) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let entry = self.sockets.open_mut(listener);
+            let Some(token) = entry.accept.filter(|_| entry.readable) else { return };
+            let accepted = rustix::net::accept_with(&entry.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC);
+            let failure = match accepted {
+                Ok(fd) => match self.insert(Entry::new(fd.into()), Interest::READABLE | Interest::WRITABLE) {
+                    Ok(socket) => {
+                        completions.push(Completion::Accepted { token, socket });
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Err(rustix::io::Errno::AGAIN) => {
+                    entry.readable = false;
+                    return;
+                }
+                Err(error) => IoError(error.raw_os_error()),
+            };
+            if !socket::concerns_connection(failure) {
+                self.sockets.open_mut(listener).accept = None;
+                completions.push(Completion::AcceptFailed { token, error: failure });
+                return;
+            }
+        }
+        self.enqueue(listener);
+    }
+
+    fn poll(&mut self, deadline: Option<Instant>, idle: bool) {
+        let timeout =
+            if idle { deadline.map(|at| at.saturating_duration_since(clock())) } else { Some(std::time::Duration::ZERO) };
+        // Fails only when interrupted by a signal: then there are no events, which is true.
+        let _ = self.poll.poll(&mut self.events, timeout);
+        for event in &self.events {
+            if event.token() == WAKER {
+                self.waker.clear();
+                continue;
+            }
+            let socket = Socket(event.token().0 as u32);
+            let Some(entry) = self.sockets.get_mut(socket) else { continue };
+            entry.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            entry.hung_up |= event.is_read_closed() || event.is_error();
+            entry.writable |= event.is_writable() || event.is_error();
+            if !entry.queued {
+                entry.queued = true;
+                self.queue.push_back(socket);
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a driver is where time comes from")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+impl Driver for EpollDriver {
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn listen(&mut self, listener: OwnedFd) -> Result<Socket, IoError> {
+        let socket = socket2::Socket::from(listener);
+        socket.set_nonblocking(true)?;
+        let mut entry = Entry::new(socket);
+        // Connections may have arrived before the registration, which then announces them; looking at once costs nothing.
+        entry.readable = true;
+        self.insert(entry, Interest::READABLE)
+    }
+
+    fn connect(&mut self, token: Token, endpoint: &ServerEndpoint) -> Result<Socket, IoError> {
+        let (socket, address) = socket::open(endpoint, true)?;
+        let pending = match socket.connect(&address) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => true,
+            Err(error) => return Err(error.into()),
+        };
+        let mut entry = Entry::new(socket);
+        entry.writable = !pending;
+        entry.connect = Some(token);
+        let socket = self.insert(entry, Interest::READABLE | Interest::WRITABLE)?;
+        self.enqueue(socket);
+        Ok(socket)
+    }
+
+    fn submit(&mut self, token: Token, op: Op) {
+        let socket = match op {
+            Op::Accept(socket) => {
+                self.sockets.open_mut(socket).accept = Some(token);
+                socket
+            }
+            Op::Receive(socket) => {
+                let entry = self.sockets.open_mut(socket);
+                debug_assert!(entry.receive.is_none(), "one receive per socket");
+                entry.receive = Some(token);
+                socket
+            }
+            Op::Send(socket, buffer) => {
+                let entry = self.sockets.open_mut(socket);
+                debug_assert!(entry.send.is_none(), "one send per socket");
+                entry.send = Some((token, buffer));
+                socket
+            }
+            Op::Cancel(socket) => {
+                self.sockets.open_mut(socket).cancelled = true;
+                socket
+            }
+        };
+        self.enqueue(socket);
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>, completions: &mut Vec<Completion>) {
+        self.run_queue(completions);
+        self.poll(deadline, completions.is_empty() && self.queue.is_empty());
+        self.run_queue(completions);
+        self.now = clock();
+    }
+
+    fn received<'a>(&'a mut self, buffer: &'a ReceiveBuffer) -> &'a mut [u8] {
+        let start = usize::from(buffer.id) * RECEIVE_BYTES_MAX;
+        &mut self.buffers[start..start + buffer.len()]
+    }
+
+    fn recycle(&mut self, buffer: ReceiveBuffer) {
+        self.free_buffers.push(buffer.id);
+    }
+
+    fn shutdown_write(&mut self, socket: Socket) {
+        socket::shutdown_write(&self.sockets.open_mut(socket).socket);
+    }
+
+    fn close(&mut self, socket: Socket, how: Close) {
+        let entry = self.sockets.remove(socket);
+        debug_assert!(
+            entry.receive.is_none() && entry.send.is_none() && entry.connect.is_none(),
+            "nothing is in flight on a socket that is closed (invariant 3)"
+        );
+        socket::prepare_close(&entry.socket, how);
+    }
+
+    fn endpoints(&self, socket: Socket) -> Option<Endpoints> {
+        self.sockets.get(socket).and_then(|entry| socket::endpoints(&entry.socket))
+    }
+}

@@ -1,0 +1,315 @@
+//! The rustls adapter: one connection from the first byte of its ClientHello to its close_notify.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::crypto::CompletedKeyExchange;
+use rustls::server::UnbufferedServerConnection;
+use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, PeerIncompatible, ProtocolVersion};
+
+use super::client_hello::{self, ClientHello, Gathered};
+use super::policy::Policy;
+use super::records::{self, record_end};
+use super::{Opened, Step, Tls};
+use crate::buffers::Sink;
+use crate::crypto::{CryptoOp, CryptoResult, provider};
+use crate::error::{Cause, HandshakeFailure, alert_name};
+use crate::limits::KEY_UPDATES_PER_SECOND_MAX;
+use crate::metrics::Negotiated;
+
+/// See the module.
+pub struct Connection {
+    policy: Arc<Policy>,
+    state: State,
+    server_name: Option<Box<str>>,
+    /// Highest version the client offered, as on the wire.
+    offered_version: u16,
+    control_records: ControlRecords,
+}
+
+enum State {
+    /// The ClientHello is not complete.
+    Hello,
+    /// The key exchange of the complete ClientHello is being computed elsewhere.
+    Exchanging { rustls: Box<UnbufferedServerConnection>, group: NamedGroup, peer_share: Box<[u8]> },
+    /// It has been computed; rustls has seen nothing yet.
+    Exchanged {
+        rustls: Box<UnbufferedServerConnection>,
+        group: NamedGroup,
+        peer_share: Box<[u8]>,
+        answer: Result<CompletedKeyExchange, Error>,
+    },
+    /// rustls has the connection.
+    Running(Box<UnbufferedServerConnection>),
+    /// Over.
+    Dead,
+}
+
+/// Records after the handshake that carry no data: KeyUpdates, for well-behaved peers one in 2^24. Each costs a key schedule, so
+/// a flood of them is an attack.
+struct ControlRecords {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl ControlRecords {
+    /// Counts one; false when there were too many within a second.
+    fn admit(&mut self, now: Instant) -> bool {
+        match self.since {
+            Some(since) if now.saturating_duration_since(since) < Duration::from_secs(1) => self.count += 1,
+            Some(_) | None => {
+                self.since = Some(now);
+                self.count = 1;
+            }
+        }
+        self.count <= KEY_UPDATES_PER_SECOND_MAX
+    }
+}
+
+impl Tls for Connection {
+    fn accept(policy: &Arc<Policy>) -> Self {
+        Connection {
+            policy: Arc::clone(policy),
+            state: State::Hello,
+            server_name: None,
+            offered_version: 0,
+            control_records: ControlRecords { since: None, count: 0 },
+        }
+    }
+
+    fn handshake(&mut self, received: &mut [u8], sealed: &mut Sink<'_>) -> (usize, Step) {
+        match std::mem::replace(&mut self.state, State::Dead) {
+            State::Hello => match self.hello(received) {
+                Ok(Some(op)) => (0, Step::Crypto(op)),
+                Ok(None) if matches!(self.state, State::Hello) => (0, Step::NeedsInput),
+                Ok(None) => self.handshake(received, sealed),
+                Err(failure) => {
+                    if let Some(alert) = alert_for(&failure) {
+                        sealed.write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
+                    }
+                    (received.len(), Step::Failed(failure))
+                }
+            },
+            State::Exchanging { rustls, group, peer_share } => {
+                self.state = State::Exchanging { rustls, group, peer_share };
+                (0, Step::NeedsInput)
+            }
+            State::Exchanged { rustls, group, peer_share, answer } => {
+                provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, sealed))
+            }
+            State::Running(rustls) => self.run(rustls, received, sealed),
+            State::Dead => (received.len(), Step::Failed(HandshakeFailure::Protocol("bytes after the end".into()))),
+        }
+    }
+
+    fn crypto_done(&mut self, result: CryptoResult) {
+        let CryptoResult::KeyExchange(answer) = result;
+        if let State::Exchanging { rustls, group, peer_share } = std::mem::replace(&mut self.state, State::Dead) {
+            self.state = State::Exchanged { rustls, group, peer_share, answer };
+        }
+    }
+
+    fn open(
+        &mut self,
+        now: Instant,
+        received: &mut [u8],
+        plain: &mut Sink<'_>,
+        sealed: &mut Sink<'_>,
+    ) -> (usize, Opened) {
+        let State::Running(rustls) = &mut self.state else { return (received.len(), Opened::Closed) };
+        let mut used = 0;
+        // One record at a time, so that records without data can be counted.
+        while let Some(end) = record_end(received, used) {
+            let processed = records::process(rustls, &mut received[used..end], Some(plain), sealed);
+            if let Some(error) = processed.error {
+                self.state = State::Dead;
+                return (received.len(), Opened::Failed(Cause::Record(describe(&error))));
+            }
+            if processed.closed {
+                // RFC 8446 section 6.1: what follows a close_notify is ignored.
+                return (received.len(), Opened::Closed);
+            }
+            if !processed.data && !self.control_records.admit(now) {
+                return (received.len(), Opened::Failed(Cause::KeyUpdateFlood));
+            }
+            if processed.discard < end - used {
+                let why = "a handshake message after the handshake is split over records";
+                return (received.len(), Opened::Failed(Cause::Record(why.into())));
+            }
+            used = end;
+        }
+        (used, Opened::Open)
+    }
+
+    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>) {
+        if let State::Running(rustls) = &mut self.state {
+            records::seal(rustls, Some(plain), sealed);
+        }
+    }
+
+    fn close_notify(&mut self, sealed: &mut Sink<'_>) {
+        if let State::Running(rustls) = &mut self.state {
+            records::seal(rustls, None, sealed);
+        }
+    }
+
+    fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    fn alpn(&self) -> Option<&[u8]> {
+        match &self.state {
+            State::Running(rustls) => rustls.alpn_protocol(),
+            State::Hello | State::Exchanging { .. } | State::Exchanged { .. } | State::Dead => None,
+        }
+    }
+
+    fn negotiated(&self) -> Option<Negotiated> {
+        let State::Running(rustls) = &self.state else { return None };
+        let suite = rustls.negotiated_cipher_suite()?.suite();
+        let group = rustls.negotiated_key_exchange_group()?.name();
+        Some(Negotiated {
+            version: u8::from(rustls.protocol_version()? == ProtocolVersion::TLSv1_3),
+            suite: position(&SUITES, &suite)?,
+            group: position(&GROUPS, &group)?,
+            resumption: u8::from(rustls.handshake_kind()? == HandshakeKind::Resumed),
+        })
+    }
+}
+
+/// In the order of [`crate::metrics::SUITES`].
+pub const SUITES: [CipherSuite; 9] = [
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS13_AES_256_GCM_SHA384,
+    CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
+
+/// In the order of [`crate::metrics::GROUPS`].
+pub const GROUPS: [NamedGroup; 4] =
+    [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
+
+fn position<T: PartialEq>(table: &[T], value: &T) -> Option<u8> {
+    table.iter().position(|entry| entry == value).and_then(|position| u8::try_from(position).ok())
+}
+
+impl Connection {
+    /// Looks at the ClientHello received so far. When it is complete the state moves on, and there may be a key exchange to
+    /// compute first; otherwise the state stays `Hello`.
+    fn hello(&mut self, received: &[u8]) -> Result<Option<CryptoOp>, HandshakeFailure> {
+        let body = match client_hello::gather(received) {
+            Gathered::NeedMore => {
+                self.state = State::Hello;
+                return Ok(None);
+            }
+            Gathered::Refused(failure) => return Err(failure),
+            Gathered::Complete(body) => body,
+        };
+        let hello = ClientHello::parse(&body)?;
+        self.server_name = hello.server_name().map(|name| name.to_ascii_lowercase().into());
+        self.offered_version = hello.best_version();
+        if !hello.versions().any(|version| self.policy.has_version(version)) {
+            return Err(HandshakeFailure::VersionTooOld { offered: self.offered_version });
+        }
+        if !self.policy.knows(self.server_name.as_deref()) {
+            return Err(HandshakeFailure::UnknownName);
+        }
+        let config = self.policy.config(hello.prefers_chacha());
+        let rustls = UnbufferedServerConnection::new(Arc::clone(config))
+            .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
+        let rustls = Box::new(rustls);
+        let tls13 = self.policy.has_version(0x0304) && hello.versions().any(|version| version == 0x0304);
+        let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
+        let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
+        let Some((group, share)) = share else {
+            self.state = State::Running(rustls);
+            return Ok(None);
+        };
+        let op = CryptoOp::KeyExchange { group, peer_share: share.into() };
+        self.state = State::Exchanging { rustls, group, peer_share: share.into() };
+        Ok(Some(op))
+    }
+
+    /// Gives rustls one record after another, so that no application data is taken before the end of the handshake is seen. A
+    /// message that is split over records stays until it is whole.
+    fn run(
+        &mut self,
+        mut rustls: Box<UnbufferedServerConnection>,
+        received: &mut [u8],
+        sealed: &mut Sink<'_>,
+    ) -> (usize, Step) {
+        let mut used = 0;
+        let mut end = 0;
+        while rustls.is_handshaking() {
+            let Some(next) = record_end(received, end) else {
+                self.state = State::Running(rustls);
+                return (used, Step::NeedsInput);
+            };
+            end = next;
+            let processed = records::process(&mut rustls, &mut received[used..end], None, sealed);
+            used += processed.discard;
+            if let Some(error) = processed.error {
+                return (received.len(), Step::Failed(self.failure(&error)));
+            }
+            if processed.closed {
+                return (received.len(), Step::Failed(HandshakeFailure::PeerAlert(AlertDescription::CloseNotify)));
+            }
+        }
+        self.state = State::Running(rustls);
+        (used, Step::Established)
+    }
+
+    fn failure(&self, error: &Error) -> HandshakeFailure {
+        use PeerIncompatible as P;
+        match error {
+            Error::AlertReceived(alert) => HandshakeFailure::PeerAlert(*alert),
+            Error::NoApplicationProtocol => HandshakeFailure::NoSharedAlpn,
+            Error::PeerIncompatible(P::NoKxGroupsInCommon | P::NamedGroupsExtensionRequired) => {
+                HandshakeFailure::NoSharedGroup
+            }
+            Error::PeerIncompatible(P::NoCipherSuitesInCommon) => HandshakeFailure::NoSharedSuite,
+            Error::PeerIncompatible(P::NoSignatureSchemesInCommon) => HandshakeFailure::NoSuitableCertificate,
+            Error::PeerIncompatible(P::Tls12NotOffered | P::Tls12NotOfferedOrEnabled) => {
+                HandshakeFailure::VersionTooOld { offered: self.offered_version }
+            }
+            // What rustls says when the selector finds nothing.
+            Error::General(why) if why.contains("no server certificate chain resolved") => {
+                HandshakeFailure::NoSuitableCertificate
+            }
+            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => {
+                HandshakeFailure::Key(error.to_string())
+            }
+            other => HandshakeFailure::Protocol(describe(other)),
+        }
+    }
+}
+
+fn describe(error: &Error) -> String {
+    match error {
+        Error::AlertReceived(alert) => format!("peer sent {}", alert_name(*alert)),
+        other => other.to_string(),
+    }
+}
+
+/// The alert for a refusal of our own. Whoever does not speak TLS gets none.
+fn alert_for(failure: &HandshakeFailure) -> Option<AlertDescription> {
+    match failure {
+        HandshakeFailure::NotTls { .. } => None,
+        HandshakeFailure::HelloTooLarge => Some(AlertDescription::RecordOverflow),
+        HandshakeFailure::MalformedHello => Some(AlertDescription::DecodeError),
+        HandshakeFailure::VersionTooOld { .. } => Some(AlertDescription::ProtocolVersion),
+        HandshakeFailure::UnknownName => Some(AlertDescription::UnrecognisedName),
+        HandshakeFailure::NoSharedGroup
+        | HandshakeFailure::NoSharedSuite
+        | HandshakeFailure::NoSharedAlpn
+        | HandshakeFailure::NoSuitableCertificate
+        | HandshakeFailure::PeerAlert(_)
+        | HandshakeFailure::Key(_)
+        | HandshakeFailure::Protocol(_) => Some(AlertDescription::HandshakeFailure),
+    }
+}

@@ -1,0 +1,78 @@
+//! TLS on the server side. rustls is reached through this folder alone, by its unbuffered API.
+
+pub mod client_hello;
+pub mod handshake;
+pub mod policy;
+pub mod records;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::buffers::Sink;
+use crate::crypto::{CryptoOp, CryptoResult};
+use crate::error::{Cause, HandshakeFailure};
+use crate::metrics::Negotiated;
+use policy::Policy;
+
+/// The TLS of one connection, as a session sees it: bytes in, bytes and decisions out. rustls is one implementation
+/// ([`handshake::Connection`]), the simulator's short protocol the other.
+pub trait Tls: Sized {
+    /// A connection that has received nothing.
+    fn accept(policy: &Arc<Policy>) -> Self;
+
+    /// Takes bytes of the handshake; answers go to `sealed`. Returns how many bytes are used up, and what to do next;
+    /// the rest must be given again, with more behind it.
+    fn handshake(&mut self, received: &mut [u8], sealed: &mut Sink<'_>) -> (usize, Step);
+
+    /// The answer to [`Step::Crypto`]; call [`Tls::handshake`] again with the same bytes.
+    fn crypto_done(&mut self, result: CryptoResult);
+
+    /// Takes whole records after the handshake: what they say goes to `plain`, what has to be answered to `sealed`.
+    /// Returns how many bytes are used up; the rest is an incomplete record.
+    fn open(
+        &mut self,
+        now: Instant,
+        received: &mut [u8],
+        plain: &mut Sink<'_>,
+        sealed: &mut Sink<'_>,
+    ) -> (usize, Opened);
+
+    /// Seals application data.
+    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>);
+
+    /// Seals the end of our direction.
+    fn close_notify(&mut self, sealed: &mut Sink<'_>);
+
+    /// The name the client asked for, lower case, once its ClientHello is complete.
+    fn server_name(&self) -> Option<&str>;
+
+    /// The protocol agreed on, once the handshake is complete.
+    fn alpn(&self) -> Option<&[u8]>;
+
+    /// What was agreed on, once the handshake is complete.
+    fn negotiated(&self) -> Option<Negotiated>;
+}
+
+/// What follows from the bytes of a handshake.
+#[derive(Debug)]
+pub enum Step {
+    /// More bytes.
+    NeedsInput,
+    /// The handshake waits for the answer to this.
+    Crypto(CryptoOp),
+    /// Application data may flow.
+    Established,
+    /// It is over; the alert, if one is due, is sealed.
+    Failed(HandshakeFailure),
+}
+
+/// What follows from records after the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// More may come.
+    Open,
+    /// The client has ended its direction with close_notify.
+    Closed,
+    /// The connection is over; the alert, if one is due, is sealed.
+    Failed(Cause),
+}

@@ -1,0 +1,95 @@
+//! The TLS settings of one listener, as loaded: two rustls configurations and what is decided before rustls is asked.
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig};
+use rustls::{CipherSuite, NamedGroup};
+
+use crate::config::{Tls, TlsVersion};
+use crate::crypto::cpu::Cpu;
+use crate::crypto::provider;
+use crate::identity::Selector;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Policy {
+    /// Our order of suites wins.
+    ours: Arc<ServerConfig>,
+    /// The same with ChaCha20 first: for clients that put it first because they have no AES hardware.
+    chacha: Arc<ServerConfig>,
+    selector: Arc<Selector>,
+    groups: Vec<NamedGroup>,
+    min_version: TlsVersion,
+    max_version: TlsVersion,
+}
+
+impl Policy {
+    /// Settings of a listener whose identities are in `selector`.
+    ///
+    /// # Errors
+    /// rustls' word on suites and versions that do not go together.
+    pub fn new(tls: &Tls, selector: Arc<Selector>, cpu: Cpu) -> Result<Policy, rustls::Error> {
+        let groups = tls.groups.clone().unwrap_or_else(provider::auto_groups);
+        let suites = tls.cipher_suites.clone().unwrap_or_else(|| provider::auto_suites(cpu));
+        // A list in the file is an order that the operator wants; only "auto" bends to the client.
+        let for_chacha = if tls.cipher_suites.is_some() { suites.clone() } else { provider::chacha_first(&suites) };
+        let config = |suites: &[CipherSuite]| server_config(tls, provider::provider(suites, &groups), &selector);
+        Ok(Policy {
+            ours: config(&suites)?,
+            chacha: config(&for_chacha)?,
+            groups,
+            min_version: tls.min_version,
+            max_version: tls.max_version,
+            selector,
+        })
+    }
+
+    pub(super) fn config(&self, client_prefers_chacha: bool) -> &Arc<ServerConfig> {
+        if client_prefers_chacha { &self.chacha } else { &self.ours }
+    }
+
+    /// The listener has an identity for this lower-case name, or does not insist.
+    pub(super) fn knows(&self, name: Option<&str>) -> bool {
+        self.selector.knows(name)
+    }
+
+    /// A version on the wire is one of the listener's.
+    pub(super) fn has_version(&self, version: u16) -> bool {
+        match version {
+            0x0303 => self.min_version == TlsVersion::Tls12,
+            0x0304 => self.max_version == TlsVersion::Tls13,
+            _ => false,
+        }
+    }
+
+    /// The group that rustls will choose: the client's order wins.
+    pub(super) fn choose_group(&self, mut offered: impl Iterator<Item = NamedGroup>) -> Option<NamedGroup> {
+        offered.find(|group| self.groups.contains(group))
+    }
+}
+
+fn server_config(
+    tls: &Tls,
+    provider: Arc<CryptoProvider>,
+    selector: &Arc<Selector>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut versions = Vec::new();
+    if tls.max_version == TlsVersion::Tls13 {
+        versions.push(&rustls::version::TLS13);
+    }
+    if tls.min_version == TlsVersion::Tls12 {
+        versions.push(&rustls::version::TLS12);
+    }
+    let resolver: Arc<dyn ResolvesServerCert> = selector.clone();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    config.ignore_client_order = true;
+    config.alpn_protocols.clone_from(&tls.alpn);
+    // No resumption of any kind: a stock ticket or session is not bound to the policy it was issued under.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
