@@ -1,0 +1,3 @@
+//! Everything that knows TLS; rustls is reached through this folder alone.
+
+pub mod client_hello;
