@@ -5,3 +5,5 @@ pub mod config;
 pub mod error;
 pub mod limits;
 pub mod metrics;
+pub mod proxy;
+pub mod tls;
