@@ -10,4 +10,5 @@ pub mod limits;
 pub mod metrics;
 pub mod net;
 pub mod record;
+pub mod proxy;
 pub mod tls;

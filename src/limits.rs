@@ -38,6 +38,21 @@ pub const LOG_QUEUE_RECORDS: usize = 8192;
 /// Connections the kernel holds for us before accept.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
+/// Servers in one upstream group: each session notes in one 128-bit word which of them it has tried.
+pub const SERVERS_PER_UPSTREAM_MAX: usize = 128;
+
+/// Connect failures in a row after which a server is ejected. One or two happen when it restarts or its backlog is
+/// full.
+pub const CONNECT_FAILURES_TO_EJECT: u32 = 3;
+
+/// How long a server is ejected at first; doubles with every trial connection that fails.
+pub const EJECTION_MIN: Duration = Duration::from_secs(1);
+
+/// Longest ejection: a server that comes back is found again within this time.
+pub const EJECTION_MAX: Duration = Duration::from_secs(60);
+
+const _: () = assert!(SERVERS_PER_UPSTREAM_MAX <= u128::BITS as usize, "Tried has one bit for each server");
+const _: () = assert!(CONNECT_FAILURES_TO_EJECT > 0, "a server is not ejected without a failure");
 const _: () = assert!(HIGH_WATER_BYTES >= RECEIVE_BYTES_MAX, "one receive must fit below the high-water mark");
 const _: () = assert!(CLIENT_HELLO_BYTES_MAX <= RECEIVE_BYTES_MAX, "a ClientHello fits one receive");
 
