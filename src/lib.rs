@@ -12,3 +12,4 @@ pub mod net;
 pub mod record;
 pub mod proxy;
 pub mod tls;
+pub mod record;
