@@ -1,15 +1,24 @@
-//! Ringlock: hardware-accelerated TLS termination. The modules below are in layer order; imports go down only
-//! (`tests/tidy.rs`). ARCHITECTURE.md has the map.
+//! Ringlock: hardware-accelerated TLS termination. The modules below are in layer order, lowest first; imports go down
+//! only (`tests/tidy.rs`). ARCHITECTURE.md has the map.
 
+pub mod limits;
+
+pub mod error;
+
+pub mod address;
 pub mod buffers;
 pub mod config;
-pub mod crypto;
-pub mod error;
-pub mod identity;
-pub mod limits;
 pub mod metrics;
-pub mod net;
 pub mod record;
-pub mod proxy;
+
+pub mod crypto;
+pub mod identity;
+pub mod snapshot;
 pub mod tls;
-pub mod record;
+
+pub mod net;
+pub mod proxy;
+
+
+
+

@@ -80,3 +80,9 @@ pub const URING_ENTRIES: u32 = 1024;
 pub const URING_COMPLETIONS: u32 = 8192;
 
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "the kernel's buffer ring has a power of two of entries");
+
+/// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
+pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
+pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;

@@ -1,11 +1,10 @@
 //! What a worker asks of the kernel, and what it hears back. Two drivers for real sockets ([`super::uring`], [`super::epoll`])
 //! and one for simulated ones ([`super::sim`]).
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
 use crate::error::IoError;
 use crate::net::buffer::ReceiveBuffer;
@@ -99,24 +98,6 @@ pub enum Completion {
         /// Established, or why not.
         result: Result<(), IoError>,
     },
-}
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerEndpoint {
-    /// TCP.
-    Tcp(SocketAddr),
-    /// A UNIX stream socket.
-    Unix(PathBuf),
-}
-
-/// The two ends of an accepted connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoints {
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// The address it connected to.
-    pub local: SocketAddr,
 }
 
 /// How a socket is closed.

@@ -10,8 +10,9 @@ use mio::{Events, Interest, Poll};
 use rustix::net::SocketFlags;
 
 use super::buffer::ReceiveBuffer;
-use super::driver::{Close, Completion, Driver, Endpoints, Op, ServerEndpoint, Socket, Token};
+use super::driver::{Close, Completion, Driver, Op, Socket, Token};
 use super::socket::{self, Table, Waker};
+use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
 use crate::error::IoError;
 use crate::limits::{ACCEPTS_PER_TURN, EPOLL_EVENTS, RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};

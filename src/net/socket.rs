@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::driver::{Close, Endpoints, ServerEndpoint, Socket};
+use super::driver::{Close, Socket};
+use crate::address::{Endpoints, ServerEndpoint};
 use crate::error::IoError;
 
 /// Wakes a driver from another thread.

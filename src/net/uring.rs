@@ -11,8 +11,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
 use super::buffer::ReceiveBuffer;
-use super::driver::{Close, Completion, Driver, Endpoints, Op, ServerEndpoint, Socket, Token};
+use super::driver::{Close, Completion, Driver, Op, Socket, Token};
 use super::socket::{self, Table, Waker};
+use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
 use crate::error::IoError;
 use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX, URING_COMPLETIONS, URING_ENTRIES};
@@ -57,6 +58,8 @@ struct Entry {
     connect: Option<(Token, Box<SockAddr>)>,
     /// The last receive said that more is waiting: try at once.
     nonempty: bool,
+    /// Cancelled: a receive that waits for a buffer is not tried again.
+    cancelled: bool,
 }
 
 /// The memory that receives land in, and the ring through which the kernel takes buffers from it.
@@ -187,6 +190,7 @@ impl UringDriver {
             send: None,
             connect: None,
             nonempty: false,
+            cancelled: false,
         })
     }
 
@@ -388,7 +392,9 @@ impl Driver for UringDriver {
                 self.push(&sqe);
             }
             Op::Cancel(socket) => {
-                let fd = Fd(self.sockets.open_mut(socket).socket.as_raw_fd());
+                let entry = self.sockets.open_mut(socket);
+                entry.cancelled = true;
+                let fd = Fd(entry.socket.as_raw_fd());
                 self.push(&opcode::AsyncCancel2::new(CancelBuilder::fd(fd).all()).build().user_data(0));
             }
         }
@@ -399,8 +405,12 @@ impl Driver for UringDriver {
             self.push_waker();
         }
         for socket in std::mem::take(&mut self.starved) {
-            if self.sockets.get(socket).is_some_and(|entry| entry.receive.is_some()) {
-                self.push_receive(socket);
+            match self.sockets.get_mut(socket) {
+                Some(entry) if entry.cancelled => completions.extend(
+                    entry.receive.take().map(|token| Completion::ReceiveFailed { token, error: IoError::CANCELLED }),
+                ),
+                Some(entry) if entry.receive.is_some() => self.push_receive(socket),
+                Some(_) | None => {}
             }
         }
         for listener in std::mem::take(&mut self.accept_again) {
@@ -408,7 +418,7 @@ impl Driver for UringDriver {
                 self.push_accept(listener);
             }
         }
-        self.enter(deadline);
+        self.enter(if completions.is_empty() { deadline } else { Some(self.now) });
         self.now = clock();
         while let Some(cqe) = { self.ring.completion().next() } {
             self.complete(cqe.user_data(), cqe.result(), cqe.flags(), completions);

@@ -10,7 +10,7 @@ use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, Pe
 use super::client_hello::{self, ClientHello, Gathered};
 use super::policy::Policy;
 use super::records::{self, record_end};
-use super::{Opened, Step, Tls};
+use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
 use crate::crypto::{CryptoOp, CryptoResult, provider};
 use crate::error::{Cause, HandshakeFailure, alert_name};
@@ -77,15 +77,15 @@ impl Tls for Connection {
         }
     }
 
-    fn handshake(&mut self, received: &mut [u8], sealed: &mut Sink<'_>) -> (usize, Step) {
+    fn handshake(&mut self, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Step) {
         match std::mem::replace(&mut self.state, State::Dead) {
             State::Hello => match self.hello(received) {
                 Ok(Some(op)) => (0, Step::Crypto(op)),
                 Ok(None) if matches!(self.state, State::Hello) => (0, Step::NeedsInput),
-                Ok(None) => self.handshake(received, sealed),
+                Ok(None) => self.handshake(received, outboxes),
                 Err(failure) => {
                     if let Some(alert) = alert_for(&failure) {
-                        sealed.write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
+                        outboxes.sealed.sink(outboxes.pool).write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
                     }
                     (received.len(), Step::Failed(failure))
                 }
@@ -95,9 +95,9 @@ impl Tls for Connection {
                 (0, Step::NeedsInput)
             }
             State::Exchanged { rustls, group, peer_share, answer } => {
-                provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, sealed))
+                provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, outboxes))
             }
-            State::Running(rustls) => self.run(rustls, received, sealed),
+            State::Running(rustls) => self.run(rustls, received, outboxes),
             State::Dead => (received.len(), Step::Failed(HandshakeFailure::Protocol("bytes after the end".into()))),
         }
     }
@@ -109,18 +109,12 @@ impl Tls for Connection {
         }
     }
 
-    fn open(
-        &mut self,
-        now: Instant,
-        received: &mut [u8],
-        plain: &mut Sink<'_>,
-        sealed: &mut Sink<'_>,
-    ) -> (usize, Opened) {
+    fn open(&mut self, now: Instant, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
         let State::Running(rustls) = &mut self.state else { return (received.len(), Opened::Closed) };
         let mut used = 0;
         // One record at a time, so that records without data can be counted.
         while let Some(end) = record_end(received, used) {
-            let processed = records::process(rustls, &mut received[used..end], Some(plain), sealed);
+            let processed = records::process(rustls, &mut received[used..end], outboxes);
             if let Some(error) = processed.error {
                 self.state = State::Dead;
                 return (received.len(), Opened::Failed(Cause::Record(describe(&error))));
@@ -241,7 +235,7 @@ impl Connection {
         &mut self,
         mut rustls: Box<UnbufferedServerConnection>,
         received: &mut [u8],
-        sealed: &mut Sink<'_>,
+        outboxes: &mut Outboxes<'_>,
     ) -> (usize, Step) {
         let mut used = 0;
         let mut end = 0;
@@ -251,7 +245,7 @@ impl Connection {
                 return (used, Step::NeedsInput);
             };
             end = next;
-            let processed = records::process(&mut rustls, &mut received[used..end], None, sealed);
+            let processed = records::process(&mut rustls, &mut received[used..end], outboxes);
             used += processed.discard;
             if let Some(error) = processed.error {
                 return (received.len(), Step::Failed(self.failure(&error)));

@@ -8,7 +8,7 @@ pub mod records;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::buffers::Sink;
+use crate::buffers::{Outbox, SendPool, Sink};
 use crate::crypto::{CryptoOp, CryptoResult};
 use crate::error::{Cause, HandshakeFailure};
 use crate::metrics::Negotiated;
@@ -20,22 +20,15 @@ pub trait Tls: Sized {
     /// A connection that has received nothing.
     fn accept(policy: &Arc<Policy>) -> Self;
 
-    /// Takes bytes of the handshake; answers go to `sealed`. Returns how many bytes are used up, and what to do next;
-    /// the rest must be given again, with more behind it.
-    fn handshake(&mut self, received: &mut [u8], sealed: &mut Sink<'_>) -> (usize, Step);
+    /// Takes bytes of the handshake. Returns how many are used up, and what to do next; the rest must be given again, with
+    /// more behind it.
+    fn handshake(&mut self, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Step);
 
     /// The answer to [`Step::Crypto`]; call [`Tls::handshake`] again with the same bytes.
     fn crypto_done(&mut self, result: CryptoResult);
 
-    /// Takes whole records after the handshake: what they say goes to `plain`, what has to be answered to `sealed`.
-    /// Returns how many bytes are used up; the rest is an incomplete record.
-    fn open(
-        &mut self,
-        now: Instant,
-        received: &mut [u8],
-        plain: &mut Sink<'_>,
-        sealed: &mut Sink<'_>,
-    ) -> (usize, Opened);
+    /// Takes records after the handshake. Returns how many bytes are used up; the rest is an incomplete record.
+    fn open(&mut self, now: Instant, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened);
 
     /// Seals application data.
     fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>);
@@ -51,6 +44,16 @@ pub trait Tls: Sized {
 
     /// What was agreed on, once the handshake is complete.
     fn negotiated(&self) -> Option<Negotiated>;
+}
+
+/// Where the client's records put what comes out of them.
+pub struct Outboxes<'a> {
+    /// Application data, for the upstream.
+    pub plain: &'a mut Outbox,
+    /// Answers to the client: KeyUpdates and alerts.
+    pub sealed: &'a mut Outbox,
+    /// Where both get their buffers.
+    pub pool: &'a mut SendPool,
 }
 
 /// What follows from the bytes of a handshake.

@@ -3,6 +3,7 @@
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 
+use super::Outboxes;
 use crate::buffers::Sink;
 
 /// Bytes of a record's header: type, version, length.
@@ -50,12 +51,11 @@ pub(super) struct Processed {
     pub(super) error: Option<rustls::Error>,
 }
 
-/// Gives `received` to rustls until it wants more. Application data goes to `plain`; where that is `None` there can be none yet.
+/// Gives `received` to rustls until it wants more.
 pub(super) fn process(
     connection: &mut UnbufferedServerConnection,
     received: &mut [u8],
-    mut plain: Option<&mut Sink<'_>>,
-    sealed: &mut Sink<'_>,
+    outboxes: &mut Outboxes<'_>,
 ) -> Processed {
     let mut processed = Processed { discard: 0, data: false, closed: false, error: None };
     loop {
@@ -66,13 +66,13 @@ pub(super) fn process(
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(Ok(record)) = traffic.next_record() {
                     discard += record.discard;
-                    if let Some(plain) = plain.as_deref_mut() {
-                        plain.write(record.payload);
-                    }
+                    outboxes.plain.sink(outboxes.pool).write(record.payload);
                     processed.data = true;
                 }
             }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, sealed),
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut data, &mut outboxes.sealed.sink(outboxes.pool));
+            }
             Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
             Ok(ConnectionState::PeerClosed) => processed.closed = true,
             Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) | ConnectionState::Closed) => {
