@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringlock::tls::client_hello::{ClientHello, Gathered, gather};
+use ringlock::tls::client_hello::{ClientHello, Gathered, Gathering, gather};
 
 fuzz_target!(|received: &[u8]| {
     let decision = gather(received);
