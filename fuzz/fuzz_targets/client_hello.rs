@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringlock::tls::client_hello::{ClientHello, Gathered, gather};
+use ringlock::tls::client_hello::{ClientHello, Gathered, Gathering, gather};
 
 fuzz_target!(|received: &[u8]| {
     let decision = gather(received);
@@ -10,8 +10,11 @@ fuzz_target!(|received: &[u8]| {
         let early = gather(before);
         assert!(
             early == Gathered::NeedMore || early == decision,
-            "one byte less: {early:?}, then {decision:?}"
+            "{early:?}, then {decision:?}"
         );
+        let mut gathering = Gathering::default();
+        assert_eq!(gathering.gather(before), early);
+        assert_eq!(gathering.gather(received), decision);
     }
     if let Gathered::Complete(body) = decision {
         read(&body);

@@ -31,25 +31,77 @@ pub enum Gathered<'a> {
 }
 
 /// Looks for a whole ClientHello at the start of `received`: all that the client sent so far, record headers
-/// included, from its first byte.
-///
-/// The answer depends on the bytes only, not on the pieces they came in. Each call walks the record headers again;
-/// [`CLIENT_HELLO_BYTES_MAX`] covers those headers too, so that is at most 2,731 of them however small the records are.
+/// included, from its first byte. The answer depends on the bytes only, not on the pieces they came in.
 #[must_use]
 pub fn gather(received: &[u8]) -> Gathered<'_> {
-    match find_message(received) {
-        Err(Stop::NeedMore) => Gathered::NeedMore,
-        Err(Stop::Refused(failure)) => Gathered::Refused(failure),
-        Ok(body_bytes) => {
-            let first_end = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([received[3], received[4]]));
-            let body_start = RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES;
-            let body = if body_start + body_bytes <= first_end {
-                Cow::Borrowed(&received[body_start..body_start + body_bytes])
-            } else {
-                Cow::Owned(join_records(received, body_bytes))
+    Gathering::default().gather(received)
+}
+
+/// [`gather`] for bytes that come in pieces: remembers which records it has passed, so that a client that sends
+/// thousands of tiny records in tiny pieces costs no more than the bytes are worth.
+#[derive(Clone, Debug, Default)]
+pub struct Gathering {
+    /// Where the first record starts that has not been passed.
+    at: usize,
+    /// How many bytes of the message, header included, the records before `at` hold.
+    message_bytes: usize,
+    /// The first bytes of the message, as far as `message_bytes` reaches.
+    message_header: [u8; MESSAGE_HEADER_BYTES],
+}
+
+impl Gathering {
+    /// As [`gather`]. `received` starts with the bytes of the call before and may hold more behind them.
+    #[must_use]
+    pub fn gather<'a>(&mut self, received: &'a [u8]) -> Gathered<'a> {
+        match self.find_message(received) {
+            Err(Stop::NeedMore) => Gathered::NeedMore,
+            Err(Stop::Refused(failure)) => Gathered::Refused(failure),
+            Ok(body_bytes) => {
+                let first_end = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([received[3], received[4]]));
+                let body_start = RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES;
+                let body = if body_start + body_bytes <= first_end {
+                    Cow::Borrowed(&received[body_start..body_start + body_bytes])
+                } else {
+                    Cow::Owned(join_records(received, body_bytes))
+                };
+                debug_assert_eq!(body.len(), body_bytes);
+                Gathered::Complete(body)
+            }
+        }
+    }
+
+    /// The length of the ClientHello's body, once every record that holds a part of it is there.
+    fn find_message(&mut self, received: &[u8]) -> Result<usize, Stop> {
+        loop {
+            let (payload, end) = record(received, self.at)?;
+
+            let mut message_header = self.message_header;
+            let wanted = message_header.get_mut(self.message_bytes..).unwrap_or_default();
+            let n = wanted.len().min(payload.len());
+            wanted[..n].copy_from_slice(&payload[..n]);
+            let message_bytes = self.message_bytes + payload.len();
+
+            if message_bytes > 0 && message_header[0] != MESSAGE_TYPE_CLIENT_HELLO {
+                return Err(Stop::Refused(HandshakeFailure::MalformedHello));
+            }
+            if message_bytes >= MESSAGE_HEADER_BYTES {
+                let [_, high, middle, low] = message_header;
+                let body_bytes = u32::from_be_bytes([0, high, middle, low]) as usize;
+                if RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES + body_bytes > CLIENT_HELLO_BYTES_MAX {
+                    return Err(Stop::Refused(HandshakeFailure::HelloTooLarge));
+                }
+                if message_bytes >= MESSAGE_HEADER_BYTES + body_bytes && end <= received.len() {
+                    return Ok(body_bytes);
+                }
+            }
+            if end > received.len() {
+                return Err(Stop::NeedMore);
+            }
+            *self = Gathering {
+                at: end,
+                message_bytes,
+                message_header,
             };
-            debug_assert_eq!(body.len(), body_bytes);
-            Gathered::Complete(body)
         }
     }
 }
@@ -57,39 +109,6 @@ pub fn gather(received: &[u8]) -> Gathered<'_> {
 enum Stop {
     NeedMore,
     Refused(HandshakeFailure),
-}
-
-/// The length of the ClientHello's body, once every record that holds a part of it is there.
-fn find_message(received: &[u8]) -> Result<usize, Stop> {
-    let mut message_header = [0; MESSAGE_HEADER_BYTES];
-    let mut message_bytes = 0; // of the message (header included) in the records before `at`
-    let mut at = 0;
-    loop {
-        let (payload, end) = record(received, at)?;
-
-        let wanted = message_header.get_mut(message_bytes..).unwrap_or_default();
-        let n = wanted.len().min(payload.len());
-        wanted[..n].copy_from_slice(&payload[..n]);
-        message_bytes += payload.len();
-
-        if message_bytes > 0 && message_header[0] != MESSAGE_TYPE_CLIENT_HELLO {
-            return Err(Stop::Refused(HandshakeFailure::MalformedHello));
-        }
-        if message_bytes >= MESSAGE_HEADER_BYTES {
-            let [_, high, middle, low] = message_header;
-            let body_bytes = u32::from_be_bytes([0, high, middle, low]) as usize;
-            if RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES + body_bytes > CLIENT_HELLO_BYTES_MAX {
-                return Err(Stop::Refused(HandshakeFailure::HelloTooLarge));
-            }
-            if message_bytes >= MESSAGE_HEADER_BYTES + body_bytes && end <= received.len() {
-                return Ok(body_bytes);
-            }
-        }
-        if end > received.len() {
-            return Err(Stop::NeedMore);
-        }
-        at = end;
-    }
 }
 
 /// The payload (as much as has come) of the record that starts at `at`, and where the record ends.
@@ -136,7 +155,7 @@ fn not_tls(received: &[u8]) -> Stop {
     }
 }
 
-/// The body of a message that several records hold; [`find_message`] has checked them all.
+/// The body of a message that several records hold; [`Gathering::find_message`] has checked them all.
 fn join_records(received: &[u8], body_bytes: usize) -> Vec<u8> {
     let mut body = Vec::with_capacity(body_bytes);
     let mut skip = MESSAGE_HEADER_BYTES;

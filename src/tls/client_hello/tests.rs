@@ -489,8 +489,13 @@ proptest! {
         let (client, whole) = every_hello().swap_remove(index);
         let split = records(&whole[5..], &lengths);
         prop_assert_eq!(complete(&split), complete(&whole), "{}", client);
+        let mut gathering = Gathering::default();
         for n in 0..split.len() {
             prop_assert_eq!(gather(&split[..n]), Gathered::NeedMore);
+            prop_assert_eq!(gathering.gather(&split[..n]), Gathered::NeedMore);
+        }
+        for _ in 0..2 {
+            prop_assert_eq!(gathering.gather(&split), gather(&split));
         }
     }
 
@@ -499,8 +504,10 @@ proptest! {
         let start = [0x16, 3, 1, 0, 6, 1, 0, 0, 2, 3];
         let received = [&start[..prefix], &bytes].concat();
         let end = gather(&received);
+        let mut gathering = Gathering::default();
         for n in 0..received.len() {
             let early = gather(&received[..n]);
+            prop_assert_eq!(&gathering.gather(&received[..n]), &early);
             prop_assert!(early == Gathered::NeedMore || early == end, "{:?} after {} bytes, then {:?}", early, n, end);
         }
     }
