@@ -22,3 +22,4 @@ pub mod proxy;
 
 
 
+pub mod worker;

@@ -136,7 +136,7 @@ pub trait Driver {
     /// Tells the peer that nothing more comes.
     fn shutdown_write(&mut self, socket: Socket);
 
-    /// Closes a socket with nothing in flight. The index may be reused from here on.
+    /// Closes a socket with nothing in flight, or one that accepts. The index may be reused from here on.
     fn close(&mut self, socket: Socket, how: Close);
 
     /// Both ends of an accepted connection; `None` when it is already gone.

@@ -439,6 +439,13 @@ impl Driver for UringDriver {
     }
 
     fn close(&mut self, socket: Socket, how: Close) {
+        if let Some(entry) = self.sockets.get(socket).filter(|entry| entry.accept.is_some()) {
+            // An accept that is under way keeps the listener open: it has to end before the descriptor is gone.
+            let data = user_data(Kind::Accept, entry.generation, socket);
+            self.push(&opcode::AsyncCancel2::new(CancelBuilder::user_data(data)).build().user_data(0));
+            // Fails when the completion queue is full: the cancellation is then submitted with the next turn.
+            let _ = self.ring.submit();
+        }
         let entry = self.sockets.remove(socket);
         debug_assert!(
             entry.receive.is_none() && entry.send.is_none() && entry.connect.is_none(),

@@ -7,7 +7,7 @@ use rustls::crypto::CompletedKeyExchange;
 use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, PeerIncompatible, ProtocolVersion};
 
-use super::client_hello::{self, ClientHello, Gathered};
+use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
 use super::records::{self, record_end};
 use super::{Opened, Outboxes, Step, Tls};
@@ -29,7 +29,7 @@ pub struct Connection {
 
 enum State {
     /// The ClientHello is not complete.
-    Hello,
+    Hello(Gathering),
     /// The key exchange of the complete ClientHello is being computed elsewhere.
     Exchanging { rustls: Box<UnbufferedServerConnection>, group: NamedGroup, peer_share: Box<[u8]> },
     /// It has been computed; rustls has seen nothing yet.
@@ -70,7 +70,7 @@ impl Tls for Connection {
     fn accept(policy: &Arc<Policy>) -> Self {
         Connection {
             policy: Arc::clone(policy),
-            state: State::Hello,
+            state: State::Hello(Gathering::default()),
             server_name: None,
             offered_version: 0,
             control_records: ControlRecords { since: None, count: 0 },
@@ -79,9 +79,9 @@ impl Tls for Connection {
 
     fn handshake(&mut self, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Step) {
         match std::mem::replace(&mut self.state, State::Dead) {
-            State::Hello => match self.hello(received) {
+            State::Hello(gathering) => match self.hello(gathering, received) {
                 Ok(Some(op)) => (0, Step::Crypto(op)),
-                Ok(None) if matches!(self.state, State::Hello) => (0, Step::NeedsInput),
+                Ok(None) if matches!(self.state, State::Hello(_)) => (0, Step::NeedsInput),
                 Ok(None) => self.handshake(received, outboxes),
                 Err(failure) => {
                     if let Some(alert) = alert_for(&failure) {
@@ -154,7 +154,7 @@ impl Tls for Connection {
     fn alpn(&self) -> Option<&[u8]> {
         match &self.state {
             State::Running(rustls) => rustls.alpn_protocol(),
-            State::Hello | State::Exchanging { .. } | State::Exchanged { .. } | State::Dead => None,
+            State::Hello(_) | State::Exchanging { .. } | State::Exchanged { .. } | State::Dead => None,
         }
     }
 
@@ -170,6 +170,10 @@ impl Tls for Connection {
         })
     }
 }
+
+/// Versions on the wire.
+const TLS12: u16 = 0x0303;
+const TLS13: u16 = 0x0304;
 
 /// In the order of [`crate::metrics::SUITES`].
 pub const SUITES: [CipherSuite; 9] = [
@@ -195,10 +199,10 @@ fn position<T: PartialEq>(table: &[T], value: &T) -> Option<u8> {
 impl Connection {
     /// Looks at the ClientHello received so far. When it is complete the state moves on, and there may be a key exchange to
     /// compute first; otherwise the state stays `Hello`.
-    fn hello(&mut self, received: &[u8]) -> Result<Option<CryptoOp>, HandshakeFailure> {
-        let body = match client_hello::gather(received) {
+    fn hello(&mut self, mut gathering: Gathering, received: &[u8]) -> Result<Option<CryptoOp>, HandshakeFailure> {
+        let body = match gathering.gather(received) {
             Gathered::NeedMore => {
-                self.state = State::Hello;
+                self.state = State::Hello(gathering);
                 return Ok(None);
             }
             Gathered::Refused(failure) => return Err(failure),
@@ -207,7 +211,13 @@ impl Connection {
         let hello = ClientHello::parse(&body)?;
         self.server_name = hello.server_name().map(|name| name.to_ascii_lowercase().into());
         self.offered_version = hello.best_version();
-        if !hello.versions().any(|version| self.policy.has_version(version)) {
+        // Without the supported_versions extension the version of the header is the best one, and all below it are meant too.
+        let offers = |version| match hello.versions().next() {
+            Some(_) => hello.versions().any(|offered| offered == version),
+            None => hello.best_version() >= version,
+        };
+        let tls13 = self.policy.has_version(TLS13) && offers(TLS13);
+        if !tls13 && !(self.policy.has_version(TLS12) && offers(TLS12)) {
             return Err(HandshakeFailure::VersionTooOld { offered: self.offered_version });
         }
         if !self.policy.knows(self.server_name.as_deref()) {
@@ -217,7 +227,6 @@ impl Connection {
         let rustls = UnbufferedServerConnection::new(Arc::clone(config))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
-        let tls13 = self.policy.has_version(0x0304) && hello.versions().any(|version| version == 0x0304);
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {

@@ -1,0 +1,614 @@
+//! The loop, one thread per core: wait, hand each completion to its session, do what the session wants, then answer crypto
+//! operations. Owns every session, buffer and its driver; shares nothing but counters. The only file that knows both
+//! sessions and drivers.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::channel::Receiver;
+use crossbeam::queue::ArrayQueue;
+
+use crate::buffers::SendPool;
+use crate::crypto::{CryptoOp, OpId, inline};
+use crate::error::{Cause, IoError};
+use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
+use crate::metrics::WorkerMetrics;
+use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
+use crate::net::timer::{Entry, TimerWheel};
+use crate::proxy::session::{Context, Input, Output, Session, Side};
+use crate::proxy::upstream::{Balancer, GroupDescription, ServerId};
+use crate::record::{ConnectionRecord, wanted};
+use crate::snapshot::Snapshot;
+use crate::tls::Tls;
+
+/// What the control thread tells a worker; wake its driver afterwards.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept new connections under this snapshot, at these addresses and no others.
+    Serve(Arc<Snapshot>, Vec<Bound>),
+    /// Accept no more.
+    StopAccepting,
+    /// End every session.
+    EndSessions,
+    /// Return from [`Worker::run`] once no session is left.
+    Exit,
+}
+
+/// An address to accept at.
+#[derive(Debug)]
+pub struct Bound {
+    /// Position of the listener in the snapshot.
+    pub listener: usize,
+    /// The address, as configured.
+    pub address: SocketAddr,
+    /// Its listening socket; `None` when the worker has it already.
+    pub socket: Option<OwnedFd>,
+}
+
+/// What a worker shares with the control thread.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Position of the worker, which chooses its server counters.
+    pub index: usize,
+    /// Counters.
+    pub metrics: Arc<WorkerMetrics>,
+    /// Ends of connections, to be logged.
+    pub records: Arc<ArrayQueue<ConnectionRecord>>,
+}
+
+/// A snapshot that sessions of this worker still use, with its upstream state.
+struct Generation {
+    snapshot: Arc<Snapshot>,
+    balancer: Balancer,
+    sessions: usize,
+}
+
+struct Slot<T> {
+    /// Changes each time the slot is used anew.
+    generation: u32,
+    /// When the timer wheel will look at this slot; `None` when it will not.
+    timer: Option<Instant>,
+    live: Option<Live<T>>,
+}
+
+struct Live<T> {
+    session: Session<T>,
+    /// Position in the worker's generations.
+    config: usize,
+    downstream: Option<Socket>,
+    upstream: Option<Socket>,
+}
+
+struct Listening {
+    socket: Socket,
+    address: SocketAddr,
+    /// Position in the newest snapshot.
+    listener: usize,
+    /// Accepting failed for lack of something; tried again then.
+    retry_at: Option<Instant>,
+}
+
+/// See the module.
+pub struct Worker<D, T> {
+    driver: D,
+    commands: Receiver<Command>,
+    shared: Shared,
+    /// Freed entries are `None` and used again; `current` never is.
+    generations: Vec<Option<Generation>>,
+    current: usize,
+    /// By the slot of the listener's token; `None` where it is closed and the position free.
+    listening: Vec<Option<Listening>>,
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+    timers: TimerWheel,
+    pool: SendPool,
+    /// Crypto operations in the order they were asked for.
+    operations: VecDeque<(Token, OpId, CryptoOp)>,
+    live: usize,
+    /// Connections that ended without a failure: chooses those that are logged.
+    sample: u64,
+    exiting: bool,
+}
+
+impl<D: Driver, T: Tls> Worker<D, T> {
+    /// A worker that serves nothing until told to.
+    pub fn new(driver: D, commands: Receiver<Command>, shared: Shared) -> Worker<D, T> {
+        let now = driver.now();
+        Worker {
+            driver,
+            commands,
+            shared,
+            generations: Vec::new(),
+            current: 0,
+            listening: Vec::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            timers: TimerWheel::new(now),
+            pool: SendPool::default(),
+            operations: VecDeque::new(),
+            live: 0,
+            sample: 0,
+            exiting: false,
+        }
+    }
+
+    /// Serves until told to exit.
+    pub fn run(&mut self) {
+        let mut completions = Vec::new();
+        while !self.exiting || self.live > 0 {
+            self.turn(&mut completions);
+        }
+    }
+
+    /// One turn of the loop.
+    pub fn turn(&mut self, completions: &mut Vec<Completion>) {
+        let deadline = self.next_deadline();
+        self.driver.wait(deadline, completions);
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.run_operations();
+        self.expire_timers();
+        self.retry_accepts();
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+        self.shared.metrics.turns.add(1);
+        self.shared.metrics.buffer_bytes.set(self.pool.lent_bytes() as u64);
+    }
+
+    /// Number of sessions.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.live
+    }
+
+    /// The driver, for simulations.
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// Bytes of send buffers with sessions and kernel.
+    #[must_use]
+    pub fn lent_bytes(&self) -> usize {
+        self.pool.lent_bytes()
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        if !self.operations.is_empty() {
+            return Some(self.driver.now());
+        }
+        let retries = self.listening.iter().flatten().filter_map(|listening| listening.retry_at);
+        self.timers.next().into_iter().chain(retries).min()
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        match completion {
+            Completion::Accepted { token, socket } => self.accepted(token.slot as usize, socket),
+            Completion::AcceptFailed { token, error } => self.accept_failed(token.slot as usize, error),
+            Completion::Received { token, buffer, more } => {
+                let Some(side) = self.side_of(token) else {
+                    buffer.map(|buffer| self.driver.recycle(buffer));
+                    return;
+                };
+                match buffer {
+                    None => self.handle(token, Input::Received { side, bytes: &mut [], more }),
+                    Some(buffer) => {
+                        self.received(token, side, &buffer, more);
+                        self.driver.recycle(buffer);
+                        self.obey_session(token.slot);
+                    }
+                }
+            }
+            Completion::ReceiveFailed { token, error } => {
+                if let Some(side) = self.side_of(token) {
+                    self.handle(token, Input::ReceiveFailed(side, error));
+                }
+            }
+            Completion::Sent { token, buffer, result } => match self.side_of(token) {
+                Some(side) => self.handle(token, Input::Sent { side, buffer, result }),
+                None => self.pool.give(buffer),
+            },
+            Completion::Connected { token, result } => {
+                if self.side_of(token).is_some() {
+                    self.connected(token, result);
+                }
+            }
+        }
+    }
+
+    /// The side that a completion is about; `None` when its session is over (invariant 4).
+    fn side_of(&self, token: Token) -> Option<Side> {
+        let slot = self.slots.get(token.slot as usize)?;
+        let current = slot.generation == token.generation && slot.live.is_some();
+        match token.role {
+            Role::Downstream => current.then_some(Side::Downstream),
+            Role::Upstream => current.then_some(Side::Upstream),
+            Role::Listener => None,
+        }
+    }
+
+    fn accepted(&mut self, position: usize, socket: Socket) {
+        let metrics = &self.shared.metrics;
+        metrics.accepted.add(1);
+        let listening = self.listening.get(position).and_then(Option::as_ref);
+        let generation = self.generations.get_mut(self.current).and_then(Option::as_mut);
+        let (Some(listening), Some(generation)) = (listening, generation) else {
+            metrics.shed.add(1);
+            return self.driver.close(socket, Close::Orderly);
+        };
+        let listener = listening.listener;
+        if !generation.snapshot.listeners[listener].admit() {
+            metrics.shed.add(1);
+            return self.driver.close(socket, Close::Reset);
+        }
+        generation.sessions += 1;
+        let now = self.driver.now();
+        let session = Session::new(now, &generation.snapshot, listener, self.driver.endpoints(socket));
+        let live = Live { session, config: self.current, downstream: Some(socket), upstream: None };
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(Slot { generation: 0, timer: None, live: None });
+                u32::try_from(self.slots.len() - 1).expect("a process has fewer than 2^32 connections")
+            }
+        };
+        let entry = &mut self.slots[slot as usize];
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.timer = None;
+        entry.live = Some(live);
+        self.live += 1;
+        metrics.live.set(self.live as u64);
+        self.obey_session(slot);
+    }
+
+    fn accept_failed(&mut self, position: usize, error: IoError) {
+        self.shared.metrics.accept_failures.add(1);
+        let now = self.driver.now();
+        if let Some(listening) = self.listening.get_mut(position).and_then(Option::as_mut)
+            && error != IoError::CANCELLED
+        {
+            listening.retry_at = Some(now + ACCEPT_BACKOFF);
+        }
+    }
+
+    fn retry_accepts(&mut self) {
+        let now = self.driver.now();
+        for position in 0..self.listening.len() {
+            if let Some(listening) = &mut self.listening[position]
+                && listening.retry_at.take_if(|at| *at <= now).is_some()
+            {
+                let socket = listening.socket;
+                self.driver.submit(listener_token(position), Op::Accept(socket));
+            }
+        }
+    }
+
+    fn received(&mut self, token: Token, side: Side, buffer: &crate::net::buffer::ReceiveBuffer, more: bool) {
+        let now = self.driver.now();
+        let bytes = self.driver.received(buffer);
+        with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, token.slot, |session, cx| {
+            session.handle(now, Input::Received { side, bytes, more }, cx);
+        });
+    }
+
+    fn handle(&mut self, token: Token, input: Input<'_>) {
+        let now = self.driver.now();
+        with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, token.slot, |session, cx| {
+            session.handle(now, input, cx);
+        });
+        self.obey_session(token.slot);
+    }
+
+    /// Does everything the session wants, then arms its timer.
+    fn obey_session(&mut self, slot: u32) {
+        loop {
+            let mut output = None;
+            with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, slot, |session, cx| {
+                output = session.poll_output(cx);
+            });
+            match output {
+                None => break,
+                Some(Output::Done(cause)) => return self.done(slot, &cause),
+                Some(Output::Connect(server)) => self.connect(slot, server),
+                Some(Output::Crypto(id, op)) => {
+                    let token = self.token(slot, Role::Downstream);
+                    self.operations.push_back((token, id, op));
+                }
+                Some(Output::Receive(side)) => self.submit(slot, side, Op::Receive),
+                Some(Output::Send(side, buffer)) => self.submit(slot, side, |socket| Op::Send(socket, buffer)),
+                Some(Output::Cancel(side)) => self.submit(slot, side, Op::Cancel),
+                Some(Output::ShutdownWrite(side)) => {
+                    if let Some(socket) = *self.socket_mut(slot, side) {
+                        self.driver.shutdown_write(socket);
+                    }
+                }
+                Some(Output::Close { side, reset }) => self.close_socket(slot, side, reset),
+            }
+        }
+        self.arm_timer(slot);
+    }
+
+    fn submit(&mut self, slot: u32, side: Side, op: impl FnOnce(Socket) -> Op) {
+        let role = match side {
+            Side::Downstream => Role::Downstream,
+            Side::Upstream => Role::Upstream,
+        };
+        let token = self.token(slot, role);
+        let socket = self.socket_mut(slot, side).expect("a session uses only sockets that are open");
+        self.driver.submit(token, op(socket));
+    }
+
+    fn close_socket(&mut self, slot: u32, side: Side, reset: bool) {
+        if side == Side::Upstream {
+            self.mirror_server(slot);
+        }
+        // A server that could not even be tried has no socket.
+        if let Some(socket) = self.socket_mut(slot, side).take() {
+            self.driver.close(socket, if reset { Close::Reset } else { Close::Orderly });
+        }
+    }
+
+    fn connect(&mut self, slot: u32, server: ServerId) {
+        let token = self.token(slot, Role::Upstream);
+        let snapshot = self.snapshot_of(slot);
+        let started = self.driver.connect(token, &snapshot.server(server.group, server.index).endpoint);
+        match started {
+            Ok(socket) => {
+                *self.socket_mut(slot, Side::Upstream) = Some(socket);
+                self.mirror_server(slot);
+            }
+            Err(error) => self.connected(token, Err(error)),
+        }
+    }
+
+    fn connected(&mut self, token: Token, result: Result<(), IoError>) {
+        let snapshot = self.snapshot_of(token.slot);
+        if let Some(server) = self.live_mut(token.slot).session.server() {
+            let metrics = &snapshot.server(server.group, server.index).metrics[self.shared.index];
+            match result {
+                Ok(()) => metrics.connected.add(1),
+                Err(IoError::CANCELLED) => {}
+                Err(_) => metrics.connect_failures.add(1),
+            }
+        }
+        let now = self.driver.now();
+        with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, token.slot, |session, cx| {
+            session.handle(now, Input::Connected(result), cx);
+        });
+        self.mirror_server(token.slot);
+        self.obey_session(token.slot);
+    }
+
+    /// Copies what the balancer knows of the session's server to the counters that others read.
+    fn mirror_server(&mut self, slot: u32) {
+        let live = self.slots[slot as usize].live.as_ref().expect("only live sessions have servers");
+        let generation = self.generations[live.config].as_ref().expect("a live session's generation is kept");
+        if let Some(server) = live.session.server() {
+            let metrics = &generation.snapshot.server(server.group, server.index).metrics[self.shared.index];
+            metrics.connections.set(generation.balancer.connections(server) as u64);
+            metrics.ejected.set(u64::from(generation.balancer.ejected(server)));
+        }
+    }
+
+    fn done(&mut self, slot: u32, cause: &Cause) {
+        let entry = &mut self.slots[slot as usize];
+        let live = entry.live.take().expect("a session is done once");
+        debug_assert!(live.downstream.is_none() && live.upstream.is_none(), "a session closes its sockets first");
+        self.free.push(slot);
+        self.live -= 1;
+        let metrics = &self.shared.metrics;
+        metrics.live.set(self.live as u64);
+        metrics.done[cause.index()].add(1);
+        let generation = self.generations[live.config].as_mut().expect("a live session's generation is kept");
+        let snapshot = Arc::clone(&generation.snapshot);
+        generation.sessions -= 1;
+        if generation.sessions == 0 && live.config != self.current {
+            self.generations[live.config] = None;
+        }
+        snapshot.listeners[live.session.listener()].leave();
+        self.record(&snapshot, &live.session, cause);
+    }
+
+    fn record(&mut self, snapshot: &Snapshot, session: &Session<T>, cause: &Cause) {
+        self.sample = self.sample.wrapping_add(1);
+        if !wanted(&snapshot.config.global.log, cause, self.sample) {
+            return;
+        }
+        let (received, sent) = session.relayed();
+        let server = session.server().map(|server| Arc::clone(&snapshot.server(server.group, server.index).label));
+        let record = ConnectionRecord {
+            listener: Arc::clone(&snapshot.listeners[session.listener()].name),
+            peer: session.peer(),
+            server_name: session.tls().server_name().map(Into::into),
+            alpn: session.tls().alpn().map(Into::into),
+            negotiated: session.tls().negotiated(),
+            server,
+            received,
+            sent,
+            duration: session.age(),
+            cause: cause.clone(),
+        };
+        if self.shared.records.push(record).is_err() {
+            self.shared.metrics.log_dropped.add(1);
+        }
+    }
+
+    /// Answers the operations that wait, but only so many that established traffic is not kept waiting.
+    fn run_operations(&mut self) {
+        for _ in 0..HANDSHAKES_PER_TURN {
+            let Some((token, id, op)) = self.operations.pop_front() else { return };
+            if self.side_of(token).is_some() {
+                let result = inline::run(&op);
+                self.shared.metrics.crypto_operations.add(1);
+                self.handle(token, Input::CryptoDone(id, result));
+            }
+        }
+    }
+
+    fn arm_timer(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        let Some(live) = &entry.live else { return };
+        let generation = self.generations[live.config].as_ref().expect("a live session's generation is kept");
+        let Some(deadline) = live.session.poll_timeout(&generation.snapshot) else { return };
+        if entry.timer.is_none_or(|at| deadline < at) {
+            entry.timer = Some(self.timers.arm(deadline, Entry { slot, generation: entry.generation }));
+        }
+    }
+
+    fn expire_timers(&mut self) {
+        let now = self.driver.now();
+        let mut due = Vec::new();
+        self.timers.expire(now, &mut due);
+        for Entry { slot, generation } in due {
+            let entry = &mut self.slots[slot as usize];
+            // An entry for a session that is gone, or one that an earlier entry has replaced.
+            if entry.generation != generation || entry.live.is_none() || entry.timer.is_none_or(|at| at > now) {
+                continue;
+            }
+            entry.timer = None;
+            with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, slot, |session, cx| {
+                session.handle_timeout(now, cx);
+            });
+            self.obey_session(slot);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Serve(snapshot, sockets) => self.serve(snapshot, sockets),
+            Command::StopAccepting => self.stop_accepting(),
+            Command::EndSessions => self.end_sessions(),
+            Command::Exit => self.exiting = true,
+        }
+    }
+
+    fn serve(&mut self, snapshot: Arc<Snapshot>, addresses: Vec<Bound>) {
+        self.use_snapshot(snapshot);
+        for position in 0..self.listening.len() {
+            let kept = |listening: &Listening| addresses.iter().any(|bound| bound.address == listening.address);
+            if !self.listening[position].as_ref().is_some_and(kept) {
+                self.stop_listening(position);
+            }
+        }
+        for bound in addresses {
+            let known = self.listening.iter_mut().flatten().find(|listening| listening.address == bound.address);
+            match (known, bound.socket) {
+                (Some(listening), _) => listening.listener = bound.listener,
+                (None, Some(socket)) => self.listen(bound.listener, bound.address, socket),
+                (None, None) => debug_assert!(false, "an address that the worker does not have comes with its socket"),
+            }
+        }
+    }
+
+    /// New sessions start under `snapshot`; those that live keep theirs.
+    fn use_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        let groups: Vec<GroupDescription> = snapshot
+            .upstreams
+            .iter()
+            .map(|upstream| GroupDescription { balance: upstream.settings.balance, servers: upstream.servers.len() })
+            .collect();
+        let balancer = Balancer::new(&groups, self.shared.index);
+        if let Some(old) = self.generations.get_mut(self.current)
+            && old.as_ref().is_some_and(|generation| generation.sessions == 0)
+        {
+            *old = None;
+        }
+        self.current = place(&mut self.generations, Generation { snapshot, balancer, sessions: 0 });
+    }
+
+    fn listen(&mut self, listener: usize, address: SocketAddr, socket: OwnedFd) {
+        match self.driver.listen(socket) {
+            Ok(socket) => {
+                let position = place(&mut self.listening, Listening { socket, address, listener, retry_at: None });
+                self.driver.submit(listener_token(position), Op::Accept(socket));
+            }
+            // Lack of memory or descriptors in the driver: counted, and seen as a worker that accepts nothing here.
+            Err(_) => self.shared.metrics.accept_failures.add(1),
+        }
+    }
+
+    fn stop_listening(&mut self, position: usize) {
+        if let Some(listening) = self.listening[position].take() {
+            self.driver.close(listening.socket, Close::Orderly);
+        }
+    }
+
+    fn stop_accepting(&mut self) {
+        for position in 0..self.listening.len() {
+            self.stop_listening(position);
+        }
+    }
+
+    fn end_sessions(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            if self.slots[slot as usize].live.is_some() {
+                let token = self.token(slot, Role::Downstream);
+                self.handle(token, Input::Drain);
+            }
+        }
+    }
+
+    fn token(&self, slot: u32, role: Role) -> Token {
+        Token { slot, generation: self.slots[slot as usize].generation, role }
+    }
+
+    fn live_mut(&mut self, slot: u32) -> &mut Live<T> {
+        self.slots[slot as usize].live.as_mut().expect("only live sessions act")
+    }
+
+    fn socket_mut(&mut self, slot: u32, side: Side) -> &mut Option<Socket> {
+        let live = self.live_mut(slot);
+        match side {
+            Side::Downstream => &mut live.downstream,
+            Side::Upstream => &mut live.upstream,
+        }
+    }
+
+    fn snapshot_of(&self, slot: u32) -> Arc<Snapshot> {
+        let live = self.slots[slot as usize].live.as_ref().expect("only live sessions act");
+        Arc::clone(&self.generations[live.config].as_ref().expect("a live session's generation is kept").snapshot)
+    }
+}
+
+/// Puts `item` in the first free place and says where that is.
+fn place<U>(places: &mut Vec<Option<U>>, item: U) -> usize {
+    match places.iter().position(Option::is_none) {
+        Some(position) => {
+            places[position] = Some(item);
+            position
+        }
+        None => {
+            places.push(Some(item));
+            places.len() - 1
+        }
+    }
+}
+
+fn listener_token(position: usize) -> Token {
+    let slot = u32::try_from(position).expect("a process has fewer than 2^32 listeners");
+    Token { slot, generation: 0, role: Role::Listener }
+}
+
+/// Calls `f` with the session in `slot` and what it borrows; nothing when the slot is empty.
+fn with_session<T>(
+    slots: &mut [Slot<T>],
+    generations: &mut [Option<Generation>],
+    pool: &mut SendPool,
+    shared: &Shared,
+    slot: u32,
+    f: impl FnOnce(&mut Session<T>, &mut Context<'_>),
+) {
+    let Some(live) = slots.get_mut(slot as usize).and_then(|slot| slot.live.as_mut()) else { return };
+    let Some(generation) = generations.get_mut(live.config).and_then(Option::as_mut) else { return };
+    let mut cx = Context {
+        snapshot: &generation.snapshot,
+        balancer: &mut generation.balancer,
+        pool,
+        metrics: &shared.metrics,
+    };
+    f(&mut live.session, &mut cx);
+}
