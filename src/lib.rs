@@ -5,3 +5,4 @@ pub mod config;
 pub mod error;
 pub mod limits;
 pub mod metrics;
+pub mod record;
