@@ -2,6 +2,7 @@
 //! (`tests/tidy.rs`). ARCHITECTURE.md has the map.
 
 pub mod config;
+pub mod control;
 pub mod error;
 pub mod limits;
 pub mod metrics;

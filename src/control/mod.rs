@@ -1,0 +1,3 @@
+//! The control side: everything that is not a connection, on the main thread.
+
+pub mod log;
