@@ -47,7 +47,7 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// What an admin request may take, from accept to the last byte of the answer.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest request head the admin server reads.
+/// Longest request head the admin server reads: the least that hyper allows.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 8 * 1024;
 
 /// Connections the kernel holds for us before accept.

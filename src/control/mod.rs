@@ -1,3 +1,4 @@
 //! The control side: everything that is not a connection, on the main thread.
 
 pub mod log;
+pub mod metrics;
