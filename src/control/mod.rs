@@ -1,4 +1,5 @@
 //! The control side: everything that is not a connection, on the main thread.
 
+pub mod admin;
 pub mod log;
 pub mod metrics;
