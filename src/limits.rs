@@ -50,6 +50,13 @@ pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest request head the admin server reads: the least that hyper allows.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 8 * 1024;
 
+/// Connections the demo's origin holds at once; more wait in the kernel. Below the usual limit of 1,024 descriptors, of
+/// which the gateway's own two per connection leave this.
+pub const DEMO_CONNECTIONS_MAX: usize = 256;
+
+/// Largest answer of the demo's origin, in bytes. It is made while it is sent.
+pub const DEMO_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// Connections the kernel holds for us before accept.
 pub const LISTEN_BACKLOG: i32 = 4096;
 

@@ -1,6 +1,7 @@
 //! The admin server: metrics, health and version over HTTP/1.1, read-only, one request for each connection.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -139,6 +140,15 @@ impl Admin {
                 let listener = tokio::net::UnixListener::from_std(listener)?;
                 accept(slots, status, async || Ok(listener.accept().await?.0)).await
             }
+        }
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.listener {
+            Listener::Tcp(_, address) => write!(f, "http://{address}"),
+            Listener::Unix(_, file) => write!(f, "{}", file.path.display()),
         }
     }
 }
