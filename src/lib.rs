@@ -19,7 +19,7 @@ pub mod tls;
 pub mod net;
 pub mod proxy;
 
-
-
-
 pub mod worker;
+
+pub mod control;
+pub mod server;

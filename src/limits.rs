@@ -35,6 +35,28 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Connection records that wait to be written as log lines, per worker. When full, records are dropped and counted.
 pub const LOG_QUEUE_RECORDS: usize = 8192;
 
+/// Lines that wait for the log file or standard error, about 5 MiB. When full, lines are dropped and counted.
+pub const LOG_LINES: usize = 16 * 1024;
+
+/// How often the workers' records are collected. Workers wake nobody: a wake-up costs the worker 15 to 30 µs.
+pub const LOG_COLLECT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Connections the admin server holds at once; more wait in the kernel.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// What an admin request may take, from accept to the last byte of the answer.
+pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest request head the admin server reads: the least that hyper allows.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// Connections the demo's origin holds at once; more wait in the kernel. Below the usual limit of 1,024 descriptors, of
+/// which the gateway's own two per connection leave this.
+pub const DEMO_CONNECTIONS_MAX: usize = 256;
+
+/// Largest answer of the demo's origin, in bytes. It is made while it is sent.
+pub const DEMO_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// Connections the kernel holds for us before accept.
 pub const LISTEN_BACKLOG: i32 = 4096;
 

@@ -25,6 +25,8 @@ pub struct Identity {
     pub not_before: i64,
     /// Subject of the leaf, for people.
     pub subject: String,
+    /// Serial number of the leaf in hexadecimal.
+    pub serial: String,
     certified: Arc<CertifiedKey>,
 }
 
@@ -62,6 +64,7 @@ impl Identity {
         let (not_before, not_after) =
             (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
         let subject = parsed.subject().to_string();
+        let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
         let key = KeyRef::from_pem(key)?;
         let certified = CertifiedKey::new(chain, Arc::new(key));
@@ -72,7 +75,7 @@ impl Identity {
             }
             Err(error) => return Err(IdentityError::Certificate(error.to_string())),
         }
-        Ok(Identity { name: name.into(), names, not_after, not_before, subject, certified: Arc::new(certified) })
+        Ok(Identity { name: name.into(), names, not_after, not_before, subject, serial, certified: Arc::new(certified) })
     }
 
     fn fits(&self, hello: &ClientHello<'_>) -> bool {

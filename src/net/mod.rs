@@ -6,3 +6,5 @@ pub mod epoll;
 mod socket;
 pub mod timer;
 pub mod uring;
+
+pub use socket::Waker;

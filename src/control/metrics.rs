@@ -1,0 +1,538 @@
+//! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::error::{Cause, HandshakeFailure};
+use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
+
+/// What can be seen of the gateway at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// In the order in which they were started.
+    pub workers: Vec<WorkerView>,
+    /// Of the current snapshot, in file order.
+    pub upstreams: Vec<UpstreamView>,
+    /// Certificates in use, one entry for each identity.
+    pub certificates: Vec<CertificateView>,
+    /// Number of the current snapshot; the one of the start is 1.
+    pub epoch: u64,
+    /// Reloads that took effect since start.
+    pub reloads_succeeded: u64,
+    /// Reloads that were refused since start.
+    pub reloads_failed: u64,
+    /// Log lines that were not written since start.
+    pub log_lines_lost: u64,
+    /// When the process started.
+    pub started: SystemTime,
+}
+
+/// One worker.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// The processor it is pinned to: its name in labels.
+    pub cpu: usize,
+    /// `"io_uring"` or `"epoll"`.
+    pub driver: &'static str,
+    /// Its counters.
+    pub metrics: Arc<WorkerMetrics>,
+}
+
+/// One upstream group.
+#[derive(Clone, Debug)]
+pub struct UpstreamView {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its servers, in file order.
+    pub servers: Vec<ServerView>,
+}
+
+/// One server of an upstream group.
+#[derive(Clone, Debug)]
+pub struct ServerView {
+    /// As in the configuration.
+    pub address: String,
+    /// The counters of each worker.
+    pub workers: Vec<Arc<ServerMetrics>>,
+}
+
+/// The leaf certificate of an identity.
+#[derive(Clone, Debug)]
+pub struct CertificateView {
+    /// Name of the identity in the configuration.
+    pub identity: String,
+    /// End of its validity in seconds since 1970.
+    pub not_after_unix: i64,
+    /// Its serial number in hexadecimal.
+    pub serial: String,
+}
+
+/// The whole exposition in OpenMetrics 1.0 text.
+#[must_use]
+pub fn render(view: View) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(view));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("writing to a String cannot fail");
+    text
+}
+
+/// The same in the older Prometheus text format 0.0.4, whose types belong to the names of the samples and which knows
+/// no `info`, no units and no end mark.
+#[must_use]
+pub fn to_prometheus_text(openmetrics: &str) -> String {
+    let types: HashMap<&str, &str> = openmetrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .collect();
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let comment = line.strip_prefix("# ").and_then(|rest| {
+            let mut words = rest.splitn(3, ' ');
+            Some((words.next()?, words.next().unwrap_or(""), words.next().unwrap_or("")))
+        });
+        match comment {
+            Some(("EOF" | "UNIT", ..)) => continue,
+            Some((keyword, name, rest)) => {
+                let (suffix, renamed) = match types.get(name) {
+                    Some(&"counter") => ("_total", "counter"),
+                    Some(&"info") => ("_info", "gauge"),
+                    Some(_) | None => ("", rest),
+                };
+                let rest = if keyword == "TYPE" { renamed } else { rest };
+                text.extend(["# ", keyword, " ", name, suffix, " ", rest]);
+            }
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+type Labels<'v> = Vec<(&'static str, Cow<'v, str>)>;
+
+/// One metric and its samples.
+struct Family<'v, V> {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    samples: Vec<(Labels<'v>, V)>,
+}
+
+/// Writes families with the suffixes and types of OpenMetrics.
+struct Exposition<'e>(DescriptorEncoder<'e>);
+
+impl Exposition<'_> {
+    fn counter(&mut self, family: Family<'_, u64>) -> fmt::Result {
+        let Family {
+            name,
+            help,
+            unit,
+            samples,
+        } = family;
+        let mut encoder = self
+            .0
+            .encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+        for (labels, value) in &samples {
+            encoder
+                .encode_family(labels)?
+                .encode_counter::<NoLabelSet, u64, f64>(value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge<V: prometheus_client::encoding::EncodeGaugeValue>(&mut self, family: Family<'_, V>) -> fmt::Result {
+        let Family {
+            name,
+            help,
+            unit,
+            samples,
+        } = family;
+        let mut encoder = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+        for (labels, value) in &samples {
+            encoder.encode_family(labels)?.encode_gauge(value)?;
+        }
+        Ok(())
+    }
+
+    fn info(&mut self, name: &'static str, help: &'static str, rows: &[Labels<'_>]) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Info)?;
+        for labels in rows {
+            encoder.encode_info(labels)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for View {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut exposition = Exposition(encoder);
+        self.encode_workers(&mut exposition)?;
+        self.encode_handshakes(&mut exposition)?;
+        self.encode_upstreams(&mut exposition)?;
+        self.encode_configuration(&mut exposition)?;
+        encode_process(self.started, &mut exposition)
+    }
+}
+
+impl View {
+    /// One sample for each worker.
+    fn of_workers(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        counter: impl Fn(&WorkerMetrics) -> &Counter,
+    ) -> Family<'_, u64> {
+        let samples = self
+            .workers
+            .iter()
+            .map(|worker| (vec![worker_label(worker)], counter(&worker.metrics).value()))
+            .collect();
+        Family {
+            name,
+            help,
+            unit,
+            samples,
+        }
+    }
+
+    fn encode_workers(&self, to: &mut Exposition<'_>) -> fmt::Result {
+        to.counter(self.of_workers(
+            "ringlock_connections_accepted",
+            "Connections taken from the kernel",
+            None,
+            |m| &m.accepted,
+        ))?;
+        to.counter(self.of_workers(
+            "ringlock_connections_shed",
+            "Connections refused because of connections_max",
+            None,
+            |m| &m.shed,
+        ))?;
+        to.gauge(self.of_workers("ringlock_connections_live", "Connections open", None, |m| &m.live))?;
+        to.counter(self.of_workers(
+            "ringlock_accept_failures",
+            "Failures to accept for lack of descriptors or memory",
+            None,
+            |m| &m.accept_failures,
+        ))?;
+        to.counter(Family {
+            name: "ringlock_connections_ended",
+            help: "Connections ended, by cause and by who has to act on it",
+            unit: None,
+            samples: self.workers.iter().flat_map(ended).collect(),
+        })?;
+        to.counter(Family {
+            name: "ringlock_transferred",
+            help: "Bytes on the wire: TLS downstream, plain upstream",
+            unit: Some(Unit::Bytes),
+            samples: self.workers.iter().flat_map(transferred).collect(),
+        })?;
+        to.counter(self.of_workers(
+            "ringlock_crypto_operations",
+            "Private key and key exchange operations answered through the crypto queue",
+            None,
+            |m| &m.crypto_operations,
+        ))?;
+        to.counter(self.of_workers("ringlock_loop_turns", "Turns of the worker's loop", None, |m| &m.turns))?;
+        to.gauge(self.of_workers(
+            "ringlock_send_buffers",
+            "Memory of send buffers that are lent to connections or the kernel",
+            Some(Unit::Bytes),
+            |m| &m.buffer_bytes,
+        ))?;
+        to.counter(self.of_workers(
+            "ringlock_log_records_dropped",
+            "Connection records dropped because the log could not keep up",
+            None,
+            |m| &m.log_dropped,
+        ))?;
+        let drivers: Vec<Labels<'_>> = self
+            .workers
+            .iter()
+            .map(|worker| vec![worker_label(worker), ("driver", worker.driver.into())])
+            .collect();
+        to.info(
+            "ringlock_worker",
+            "The workers, by processor, and their driver",
+            &drivers,
+        )
+    }
+
+    /// Summed over the workers: which one made a handshake says nothing about its kind.
+    fn encode_handshakes(&self, to: &mut Exposition<'_>) -> fmt::Result {
+        let mut samples = Vec::new();
+        for (version, version_name) in (0u8..).zip(VERSIONS) {
+            for (suite, suite_name) in (0u8..).zip(SUITES) {
+                for (group, group_name) in (0u8..).zip(GROUPS) {
+                    for (resumption, resumption_name) in (0u8..).zip(RESUMPTION) {
+                        let kind = Negotiated {
+                            version,
+                            suite,
+                            group,
+                            resumption,
+                        };
+                        let count: u64 = self.workers.iter().map(|w| w.metrics.handshakes(kind).value()).sum();
+                        // Most of the 144 combinations cannot occur, and most of the others never do.
+                        if count > 0 {
+                            let labels = vec![
+                                ("version", version_name.into()),
+                                ("suite", suite_name.into()),
+                                ("group", group_name.into()),
+                                ("resumption", resumption_name.into()),
+                            ];
+                            samples.push((labels, count));
+                        }
+                    }
+                }
+            }
+        }
+        to.counter(Family {
+            name: "ringlock_handshakes",
+            help: "Handshakes completed; combinations that never occurred are left out",
+            unit: None,
+            samples,
+        })?;
+        to.counter(Family {
+            name: "ringlock_handshake_failures",
+            help: "Handshakes failed, by cause",
+            unit: None,
+            samples: (0..HandshakeFailure::LABELS.len())
+                .map(|index| {
+                    let failures = self.workers.iter().map(|w| w.metrics.handshake_failures[index].value());
+                    (vec![("cause", HandshakeFailure::LABELS[index].into())], failures.sum())
+                })
+                .collect(),
+        })
+    }
+
+    /// Summed over the workers.
+    fn of_servers(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        counter: impl Fn(&ServerMetrics) -> &Counter,
+    ) -> Family<'_, u64> {
+        let mut samples = Vec::new();
+        for upstream in &self.upstreams {
+            for server in &upstream.servers {
+                let labels = vec![
+                    ("upstream", upstream.name.as_str().into()),
+                    ("server", server.address.as_str().into()),
+                ];
+                samples.push((
+                    labels,
+                    server.workers.iter().map(|metrics| counter(metrics).value()).sum(),
+                ));
+            }
+        }
+        Family {
+            name,
+            help,
+            unit: None,
+            samples,
+        }
+    }
+
+    fn encode_upstreams(&self, to: &mut Exposition<'_>) -> fmt::Result {
+        to.gauge(self.of_servers(
+            "ringlock_upstream_server_connections",
+            "Connections to the server, open or opening",
+            |m| &m.connections,
+        ))?;
+        to.counter(self.of_servers(
+            "ringlock_upstream_server_connected",
+            "Connections to the server established",
+            |m| &m.connected,
+        ))?;
+        to.counter(self.of_servers(
+            "ringlock_upstream_server_connect_failures",
+            "Attempts to connect to the server that failed",
+            |m| &m.connect_failures,
+        ))?;
+        to.gauge(self.of_servers(
+            "ringlock_upstream_server_ejected_workers",
+            "Workers that do not choose the server because it fails",
+            |m| &m.ejected,
+        ))
+    }
+
+    fn encode_configuration(&self, to: &mut Exposition<'_>) -> fmt::Result {
+        let build = vec![("version", env!("CARGO_PKG_VERSION").into())];
+        to.info("ringlock_build", "The version that runs", &[build])?;
+        to.gauge(Family {
+            name: "ringlock_configuration_epoch",
+            help: "Number of the configuration in force; the one of the start is 1",
+            unit: None,
+            samples: vec![(vec![], self.epoch)],
+        })?;
+        to.counter(Family {
+            name: "ringlock_configuration_reloads",
+            help: "Reloads of the configuration, by result",
+            unit: None,
+            samples: vec![
+                (vec![("result", "succeeded".into())], self.reloads_succeeded),
+                (vec![("result", "failed".into())], self.reloads_failed),
+            ],
+        })?;
+        to.counter(Family {
+            name: "ringlock_log_lines_lost",
+            help: "Log lines that were not written: the queue was full, or the file did not take them",
+            unit: None,
+            samples: vec![(vec![], self.log_lines_lost)],
+        })?;
+        to.gauge(Family {
+            name: "ringlock_certificate_expiry_timestamp",
+            help: "End of validity of the certificate in use, in Unix time",
+            unit: Some(Unit::Seconds),
+            samples: self
+                .certificates
+                .iter()
+                .map(|certificate| {
+                    let labels = vec![
+                        ("identity", certificate.identity.as_str().into()),
+                        ("serial", certificate.serial.as_str().into()),
+                    ];
+                    (labels, certificate.not_after_unix)
+                })
+                .collect(),
+        })
+    }
+}
+
+fn worker_label(worker: &WorkerView) -> (&'static str, Cow<'static, str>) {
+    ("worker", worker.cpu.to_string().into())
+}
+
+/// Who has to act on each of [`Cause::LABELS`]. A failed handshake is the peer's fault but for the key's, which
+/// [`ended`] takes apart; a write timeout is counted without its side.
+const FAULTS: [&str; Cause::LABELS.len()] = [
+    "none",
+    "none",
+    "none",
+    "peer",
+    "peer",
+    "none",
+    "peer_or_upstream",
+    "peer",
+    "peer",
+    "peer",
+    "peer",
+    "peer",
+    "peer",
+    "upstream",
+    "upstream",
+    "us",
+];
+
+/// The connections of one worker that ended, by cause and fault.
+fn ended(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let labels = |cause: &'static str, fault: &'static str| -> Labels<'static> {
+        vec![worker_label(worker), ("cause", cause.into()), ("fault", fault.into())]
+    };
+    let key = HandshakeFailure::Key(String::new());
+    let key_failures = worker.metrics.handshake_failures[key.index()].value();
+    let handshake = Cause::Handshake(key);
+    let mut samples: Vec<_> = (0..Cause::LABELS.len())
+        .map(|index| {
+            let all = worker.metrics.done[index].value();
+            let count = if index == handshake.index() {
+                // The two counters are read one after the other, so the second may be ahead.
+                all.saturating_sub(key_failures)
+            } else {
+                all
+            };
+            (labels(Cause::LABELS[index], FAULTS[index]), count)
+        })
+        .collect();
+    samples.push((labels(handshake.label(), handshake.fault().label()), key_failures));
+    samples
+}
+
+fn transferred(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let metrics = &worker.metrics;
+    [
+        ("downstream", "received", &metrics.downstream_received),
+        ("downstream", "sent", &metrics.downstream_sent),
+        ("upstream", "received", &metrics.upstream_received),
+        ("upstream", "sent", &metrics.upstream_sent),
+    ]
+    .into_iter()
+    .map(|(side, direction, counter)| {
+        let labels = vec![
+            worker_label(worker),
+            ("side", side.into()),
+            ("direction", direction.into()),
+        ];
+        (labels, counter.value())
+    })
+    .collect()
+}
+
+/// The process as the kernel sees it, under the names that Prometheus' client libraries share. What cannot be read has
+/// no sample.
+fn encode_process(started: SystemTime, to: &mut Exposition<'_>) -> fmt::Result {
+    fn sample<V>(value: Option<V>) -> Vec<(Labels<'static>, V)> {
+        value.into_iter().map(|value| (vec![], value)).collect()
+    }
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let mut seconds = to.0.encode_descriptor(
+        "process_cpu",
+        "User and system time of all threads",
+        Some(&Unit::Seconds),
+        MetricType::Counter,
+    )?;
+    seconds.encode_counter::<NoLabelSet, f64, f64>(&(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9), None)?;
+
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let page = rustix::param::page_size() as u64;
+    let mut sizes = statm
+        .split_ascii_whitespace()
+        .map(|pages| pages.parse::<u64>().map(|n| n * page));
+    for (name, help) in [
+        ("process_virtual_memory", "Virtual memory"),
+        ("process_resident_memory", "Resident memory"),
+    ] {
+        to.gauge(Family {
+            name,
+            help,
+            unit: Some(Unit::Bytes),
+            samples: sample(sizes.next().and_then(Result::ok)),
+        })?;
+    }
+    to.gauge(Family {
+        name: "process_open_fds",
+        help: "Open file descriptors",
+        unit: None,
+        // One of them is the directory being read.
+        samples: sample(
+            std::fs::read_dir("/proc/self/fd")
+                .ok()
+                .map(|entries| entries.count().saturating_sub(1) as u64),
+        ),
+    })?;
+    to.gauge(Family {
+        name: "process_max_fds",
+        help: "File descriptors this process may open",
+        unit: None,
+        samples: sample(rustix::process::getrlimit(rustix::process::Resource::Nofile).current),
+    })?;
+    to.gauge(Family {
+        name: "process_start_time",
+        help: "When the process started, in Unix time",
+        unit: Some(Unit::Seconds),
+        samples: sample(started.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs_f64())),
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,333 @@
+//! The exposition is checked line by line against the format, and against the manual.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::*;
+
+/// A view in which everything that can be counted has been.
+pub(in crate::control) fn busy() -> View {
+    let workers: Vec<WorkerView> = [2, 5]
+        .into_iter()
+        .map(|cpu| {
+            let metrics = WorkerMetrics::default();
+            metrics.accepted.add(100);
+            metrics.shed.add(7);
+            metrics.live.add(60);
+            for (count, done) in (1..).zip(&metrics.done) {
+                done.add(count);
+            }
+            metrics.handshake_failures[HandshakeFailure::Key(String::new()).index()].add(3);
+            let kind = Negotiated {
+                version: 1,
+                suite: 0,
+                group: 1,
+                resumption: 0,
+            };
+            metrics.handshakes(kind).add(21);
+            metrics.downstream_received.add(u64::from(u32::MAX) + 1);
+            WorkerView {
+                cpu,
+                driver: "epoll",
+                metrics: Arc::new(metrics),
+            }
+        })
+        .collect();
+    let server = |n: u64| {
+        let metrics = ServerMetrics::default();
+        metrics.connections.add(n);
+        metrics.ejected.set(1);
+        Arc::new(metrics)
+    };
+    View {
+        workers,
+        upstreams: vec![UpstreamView {
+            name: "a \"quoted\\ name\"\nof two lines".to_owned(),
+            servers: vec![ServerView {
+                address: "127.0.0.1:8080".to_owned(),
+                workers: vec![server(4), server(5)],
+            }],
+        }],
+        certificates: vec![CertificateView {
+            identity: "site".to_owned(),
+            not_after_unix: 1_900_000_000,
+            serial: "0a1b".to_owned(),
+        }],
+        epoch: 3,
+        reloads_succeeded: 2,
+        reloads_failed: 1,
+        log_lines_lost: 9,
+        started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
+    }
+}
+
+#[derive(Debug, Default)]
+struct Parsed {
+    kind: String,
+    help: String,
+    unit: Option<String>,
+    /// Sample name, labels, value.
+    samples: Vec<(String, BTreeMap<String, String>, f64)>,
+}
+
+fn is_name(name: &str) -> bool {
+    let first = name.chars().next();
+    first.is_some_and(|c| c.is_ascii_lowercase())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Takes `name{label="value",…} number` apart; panics where OpenMetrics would refuse it.
+fn parse_sample(line: &str) -> (String, BTreeMap<String, String>, f64) {
+    let end = line.find(['{', ' ']).unwrap_or_else(|| panic!("no value: {line}"));
+    let (name, mut rest) = line.split_at(end);
+    assert!(is_name(name), "{line}");
+    let mut labels = BTreeMap::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (key, quoted) = rest.split_once("=\"").unwrap_or_else(|| panic!("no label: {line}"));
+            assert!(is_name(key), "{line}");
+            let mut value = String::new();
+            let mut chars = quoted.char_indices();
+            let close = loop {
+                match chars.next().unwrap_or_else(|| panic!("unterminated label: {line}")) {
+                    (at, '"') => break at,
+                    (_, '\\') => match chars.next() {
+                        Some((_, 'n')) => value.push('\n'),
+                        Some((_, c @ ('\\' | '"'))) => value.push(c),
+                        other => panic!("escape {other:?}: {line}"),
+                    },
+                    (_, c) => value.push(c),
+                }
+            };
+            assert!(labels.insert(key.to_owned(), value).is_none(), "label twice: {line}");
+            rest = &quoted[close + 1..];
+            rest = rest.strip_prefix(',').unwrap_or(rest);
+        }
+        rest = &rest[1..];
+    }
+    let value = rest.strip_prefix(' ').unwrap_or_else(|| panic!("no space: {line}"));
+    assert!(!value.contains(' '), "timestamps are not expected: {line}");
+    (
+        name.to_owned(),
+        labels,
+        value.parse().unwrap_or_else(|_| panic!("no number: {line}")),
+    )
+}
+
+fn parse(text: &str) -> BTreeMap<String, Parsed> {
+    let body = text.strip_suffix("# EOF\n").expect("the last line is the end mark");
+    let mut families: BTreeMap<String, Parsed> = BTreeMap::new();
+    let mut current = String::new();
+    let mut seen = BTreeSet::new();
+    for line in body.lines() {
+        assert!(!line.is_empty());
+        if let Some(comment) = line.strip_prefix("# ") {
+            let [keyword, name, rest] = comment.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+                panic!("{line}");
+            };
+            assert!(is_name(name), "{line}");
+            if keyword == "HELP" {
+                assert!(!families.contains_key(name), "family twice: {line}");
+                current = name.to_owned();
+            }
+            assert_eq!(name, current, "{line}");
+            let family = families.entry(current.clone()).or_default();
+            assert!(family.samples.is_empty(), "{line}");
+            match keyword {
+                "HELP" => family.help = rest.to_owned(),
+                "TYPE" => family.kind = rest.to_owned(),
+                "UNIT" => family.unit = Some(rest.to_owned()),
+                other => panic!("{other}: {line}"),
+            }
+        } else {
+            let (name, labels, value) = parse_sample(line);
+            let family = families.get_mut(&current).expect("a sample has a family");
+            let suffix = match &*family.kind {
+                "counter" => "_total",
+                "info" => "_info",
+                "gauge" => "",
+                other => panic!("type {other}"),
+            };
+            assert_eq!(name, format!("{current}{suffix}"), "{line}");
+            assert!(seen.insert((name.clone(), labels.clone())), "sample twice: {line}");
+            family.samples.push((name, labels, value));
+        }
+    }
+    for (name, family) in &families {
+        assert!(!family.help.is_empty() && !family.kind.is_empty(), "{name}");
+        assert!(
+            family.unit.iter().all(|unit| name.ends_with(&format!("_{unit}"))),
+            "{name}"
+        );
+        assert!(!name.ends_with("_total") && !name.ends_with("_info"), "{name}");
+    }
+    families
+}
+
+fn value(families: &BTreeMap<String, Parsed>, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let labels: BTreeMap<String, String> = labels.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let samples = &families.get(name).unwrap_or_else(|| panic!("no {name}")).samples;
+    let found: Vec<_> = samples.iter().filter(|sample| sample.1 == labels).collect();
+    assert_eq!(found.len(), 1, "{name} {labels:?}: {samples:?}");
+    found[0].2
+}
+
+#[test]
+fn the_exposition_keeps_the_format_and_carries_the_counters() {
+    let families = parse(&render(busy()));
+    assert_eq!(
+        value(&families, "ringlock_connections_accepted", &[("worker", "5")]),
+        100.0
+    );
+    assert_eq!(value(&families, "ringlock_connections_live", &[("worker", "2")]), 60.0);
+    let labels = [("worker", "2"), ("side", "downstream"), ("direction", "received")];
+    assert_eq!(value(&families, "ringlock_transferred_bytes", &labels), 4_294_967_296.0);
+    let labels = [
+        ("version", "1.3"),
+        ("suite", "TLS_AES_128_GCM_SHA256"),
+        ("group", "X25519"),
+        ("resumption", "full"),
+    ];
+    assert_eq!(
+        value(&families, "ringlock_handshakes", &labels),
+        42.0,
+        "summed over workers"
+    );
+    assert_eq!(
+        families["ringlock_handshakes"].samples.len(),
+        1,
+        "what never occurred is left out"
+    );
+    assert_eq!(
+        value(&families, "ringlock_handshake_failures", &[("cause", "key")]),
+        6.0
+    );
+    let labels = [
+        ("upstream", "a \"quoted\\ name\"\nof two lines"),
+        ("server", "127.0.0.1:8080"),
+    ];
+    assert_eq!(value(&families, "ringlock_upstream_server_connections", &labels), 9.0);
+    assert_eq!(
+        value(&families, "ringlock_upstream_server_ejected_workers", &labels),
+        2.0
+    );
+    assert_eq!(
+        value(&families, "ringlock_configuration_reloads", &[("result", "failed")]),
+        1.0
+    );
+    assert_eq!(value(&families, "process_start_time_seconds", &[]), 1_795_000_000.25);
+    assert!(value(&families, "process_resident_memory_bytes", &[]) > 1e6);
+    assert!(value(&families, "process_open_fds", &[]) >= 3.0);
+    assert!(value(&families, "process_cpu_seconds", &[]) > 0.0);
+}
+
+#[test]
+fn ended_connections_add_up_and_name_who_must_act() {
+    let families = parse(&render(busy()));
+    let samples = &families["ringlock_connections_ended"].samples;
+    let sum: f64 = samples.iter().filter(|s| s.1["worker"] == "2").map(|s| s.2).sum();
+    let labels = Cause::LABELS.len();
+    assert_eq!(
+        sum as usize,
+        labels * (labels + 1) / 2,
+        "every ended connection is in exactly one sample"
+    );
+    let of = |cause: &str, fault: &str| {
+        let labels = [("worker", "2"), ("cause", cause), ("fault", fault)];
+        value(&families, "ringlock_connections_ended", &labels)
+    };
+    assert_eq!(of("handshake", "key"), 3.0);
+    assert_eq!(of("handshake", "peer"), 5.0);
+    assert_eq!(of("finished", "none"), 1.0);
+}
+
+#[test]
+fn the_fault_of_each_label_is_the_fault_of_its_cause() {
+    for cause in [
+        Cause::Finished,
+        Cause::ClosedBeforeHello,
+        Cause::Drained,
+        Cause::ProxyHeader(""),
+        Cause::HandshakeTimeout,
+        Cause::IdleTimeout,
+        Cause::Handshake(HandshakeFailure::NoSharedSuite),
+        Cause::ClosedInHandshake,
+        Cause::Truncated,
+        Cause::PeerReset,
+        Cause::Record(String::new()),
+        Cause::KeyUpdateFlood,
+        Cause::UpstreamUnreachable,
+        Cause::UpstreamReset,
+        Cause::Internal(""),
+    ] {
+        assert_eq!(FAULTS[cause.index()], cause.fault().label(), "{cause:?}");
+    }
+}
+
+#[test]
+fn the_older_format_has_the_same_samples_under_the_types_it_knows() {
+    let openmetrics = render(busy());
+    let older = to_prometheus_text(&openmetrics);
+    let samples = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(samples(&older), samples(&openmetrics));
+    let mut declared = BTreeSet::new();
+    for line in older.lines().filter_map(|line| line.strip_prefix("# ")) {
+        let [keyword, name, rest] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
+        match keyword {
+            "HELP" => assert!(!rest.is_empty(), "{line}"),
+            "TYPE" => {
+                assert!(matches!(rest, "counter" | "gauge"), "{line}");
+                declared.insert(name.to_owned());
+            }
+            other => panic!("{other}: {line}"),
+        }
+    }
+    for sample in samples(&older) {
+        let name = parse_sample(&sample).0;
+        assert!(declared.contains(&name), "{name} has no type");
+    }
+    assert!(older.contains("# TYPE ringlock_connections_accepted_total counter\n"));
+    assert!(older.contains("# TYPE ringlock_build_info gauge\n"));
+}
+
+#[test]
+fn the_manual_explains_every_metric_and_no_other() {
+    let text = include_str!("../../../docs/metrics.md");
+    let manual: BTreeMap<&str, BTreeSet<String>> = text
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let name = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+            assert_eq!(cells.len(), 6, "| `name` | type | labels | meaning |: {line}");
+            assert!(!cells[4].is_empty(), "{line}");
+            let labels = cells[3].split(", ").filter(|label| !label.is_empty());
+            Some((name, labels.map(|label| label.trim_matches('`').to_owned()).collect()))
+        })
+        .collect();
+    let mut rendered = BTreeMap::new();
+    for cause in Cause::LABELS {
+        assert!(text.contains(&format!("| {cause} |")), "{cause} is not explained");
+    }
+    for cause in HandshakeFailure::LABELS {
+        assert!(text.contains(cause), "{cause} is not explained");
+    }
+    let families = parse(&render(busy()));
+    for (family, parsed) in &families {
+        let (name, labels, _) = parsed
+            .samples
+            .first()
+            .unwrap_or_else(|| panic!("{family} has no sample"));
+        rendered.insert(name.as_str(), labels.keys().cloned().collect::<BTreeSet<_>>());
+    }
+    assert_eq!(manual, rendered);
+}

@@ -1,0 +1,305 @@
+//! The control side, on the main thread: signals, reload, drain, the admin server, systemd. Nothing here touches a
+//! connection, so an asynchronous runtime with one thread is welcome here, and here only.
+
+pub mod admin;
+pub mod demo;
+pub mod log;
+pub mod metrics;
+
+use std::cell::RefCell;
+use std::io;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::admin::{Admin, Readiness, Status};
+use self::log::Logging;
+use self::metrics::View;
+
+/// What the control side controls: the gateway with its workers.
+pub trait Service {
+    /// Counters and names, for whoever looks.
+    fn view(&self) -> View;
+
+    /// What it is doing now. Asked at least once a second, fifty times while it starts or drains.
+    fn condition(&self) -> Condition;
+
+    /// Loads the configuration again and puts it in force; returns what changed in one line.
+    ///
+    /// # Errors
+    ///
+    /// Why not, for the operator. What was in force then still is.
+    fn reload(&mut self) -> Result<String, String>;
+
+    /// Stops accepting; connections that are open go on.
+    fn drain(&mut self);
+
+    /// How long a drain may take.
+    fn drain_timeout(&self) -> Duration;
+
+    /// Ends every connection that is still open, and returns when the workers have ended. Called exactly once, last.
+    fn stop_now(&mut self);
+}
+
+/// What a [`Service`] is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Some worker does not accept connections yet.
+    Starting,
+    /// Connections are accepted or, after [`Service::drain`], finished.
+    Running,
+    /// Drained: no connection is open, and none will be.
+    Finished,
+    /// It cannot go on: a worker has ended.
+    Failed(String),
+}
+
+/// Runs the service until a signal or a failure ends it. SIGTERM and SIGINT drain, a second one ends at once; SIGHUP
+/// reloads; SIGUSR1 reopens the log file. The exit code tells a failure of the service from an orderly end.
+///
+/// # Errors
+///
+/// When the runtime or a signal handler cannot be set up. The service is stopped then, too.
+pub fn run<S: Service + 'static>(mut service: S, admin: Option<Admin>, logging: &mut Logging) -> io::Result<ExitCode> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            service.stop_now();
+            return Err(error);
+        }
+    };
+    let control = Rc::new(RefCell::new(Control::new(service)));
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, supervise(&control, admin, logging));
+    notify(&[NotifyState::Stopping]);
+    control.borrow_mut().service.stop_now();
+    ended
+}
+
+/// How often the service is asked for its condition when nothing is expected to change.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// And while it starts or drains.
+const CHANGE_INTERVAL: Duration = Duration::from_millis(20);
+
+async fn supervise<S: Service + 'static>(
+    control: &Rc<RefCell<Control<S>>>,
+    admin: Option<Admin>,
+    logging: &mut Logging,
+) -> io::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
+    if let Some(admin) = admin {
+        tracing::info!("admin server listens on {admin}");
+        let control = Rc::clone(control);
+        let status = Rc::new(move || control.borrow().status());
+        tokio::task::spawn_local(async move {
+            if let Err(error) = admin.serve(status).await {
+                tracing::error!(error = %error, "the admin server ended");
+            }
+        });
+    }
+    // Half of what systemd asks for, as its manual advises.
+    let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
+    loop {
+        let pause = control.borrow().pause(watchdog);
+        let event = tokio::select! {
+            event = ask_for(&mut terminate, Event::Stop) => event,
+            event = ask_for(&mut interrupt, Event::Stop) => event,
+            event = ask_for(&mut hangup, Event::Reload) => event,
+            event = ask_for(&mut reopen, Event::ReopenLog) => event,
+            () = tokio::time::sleep(pause) => Event::Tick,
+        };
+        if matches!(event, Event::ReopenLog) {
+            match logging.reopen() {
+                Ok(()) => tracing::info!("log file reopened"),
+                Err(error) => tracing::error!(error = %error, "the log file stays the old one"),
+            }
+        }
+        // No await below: the borrow ends before the admin server can ask.
+        if let Some(code) = control.borrow_mut().handle(event, Instant::now()) {
+            return Ok(code);
+        }
+        if watchdog.is_some() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+async fn ask_for(signal: &mut Signal, event: Event) -> Event {
+    match signal.recv().await {
+        Some(()) => event,
+        // The runtime has gone, and this future with it.
+        None => std::future::pending().await,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    /// SIGUSR1.
+    ReopenLog,
+    /// Time to look at the service.
+    Tick,
+}
+
+/// The life of the process as a state machine: events and the time in, calls to the service and an exit code out.
+struct Control<S> {
+    service: S,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not all workers accept yet.
+    Starting,
+    /// All do, and systemd has been told.
+    Serving,
+    /// [`Service::drain`] has been called.
+    Draining {
+        /// When patience ends.
+        deadline: Instant,
+    },
+}
+
+impl<S: Service> Control<S> {
+    fn new(service: S) -> Control<S> {
+        Control {
+            service,
+            phase: Phase::Starting,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let readiness = match (self.service.condition(), self.phase) {
+            (Condition::Failed(why), _) => Readiness::Failed(why),
+            (_, Phase::Draining { .. }) | (Condition::Finished, _) => Readiness::Draining,
+            (Condition::Starting, _) | (_, Phase::Starting) => Readiness::Starting,
+            (Condition::Running, Phase::Serving) => Readiness::Serving,
+        };
+        Status {
+            readiness,
+            view: self.service.view(),
+        }
+    }
+
+    /// How long to wait for a signal before the next [`Event::Tick`].
+    fn pause(&self, watchdog: Option<Duration>) -> Duration {
+        let interval = match self.phase {
+            Phase::Starting | Phase::Draining { .. } => CHANGE_INTERVAL,
+            Phase::Serving => WATCH_INTERVAL,
+        };
+        watchdog.map_or(interval, |watchdog| watchdog.min(interval))
+    }
+
+    /// `Some` when the process should end: the service is then still to be stopped.
+    fn handle(&mut self, event: Event, now: Instant) -> Option<ExitCode> {
+        match event {
+            Event::Stop => return self.stop(now),
+            Event::Reload => self.reload(),
+            Event::ReopenLog | Event::Tick => {}
+        }
+        self.look(now)
+    }
+
+    fn stop(&mut self, now: Instant) -> Option<ExitCode> {
+        match self.phase {
+            Phase::Starting | Phase::Serving => {
+                let timeout = self.service.drain_timeout();
+                let open = self.open_connections();
+                tracing::info!(open, timeout_ms = timeout.as_millis() as u64, "draining");
+                notify(&[
+                    NotifyState::Stopping,
+                    NotifyState::Status(&format!("draining {open} connections")),
+                ]);
+                self.service.drain();
+                self.phase = Phase::Draining {
+                    deadline: now + timeout,
+                };
+                None
+            }
+            Phase::Draining { .. } => {
+                tracing::warn!(open = self.open_connections(), "asked to stop again: ending at once");
+                Some(ExitCode::SUCCESS)
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        if let Phase::Draining { .. } = self.phase {
+            tracing::warn!("not reloading: draining");
+            return;
+        }
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(error = %error, "no monotonic clock for systemd"),
+        }
+        let status = match self.service.reload() {
+            Ok(changed) => {
+                tracing::info!(changed, "configuration reloaded");
+                "serving; reloaded".to_owned()
+            }
+            Err(why) => {
+                tracing::error!(why, "the configuration was not reloaded, the old one stays in force");
+                format!("serving; the last reload failed: {why}")
+            }
+        };
+        // A line end would begin another assignment.
+        notify(&[NotifyState::Ready, NotifyState::Status(&status.replace('\n', " "))]);
+    }
+
+    fn look(&mut self, now: Instant) -> Option<ExitCode> {
+        match (self.service.condition(), self.phase) {
+            (Condition::Failed(why), _) => {
+                tracing::error!(why, "the gateway cannot go on");
+                notify(&[NotifyState::Status(&format!("failed: {}", why.replace('\n', " ")))]);
+                Some(ExitCode::FAILURE)
+            }
+            (Condition::Finished, _) => {
+                tracing::info!("drained");
+                Some(ExitCode::SUCCESS)
+            }
+            (_, Phase::Draining { deadline }) if now >= deadline => {
+                let open = self.open_connections();
+                tracing::warn!(open, "drain_timeout has passed: ending what is still open");
+                Some(ExitCode::SUCCESS)
+            }
+            (Condition::Running, Phase::Starting) => {
+                self.phase = Phase::Serving;
+                let workers = self.service.view().workers.len();
+                tracing::info!(workers, "serving");
+                notify(&[
+                    NotifyState::Ready,
+                    NotifyState::Status(&format!("serving with {workers} workers")),
+                ]);
+                None
+            }
+            (Condition::Starting | Condition::Running, _) => None,
+        }
+    }
+
+    fn open_connections(&self) -> u64 {
+        self.service
+            .view()
+            .workers
+            .iter()
+            .map(|worker| worker.metrics.live.value())
+            .sum()
+    }
+}
+
+/// Tells systemd, where it listens. Nothing depends on the answer.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(error = %error, "systemd was not notified");
+    }
+}
+
+#[cfg(test)]
+mod tests;

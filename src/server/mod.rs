@@ -1,0 +1,336 @@
+//! The gateway as a whole: binds, drops privileges, starts the workers, hands them snapshots, joins them.
+
+pub mod host;
+mod listen;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::queue::ArrayQueue;
+
+use self::host::{DriverKind, Plan};
+use self::listen::Inherited;
+use crate::config::Config;
+use crate::control::log::{Collector, LinesLost};
+use crate::control::metrics::{CertificateView, ServerView, UpstreamView, View, WorkerView};
+use crate::control::{Condition, Service};
+use crate::limits::LOG_QUEUE_RECORDS;
+use crate::metrics::WorkerMetrics;
+use crate::net::Waker;
+use crate::net::driver::Driver;
+use crate::net::epoll::EpollDriver;
+use crate::net::uring::UringDriver;
+use crate::snapshot::Snapshot;
+use crate::tls::handshake::Connection;
+use crate::worker::{Bound, Command, Shared, Worker};
+
+/// Loads the configuration again, for a reload.
+pub type Loader = Box<dyn FnMut() -> Result<Config, String>>;
+
+/// See the module.
+pub struct Server {
+    loader: Loader,
+    plan: Plan,
+    snapshot: Arc<Snapshot>,
+    workers: Vec<WorkerHandle>,
+    /// Addresses that the workers listen at.
+    bound: Vec<SocketAddr>,
+    inherited: Inherited,
+    /// Writes connection records until it is dropped, after the workers.
+    collector: Option<Collector>,
+    lines_lost: LinesLost,
+    started: SystemTime,
+    draining: bool,
+    reloads_succeeded: u64,
+    reloads_failed: u64,
+}
+
+struct WorkerHandle {
+    cpu: usize,
+    shared: Shared,
+    commands: Sender<Command>,
+    waker: Waker,
+    /// Cleared when the thread ends, however it ends.
+    alive: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    fn send(&self, command: Command) {
+        // Fails only when the worker has ended, which `condition` reports.
+        let _ = self.commands.send(command);
+        self.waker.wake();
+    }
+}
+
+impl Server {
+    /// Loads, binds, drops privileges and starts the workers.
+    ///
+    /// # Errors
+    /// Why it cannot start, every reason on a line of its own.
+    pub fn start(config: Config, loader: Loader, lines_lost: LinesLost) -> Result<Server, String> {
+        let plan = host::plan(&config).map_err(|errors| lines(&errors))?;
+        let descriptors = host::raise_descriptor_limit();
+        let snapshot = Snapshot::load(config, plan.cpus.len(), None).map_err(|errors| lines(&errors))?;
+        let snapshot = Arc::new(snapshot);
+        let inherited = Inherited::take();
+        let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
+        if let Some(user) = &snapshot.config.global.user {
+            host::become_user(user).map_err(|error| error.to_string())?;
+        }
+        let mut server = Server {
+            loader,
+            plan,
+            snapshot: Arc::clone(&snapshot),
+            workers: Vec::new(),
+            bound: Vec::new(),
+            inherited,
+            collector: None,
+            lines_lost,
+            started: now(),
+            draining: false,
+            reloads_succeeded: 0,
+            reloads_failed: 0,
+        };
+        server.start_workers()?;
+        let queues = server.workers.iter().map(|worker| Arc::clone(&worker.shared.records)).collect();
+        let collector = Collector::start(queues).map_err(|error| format!("cannot start the log thread: {error}"))?;
+        server.collector = Some(collector);
+        server.serve(snapshot, sockets);
+        let Plan { cpus, driver, reason } = &server.plan;
+        tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
+        if let Ok(mask) = std::env::var("OPENSSL_ia32cap") {
+            tracing::warn!(mask, "OPENSSL_ia32cap is set: it switches off instructions that cryptography is fast with");
+        }
+        Ok(server)
+    }
+
+    fn start_workers(&mut self) -> Result<(), String> {
+        for (index, &cpu) in self.plan.cpus.iter().enumerate() {
+            let shared = Shared {
+                index,
+                metrics: Arc::new(WorkerMetrics::default()),
+                records: Arc::new(ArrayQueue::new(LOG_QUEUE_RECORDS)),
+            };
+            let worker = start_worker(self.plan.driver, cpu, shared)
+                .map_err(|error| format!("cannot start the worker for processor {cpu}: {error}"))?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    /// Hands the snapshot to every worker, with the sockets that it does not have yet.
+    fn serve(&mut self, snapshot: Arc<Snapshot>, mut sockets: Sockets) {
+        for worker in &self.workers {
+            let addresses = addresses(&snapshot).map(|(listener, address)| {
+                let new = sockets.iter_mut().find(|(bound, _)| *bound == address);
+                Bound { listener, address, socket: new.and_then(|(_, sockets)| sockets.pop()) }
+            });
+            worker.send(Command::Serve(Arc::clone(&snapshot), addresses.collect()));
+        }
+        self.bound = addresses(&snapshot).map(|(_, address)| address).collect();
+        self.snapshot = snapshot;
+    }
+
+    fn try_reload(&mut self) -> Result<String, String> {
+        if self.draining {
+            return Err("the gateway is draining".into());
+        }
+        let config = (self.loader)()?;
+        let (old, new) = (&self.snapshot.config.global, &config.global);
+        let fixed = [
+            ("workers", old.workers != new.workers),
+            ("io", old.io != new.io),
+            ("admin", old.admin != new.admin),
+            ("user", old.user != new.user),
+            ("log", old.log != new.log),
+        ];
+        let plan = host::plan(&config).map_err(|errors| lines(&errors))?;
+        let workers = self.plan.cpus.len();
+        drop(plan);
+        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot)).map_err(|errors| lines(&errors))?;
+        let sockets = bind_new(&snapshot, &self.bound, workers, &self.inherited)?;
+        self.serve(Arc::new(snapshot), sockets);
+        for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
+            tracing::warn!("global.{key} has changed; that takes effect at the next start");
+        }
+        let Snapshot { epoch, listeners, identities, upstreams, .. } = &*self.snapshot;
+        let (listeners, identities, upstreams) = (listeners.len(), identities.len(), upstreams.len());
+        Ok(format!("epoch {epoch}: {listeners} listeners, {identities} identities, {upstreams} upstreams"))
+    }
+}
+
+impl Service for Server {
+    fn view(&self) -> View {
+        let worker = |worker: &WorkerHandle| WorkerView {
+            cpu: worker.cpu,
+            driver: self.plan.driver.name(),
+            metrics: Arc::clone(&worker.shared.metrics),
+        };
+        let upstream = |upstream: &crate::snapshot::Upstream| UpstreamView {
+            name: upstream.settings.name.clone(),
+            servers: upstream
+                .servers
+                .iter()
+                .map(|server| ServerView { address: server.label.to_string(), workers: server.metrics.clone() })
+                .collect(),
+        };
+        let certificate = |identity: &Arc<crate::identity::Identity>| CertificateView {
+            identity: identity.name.to_string(),
+            not_after_unix: identity.not_after,
+            serial: identity.serial.clone(),
+        };
+        View {
+            workers: self.workers.iter().map(worker).collect(),
+            upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
+            certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            epoch: self.snapshot.epoch,
+            reloads_succeeded: self.reloads_succeeded,
+            reloads_failed: self.reloads_failed,
+            log_lines_lost: self.lines_lost.value(),
+            started: self.started,
+        }
+    }
+
+    fn condition(&self) -> Condition {
+        if let Some(worker) = self.workers.iter().find(|worker| !worker.alive.load(Ordering::Relaxed)) {
+            return Condition::Failed(format!("the worker on processor {} has ended", worker.cpu));
+        }
+        let metrics = || self.workers.iter().map(|worker| &worker.shared.metrics);
+        if self.draining && metrics().all(|metrics| metrics.live.value() == 0) {
+            return Condition::Finished;
+        }
+        // A worker listens from its first turns on.
+        if metrics().any(|metrics| metrics.turns.value() == 0) {
+            return Condition::Starting;
+        }
+        Condition::Running
+    }
+
+    fn reload(&mut self) -> Result<String, String> {
+        let result = self.try_reload();
+        match &result {
+            Ok(_) => self.reloads_succeeded += 1,
+            Err(_) => self.reloads_failed += 1,
+        }
+        result
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        for worker in &self.workers {
+            worker.send(Command::StopAccepting);
+        }
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        self.snapshot.config.global.drain_timeout
+    }
+
+    fn stop_now(&mut self) {
+        for worker in &self.workers {
+            worker.send(Command::StopAccepting);
+            worker.send(Command::EndSessions);
+            worker.send(Command::Exit);
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("the worker on processor {} panicked", worker.cpu);
+            }
+        }
+        self.collector = None;
+    }
+}
+
+/// New sockets by address, one for each worker.
+type Sockets = Vec<(SocketAddr, Vec<std::os::fd::OwnedFd>)>;
+
+fn addresses(snapshot: &Snapshot) -> impl Iterator<Item = (usize, SocketAddr)> {
+    let listeners = snapshot.listeners.iter().enumerate();
+    listeners.flat_map(|(position, listener)| listener.settings().addresses.iter().map(move |&at| (position, at)))
+}
+
+/// Listens at those addresses that are not `bound`: all of them, or none is kept.
+fn bind_new(
+    snapshot: &Snapshot,
+    bound: &[SocketAddr],
+    workers: usize,
+    inherited: &Inherited,
+) -> Result<Sockets, String> {
+    let mut sockets = Vec::new();
+    let mut errors = Vec::new();
+    for (position, address) in addresses(snapshot).filter(|(_, address)| !bound.contains(address)) {
+        let listener = &snapshot.listeners[position];
+        match listen::bind(address, workers, listener.settings().congestion_control.as_deref(), inherited) {
+            Ok(made) => sockets.push((address, made)),
+            Err(error) => errors.push(format!("listener \"{}\": address: {error}", listener.name)),
+        }
+    }
+    if errors.is_empty() { Ok(sockets) } else { Err(errors.join("\n")) }
+}
+
+fn start_worker(driver: DriverKind, cpu: usize, shared: Shared) -> std::io::Result<WorkerHandle> {
+    let (commands, received) = unbounded();
+    let (ready, readiness) = crossbeam::channel::bounded(1);
+    let alive = Arc::new(AtomicBool::new(true));
+    let thread_shared = shared.clone();
+    let thread_alive = Alive(Arc::clone(&alive));
+    let body = move || {
+        let _alive = thread_alive;
+        // A ring belongs to the thread that makes it, so the driver is made here.
+        match driver {
+            DriverKind::Uring => run(UringDriver::new(), UringDriver::waker, cpu, received, thread_shared, &ready),
+            DriverKind::Epoll => run(EpollDriver::new(), EpollDriver::waker, cpu, received, thread_shared, &ready),
+        }
+    };
+    let thread = std::thread::Builder::new().name(format!("worker-{cpu}")).spawn(body)?;
+    let waker = readiness.recv().map_err(std::io::Error::other)??;
+    Ok(WorkerHandle { cpu, shared, commands, waker, alive, thread: Some(thread) })
+}
+
+/// Says that a thread has ended, also by panic.
+struct Alive(Arc<AtomicBool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+fn run<D: Driver>(
+    driver: std::io::Result<D>,
+    waker: impl FnOnce(&D) -> Waker,
+    cpu: usize,
+    commands: Receiver<Command>,
+    shared: Shared,
+    ready: &Sender<std::io::Result<Waker>>,
+) {
+    if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+        tracing::warn!("the worker for processor {cpu} could not be pinned to it");
+    }
+    let announced = match driver {
+        Ok(driver) => ready.send(Ok(waker(&driver))).map(|()| driver),
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    if let Ok(driver) = announced {
+        Worker::<D, Connection>::new(driver, commands, shared).run();
+    }
+}
+
+fn lines<T: std::fmt::Display>(errors: &[T]) -> String {
+    errors.iter().map(T::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[expect(clippy::disallowed_methods, reason = "the start of the process is wall-clock time")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
