@@ -150,12 +150,17 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::ConnectionRefused => Self::Refused,
-            ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse => Self::NoLocalPort,
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Reset,
-            ErrorKind::TimedOut => Self::Timeout("connecting"),
-            _ => Self::Io(error),
+        let kind = error.kind();
+        if kind == ErrorKind::ConnectionRefused {
+            Self::Refused
+        } else if matches!(kind, ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse) {
+            Self::NoLocalPort
+        } else if is_reset(&error) {
+            Self::Reset
+        } else if kind == ErrorKind::TimedOut {
+            Self::Timeout("connecting")
+        } else {
+            Self::Io(error)
         }
     }
 }

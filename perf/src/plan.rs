@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
@@ -91,11 +92,13 @@ impl ClientPlan {
 
 /// Pins the calling thread to one CPU.
 pub(crate) fn pin(cpu: usize) -> Result<(), PerfError> {
-    if core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
-        Ok(())
-    } else {
-        Err(flag("--cpu", &cpu, "the number of a CPU that this process may use"))
+    let refused = || flag("--cpu", &cpu, "the number of a CPU that this process may use");
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(refused());
     }
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    sched_setaffinity(None, &only).map_err(|_| refused())
 }
 
 /// Makes room for `needed` open files.
@@ -173,6 +176,20 @@ mod tests {
                 .to_string()
                 .contains("--sources")
         );
+    }
+
+    #[test]
+    fn a_pinned_thread_has_one_cpu_and_one_that_does_not_exist_is_refused() {
+        std::thread::spawn(|| {
+            let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+            let cpu = (0..CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
+            pin(cpu).unwrap();
+            let now = rustix::thread::sched_getaffinity(None).unwrap();
+            assert!(now.count() == 1 && now.is_set(cpu));
+            assert!(pin(CpuSet::MAX_CPU).unwrap_err().to_string().contains("--cpu"));
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

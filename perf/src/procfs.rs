@@ -246,7 +246,8 @@ mod tests {
         let before = own.memory().unwrap();
         let pages = vec![1_u8; 16 << 20];
         let after = own.memory().unwrap();
-        assert!(after.private >= before.private + (15 << 20), "{before:?} {after:?}");
+        // Pages of the program itself may turn from private to shared meanwhile, when it is started once more.
+        assert!(after.private >= before.private + (12 << 20), "{before:?} {after:?}");
         drop(pages);
     }
 

@@ -104,9 +104,9 @@ pub struct Cpu {
 /// Memory of the server around idle connections, bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Idle {
-    /// Connections that were held.
+    /// Connections that were open when memory was read.
     pub held: usize,
-    /// Connections that the server closed during --hold.
+    /// Connections that were no longer open at the end of --hold.
     pub lost: usize,
     /// The server's memory, when --server-pid was given.
     #[serde(skip_serializing_if = "Option::is_none")]

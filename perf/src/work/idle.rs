@@ -45,7 +45,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     let held = engine.established();
     record(&server, &mut memory, |memory, now| memory.holding(now, held))?;
     keep(&mut engine, args.hold, &mut work, &mut tally)?;
-    let lost = held - engine.established().min(held);
+    let lost = plan.connections - engine.established();
 
     engine.drain(&mut work, &mut tally);
     let closed_at = Instant::now() + plan.timeout + CLOSING_MAX;
