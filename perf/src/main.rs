@@ -1,1 +1,68 @@
-fn main(){}
+//! `ringlock-perf`: see [`ringlock_perf`]. Exit status 0: measured and clean; 1: no result; 2: a result, but
+//! connections failed.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use ringlock_perf::args::{Cli, Command, OriginArgs};
+use ringlock_perf::origin::Origin;
+use ringlock_perf::{PerfError, run};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let result = match &command {
+        Command::Origin(args) => serve(args),
+        Command::Handshake(_) | Command::Echo(_) | Command::Bulk(_) | Command::Idle(_) => measure(&command),
+    };
+    result.unwrap_or_else(|error| {
+        // With standard error gone there is nowhere left to say it.
+        let _ = writeln!(io::stderr(), "ringlock-perf: {error}");
+        ExitCode::from(1)
+    })
+}
+
+fn measure(command: &Command) -> Result<ExitCode, PerfError> {
+    let json = match command {
+        Command::Handshake(args) => args.client.json,
+        Command::Echo(args) => args.client.json,
+        Command::Bulk(args) => args.client.json,
+        Command::Idle(args) => args.client.json,
+        Command::Origin(_) => false,
+    };
+    let report = run(command)?;
+    print(&if json {
+        format!("{}\n", report.to_json())
+    } else {
+        report.to_string()
+    })?;
+    Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }))
+}
+
+/// Says on standard error when it listens and on standard output, at the end, what it did.
+fn serve(args: &OriginArgs) -> Result<ExitCode, PerfError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone()).map_err(|source| PerfError::Io {
+            what: "handle signals".to_owned(),
+            source,
+        })?;
+    }
+    let mut origin = Origin::new(args)?;
+    // Who started us may wait for this line; if nobody listens, that is no reason not to serve.
+    let _ = writeln!(io::stderr(), "listening on {}", origin.address());
+    let report = origin.run(&stop)?;
+    print(&format!("{}\n", report.to_json()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> Result<(), PerfError> {
+    let written = io::stdout().write_all(text.as_bytes());
+    written.map_err(|source| PerfError::Io {
+        what: "write the report".to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,238 @@
+//! The client's loop: one thread, one epoll instance, a fixed number of slots for connections.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token};
+
+use crate::connection::{Connection, Failure, Inbound};
+use crate::error::PerfError;
+use crate::measure::Tally;
+use crate::plan::ClientPlan;
+use crate::work::{Next, Work};
+
+/// Bytes per read. Large, because one read for many records is what keeps the client cheap.
+const READ_BUFFER: usize = 256 * 1024;
+
+/// How often slots are searched for connections that take too long.
+const TIMEOUT_SCAN: Duration = Duration::from_millis(250);
+
+/// Events taken from the kernel at once.
+const EVENTS: usize = 1024;
+
+/// The connections of a run and the means to drive them.
+pub(crate) struct Engine<'plan> {
+    plan: &'plan ClientPlan,
+    poll: Poll,
+    events: Events,
+    slots: Vec<Option<Connection>>,
+    /// Slots whose connection is to be continued without an event; bounded by two entries per slot and turn.
+    ready: VecDeque<usize>,
+    /// Slots that became free in the last turn.
+    freed: Vec<usize>,
+    buffer: Vec<u8>,
+    next_scan: Instant,
+    /// True exactly when no new work is begun.
+    draining: bool,
+}
+
+impl<'plan> Engine<'plan> {
+    /// An engine with `plan.connections` free slots.
+    pub(crate) fn new(plan: &'plan ClientPlan) -> Result<Self, PerfError> {
+        let poll = Poll::new().map_err(|error| PerfError::io("create an epoll instance", error))?;
+        Ok(Self {
+            plan,
+            poll,
+            events: Events::with_capacity(EVENTS),
+            slots: (0..plan.connections).map(|_| None).collect(),
+            ready: VecDeque::new(),
+            freed: Vec::new(),
+            buffer: vec![0; READ_BUFFER],
+            next_scan: Instant::now() + TIMEOUT_SCAN,
+            draining: false,
+        })
+    }
+
+    /// Opens a connection in a free slot. `now` is when it should start: latencies count from it.
+    pub(crate) fn open(&mut self, slot: usize, now: Instant, work: &mut dyn Work, tally: &mut Tally) {
+        debug_assert!(self.slots[slot].is_none(), "a slot is opened only when it is free");
+        let sources = &self.plan.sources;
+        let source = (!sources.is_empty()).then(|| sources[tally.opened as usize % sources.len()]);
+        tally.opened += 1;
+        match self.connect(slot, source, now) {
+            Ok(connection) => {
+                self.slots[slot] = Some(connection);
+                // On loopback the connection is often complete already; the ClientHello then goes out at once.
+                self.step(slot, false, work, tally);
+            }
+            Err(failure) => {
+                tally.failure(&failure);
+                self.freed.push(slot);
+            }
+        }
+    }
+
+    fn connect(&self, slot: usize, source: Option<std::net::Ipv4Addr>, now: Instant) -> Result<Connection, Failure> {
+        let mut connection = Connection::open(self.plan, source, Inbound::Count, now)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(connection.stream(), Token(slot), interest)?;
+        Ok(connection)
+    }
+
+    /// Waits at most `timeout` and lets every connection with news go on.
+    ///
+    /// # Errors
+    /// When epoll fails, or when more connections have failed than the plan allows.
+    pub(crate) fn turn(&mut self, timeout: Duration, work: &mut dyn Work, tally: &mut Tally) -> Result<(), PerfError> {
+        let timeout = if self.ready.is_empty() {
+            timeout.min(TIMEOUT_SCAN)
+        } else {
+            Duration::ZERO
+        };
+        if let Err(error) = self.poll.poll(&mut self.events, Some(timeout))
+            && error.kind() != ErrorKind::Interrupted
+        {
+            return Err(PerfError::io("wait for events", error));
+        }
+        let continued = self.ready.len();
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            self.step(event.token().0, event.is_read_closed() || event.is_error(), work, tally);
+        }
+        self.events = events;
+        for _ in 0..continued {
+            if let Some(slot) = self.ready.pop_front() {
+                self.step(slot, true, work, tally);
+            }
+        }
+        self.close_late(tally);
+        let failed = tally.failures_total();
+        if failed >= self.plan.errors_max {
+            let kinds: Vec<String> = tally
+                .failures
+                .values()
+                .map(|failure| format!("{} × {}", failure.count, failure.first))
+                .collect();
+            return Err(PerfError::GaveUp(format!(
+                "{failed} connections failed ({})",
+                kinds.join("; ")
+            )));
+        }
+        Ok(())
+    }
+
+    /// Slots that became free since the last call.
+    pub(crate) fn take_freed(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Connections that live.
+    pub(crate) fn live(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Connections that are established and not closing.
+    pub(crate) fn established(&self) -> usize {
+        self.slots
+            .iter()
+            .flatten()
+            .filter(|connection| connection.is_established())
+            .count()
+    }
+
+    /// Begins no more work; established connections close in order, those being opened when they are open.
+    pub(crate) fn drain(&mut self, work: &mut dyn Work, tally: &mut Tally) {
+        self.draining = true;
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].is_some() {
+                self.step(slot, true, work, tally);
+            }
+        }
+    }
+
+    /// Begins work again after [`Engine::drain`].
+    pub(crate) fn end_drain(&mut self) {
+        self.draining = false;
+    }
+
+    /// Drops all connections, without a farewell.
+    pub(crate) fn abort(&mut self) {
+        self.slots.iter_mut().for_each(|slot| *slot = None);
+    }
+
+    fn step(&mut self, slot: usize, peer_closing: bool, work: &mut dyn Work, tally: &mut Tally) {
+        // Without a connection this is an event of one that has ended.
+        let Some(connection) = &mut self.slots[slot] else {
+            return;
+        };
+        let result = advance(connection, peer_closing, &mut self.buffer, self.draining, work, tally);
+        match result {
+            Ok(State::Waiting) => {}
+            Ok(State::Ready) => self.ready.push_back(slot),
+            Ok(State::Finished) => self.free(slot),
+            Err(failure) => {
+                tally.failure(&failure);
+                self.free(slot);
+            }
+        }
+    }
+
+    fn free(&mut self, slot: usize) {
+        self.slots[slot] = None;
+        self.freed.push(slot);
+    }
+
+    fn close_late(&mut self, tally: &mut Tally) {
+        let now = Instant::now();
+        if now < self.next_scan {
+            return;
+        }
+        self.next_scan = now + TIMEOUT_SCAN;
+        for slot in 0..self.slots.len() {
+            let Some(connection) = &self.slots[slot] else { continue };
+            if connection.deadline.is_some_and(|deadline| now >= deadline) {
+                tally.failure(&Failure::Timeout(connection.activity()));
+                self.free(slot);
+            }
+        }
+    }
+}
+
+enum State {
+    Waiting,
+    Ready,
+    Finished,
+}
+
+fn advance(
+    connection: &mut Connection,
+    peer_closing: bool,
+    buffer: &mut [u8],
+    draining: bool,
+    work: &mut dyn Work,
+    tally: &mut Tally,
+) -> Result<State, Failure> {
+    let progress = connection.advance(peer_closing, buffer)?;
+    if progress.established {
+        tally.established(connection.negotiated());
+    }
+    let mut more = progress.more;
+    if connection.is_established() {
+        let now = Instant::now();
+        let next = work.progress(connection, &progress, now, tally)?;
+        if next == Next::Close || draining {
+            connection.begin_close(now);
+        }
+        let flushed = connection.flush()?;
+        more |= next == Next::Again && flushed;
+    }
+    if let Some(ending) = connection.ending() {
+        tally.ending(ending);
+        work.finished(connection, tally);
+        return Ok(State::Finished);
+    }
+    Ok(if more { State::Ready } else { State::Waiting })
+}

@@ -1,0 +1,49 @@
+//! Why a run could not start or could not be measured. What happens to single connections is a
+//! [`crate::connection::Failure`] and is counted, not returned.
+
+/// An error of the operator's or of this machine: the run has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum PerfError {
+    /// A flag has a value that cannot be used.
+    #[error("{flag}: found `{found}`, expected {expected}")]
+    Flag {
+        /// The flag as typed, for example `--group`.
+        flag: &'static str,
+        /// The value that was given.
+        found: String,
+        /// What would be legal, or what to do.
+        expected: String,
+    },
+    /// A system call or a file failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, with the file or address.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// rustls refused the settings.
+    #[error("TLS settings: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A process named by `--server-pid` could not be read.
+    #[error("process {pid}: {problem}; check --server-pid")]
+    Process {
+        /// The process id.
+        pid: u32,
+        /// What could not be read and why.
+        problem: String,
+    },
+    /// The run was given up because nothing but errors came back.
+    #[error("gave up: {0}")]
+    GaveUp(String),
+}
+
+impl PerfError {
+    /// Wraps a system error with what was being done.
+    pub(crate) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        Self::Io {
+            what: what.into(),
+            source: source.into(),
+        }
+    }
+}

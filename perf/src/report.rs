@@ -1,0 +1,425 @@
+//! The result of a run, as JSON (docs/perf.md describes it) and as text.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter, Write as _};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::measure::{Tally, Window};
+use crate::plan::ClientPlan;
+use crate::procfs::Memory;
+
+/// Version of the JSON layout: raised when a field changes its meaning or goes, not when one is added.
+const SCHEMA: u32 = 1;
+
+/// One million bytes.
+const MEGABYTE: f64 = 1e6;
+
+/// What costs are divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// A handshake with its connect and close.
+    Handshake,
+    /// A message there and back.
+    Message,
+    /// 1,000,000 bytes of payload.
+    Megabyte,
+    /// A connection opened.
+    Connection,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this layout.
+    pub schema: u32,
+    /// Kind of work: `handshake`, `handshake_exchange`, `handshake_expect_close`, `echo`, `bulk_download`,
+    /// `bulk_upload` or `idle`.
+    pub work: String,
+    /// Address of the server.
+    pub target: String,
+    /// Connections in flight or held.
+    pub connections: usize,
+    /// Length of the measuring window, seconds.
+    pub duration_s: f64,
+    /// What costs are divided by.
+    pub unit: Unit,
+    /// Units done in the window.
+    pub units: f64,
+    /// Units per second in the window.
+    pub rate_per_s: f64,
+    /// Payload bytes moved in the window.
+    pub bytes: u64,
+    /// Time per unit; absent for bulk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<Latency>,
+    /// What the server used, when --server-pid was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<Cpu>,
+    /// What this client used.
+    pub client: Cpu,
+    /// Memory, for `idle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+    /// The TLS parameters that were negotiated, with the number of connections.
+    pub negotiated: Vec<NegotiatedCount>,
+    /// Of the whole run, warm-up and closing included.
+    pub totals: Totals,
+    /// Failed connections of the whole run by kind; empty when all went well.
+    pub errors: BTreeMap<String, ErrorCount>,
+}
+
+/// Latencies in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Latency {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 99.9th percentile.
+    pub p999: f64,
+    /// Longest.
+    pub max: f64,
+}
+
+/// CPU use in the window.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cpu {
+    /// Microseconds of CPU time per unit.
+    pub cpu_us_per_unit: f64,
+    /// CPU time by wall time: 1.0 is one CPU busy all the time.
+    pub cpu_share: f64,
+    /// The part of the CPU time spent in user space, 0 to 1, in clock-tick resolution (10 ms); absent for the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_part: Option<f64>,
+}
+
+/// Memory of the server around idle connections, bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Idle {
+    /// Connections that were open when memory was read.
+    pub held: usize,
+    /// Connections that were no longer open at the end of --hold.
+    pub lost: usize,
+    /// The server's memory, when --server-pid was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<IdleMemory>,
+}
+
+/// Memory summed over the server's processes, bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct IdleMemory {
+    /// (`pss_holding` - `pss_before`) / held: the figure to compare.
+    pub bytes_per_connection: f64,
+    /// As `bytes_per_connection`, of resident pages.
+    pub rss_per_connection: f64,
+    /// As `bytes_per_connection`, of private pages.
+    pub private_per_connection: f64,
+    /// After one connection was opened and closed, before the others.
+    pub pss_before: u64,
+    /// With all connections open.
+    pub pss_holding: u64,
+    /// After all were closed.
+    pub pss_closed: u64,
+    #[serde(skip)]
+    rss_before: u64,
+    #[serde(skip)]
+    private_before: u64,
+}
+
+/// TLS parameters by their names in rustls, and how many connections had them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NegotiatedCount {
+    /// For example `TLSv1_3`.
+    pub version: String,
+    /// For example `TLS13_AES_128_GCM_SHA256`.
+    pub suite: String,
+    /// For example `X25519`.
+    pub group: String,
+    /// `Full`, `FullWithHelloRetryRequest` or `Resumed`.
+    pub handshake: String,
+    /// Connections.
+    pub count: u64,
+}
+
+/// Counts of a whole run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Connections begun.
+    pub opened: u64,
+    /// Handshakes completed.
+    pub established: u64,
+    /// Units done (bulk: 0, see `bytes`).
+    pub units: u64,
+    /// Payload bytes moved.
+    pub bytes: u64,
+    /// Connections closed by both sides with close_notify.
+    pub closed_in_order: u64,
+    /// Connections that the server closed without close_notify after ours.
+    pub closed_without_notify: u64,
+    /// Connections that the server reset after our close.
+    pub reset_after_close: u64,
+}
+
+/// Failures of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ErrorCount {
+    /// How many.
+    pub count: u64,
+    /// What the first one said.
+    pub first: String,
+}
+
+impl Report {
+    pub(crate) fn new(work: &str, unit: Unit, plan: &ClientPlan, tally: &Tally, window: &Window) -> Self {
+        let units = match unit {
+            Unit::Handshake | Unit::Message | Unit::Connection => tally.units as f64,
+            Unit::Megabyte => tally.bytes as f64 / MEGABYTE,
+        };
+        let seconds = window.wall.as_secs_f64();
+        let user_part = |cpu: &crate::procfs::CpuTime| rounded(ratio(cpu.user, cpu.user + cpu.system));
+        Self {
+            schema: SCHEMA,
+            work: work.to_owned(),
+            target: plan.target.to_string(),
+            connections: plan.connections,
+            duration_s: rounded(seconds),
+            unit,
+            units: rounded(units),
+            rate_per_s: rounded(quotient(units, seconds)),
+            bytes: tally.bytes,
+            latency_us: (!tally.latency.is_empty()).then(|| Latency::new(&tally.latency)),
+            server: window
+                .server_cpu
+                .map(|cpu| Cpu::new(cpu.total, units, window.wall, Some(user_part(&cpu)))),
+            client: Cpu::new(window.client_cpu, units, window.wall, None),
+            idle: None,
+            negotiated: negotiated(tally),
+            totals: Totals {
+                opened: tally.opened,
+                established: tally.established,
+                units: tally.units_total,
+                bytes: tally.bytes_total,
+                closed_in_order: tally.orderly,
+                closed_without_notify: tally.truncated,
+                reset_after_close: tally.reset,
+            },
+            errors: errors(tally),
+        }
+    }
+
+    pub(crate) fn set_idle(&mut self, held: usize, lost: usize, memory: Option<IdleMemory>) {
+        self.idle = Some(Idle { held, lost, memory });
+    }
+
+    /// True when units were done and no connection failed.
+    pub fn is_clean(&self) -> bool {
+        self.errors.is_empty() && self.units > 0.0
+    }
+
+    /// One JSON object.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self)
+            .expect("a report holds only strings, finite numbers and maps with string keys")
+    }
+}
+
+impl Latency {
+    fn new(nanoseconds: &Histogram<u64>) -> Self {
+        let at = |quantile: f64| rounded(nanoseconds.value_at_quantile(quantile) as f64 / 1e3);
+        Self {
+            mean: rounded(nanoseconds.mean() / 1e3),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: rounded(nanoseconds.max() as f64 / 1e3),
+        }
+    }
+}
+
+impl Cpu {
+    fn new(used: Duration, units: f64, wall: Duration, user_part: Option<f64>) -> Self {
+        Self {
+            cpu_us_per_unit: rounded(quotient(used.as_secs_f64() * 1e6, units)),
+            cpu_share: rounded(ratio(used, wall)),
+            user_part,
+        }
+    }
+}
+
+impl IdleMemory {
+    /// The memory before connections are opened.
+    pub(crate) fn before(memory: Memory) -> Self {
+        Self {
+            pss_before: memory.pss,
+            rss_before: memory.rss,
+            private_before: memory.private,
+            ..Self::default()
+        }
+    }
+
+    /// The memory with `held` connections open.
+    pub(crate) fn holding(&mut self, memory: Memory, held: usize) {
+        let per_connection = |now: u64, before: u64| rounded(quotient(now as f64 - before as f64, held as f64));
+        self.pss_holding = memory.pss;
+        self.bytes_per_connection = per_connection(memory.pss, self.pss_before);
+        self.rss_per_connection = per_connection(memory.rss, self.rss_before);
+        self.private_per_connection = per_connection(memory.private, self.private_before);
+    }
+
+    /// The memory after all were closed.
+    pub(crate) fn closed(&mut self, memory: Memory) {
+        self.pss_closed = memory.pss;
+    }
+}
+
+impl Display for Unit {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Handshake => "handshake",
+            Self::Message => "message",
+            Self::Megabyte => "MB",
+            Self::Connection => "connection",
+        })
+    }
+}
+
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let unit = self.unit;
+        let (work, target, connections) = (&self.work, &self.target, self.connections);
+        writeln!(
+            f,
+            "{work} to {target}, {connections} connections, {:.1} s",
+            self.duration_s
+        )?;
+        for parameters in &self.negotiated {
+            let NegotiatedCount {
+                version,
+                suite,
+                group,
+                handshake,
+                count,
+            } = parameters;
+            writeln!(
+                f,
+                "  negotiated  {version} {suite} {group}, {handshake}: {count} connections"
+            )?;
+        }
+        writeln!(
+            f,
+            "  rate        {:.1} {unit}/s ({:.1} in all)",
+            self.rate_per_s, self.units
+        )?;
+        if let Some(Latency {
+            mean,
+            p50,
+            p90,
+            p99,
+            p999,
+            max,
+        }) = self.latency_us
+        {
+            writeln!(
+                f,
+                "  latency µs  mean {mean} p50 {p50} p90 {p90} p99 {p99} p99.9 {p999} max {max}"
+            )?;
+        }
+        if let Some(server) = &self.server {
+            writeln!(f, "  server      {}", server.line(unit))?;
+        }
+        writeln!(f, "  client      {}", self.client.line(unit))?;
+        if let Some(idle) = &self.idle {
+            writeln!(f, "  held        {} connections, {} lost", idle.held, idle.lost)?;
+            if let Some(memory) = &idle.memory {
+                let IdleMemory {
+                    bytes_per_connection,
+                    rss_per_connection,
+                    private_per_connection,
+                    ..
+                } = memory;
+                writeln!(
+                    f,
+                    "  memory      {bytes_per_connection:.0} bytes per connection (pss), {rss_per_connection:.0} (rss), \
+                     {private_per_connection:.0} (private)"
+                )?;
+            }
+        }
+        let Totals {
+            opened,
+            closed_in_order,
+            closed_without_notify,
+            reset_after_close,
+            ..
+        } = self.totals;
+        writeln!(
+            f,
+            "  connections {opened} opened; closed {closed_in_order} in order, {closed_without_notify} without \
+             close_notify, {reset_after_close} by reset"
+        )?;
+        for (kind, error) in &self.errors {
+            writeln!(f, "  error       {kind}: {} ({})", error.count, error.first)?;
+        }
+        Ok(())
+    }
+}
+
+impl Cpu {
+    fn line(&self, unit: Unit) -> String {
+        let mut line = format!(
+            "{:.2} CPU-µs/{unit}, {:.0} % of a CPU",
+            self.cpu_us_per_unit,
+            self.cpu_share * 100.0
+        );
+        if let Some(user) = self.user_part {
+            write!(line, ", {:.0} % of it user", user * 100.0).expect("writing to a String cannot fail");
+        }
+        line
+    }
+}
+
+fn negotiated(tally: &Tally) -> Vec<NegotiatedCount> {
+    let count = |(parameters, &count): (&crate::connection::Negotiated, &u64)| NegotiatedCount {
+        version: parameters.version.clone(),
+        suite: parameters.suite.clone(),
+        group: parameters.group.clone(),
+        handshake: parameters.handshake.clone(),
+        count,
+    };
+    tally.negotiated.iter().map(count).collect()
+}
+
+fn errors(tally: &Tally) -> BTreeMap<String, ErrorCount> {
+    let entry = |(kind, failure): (&&str, &crate::measure::FailureCount)| {
+        (
+            (*kind).to_owned(),
+            ErrorCount {
+                count: failure.count,
+                first: failure.first.clone(),
+            },
+        )
+    };
+    tally.failures.iter().map(entry).collect()
+}
+
+fn ratio(part: Duration, whole: Duration) -> f64 {
+    quotient(part.as_secs_f64(), whole.as_secs_f64())
+}
+
+/// 0 instead of a number that JSON cannot hold.
+fn quotient(part: f64, whole: f64) -> f64 {
+    if whole == 0.0 { 0.0 } else { part / whole }
+}
+
+/// Three decimals: more are noise.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}

@@ -1,0 +1,164 @@
+//! The client's TLS settings: one version, the wanted suites and groups, no resumption.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::args::{ClientArgs, TlsVersion};
+use crate::error::PerfError;
+
+/// Builds the configuration that every connection of a run uses.
+///
+/// Resumption is off, so each handshake is a full one.
+///
+/// # Errors
+/// Names the flag whose value is unknown, or the CA file that cannot be read.
+pub(crate) fn client_config(args: &ClientArgs) -> Result<ClientConfig, PerfError> {
+    let provider = provider(args)?;
+    let versions = match args.tls {
+        TlsVersion::Tls12 => &[&version::TLS12],
+        TlsVersion::Tls13 => &[&version::TLS13],
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
+    let mut config = match &args.ca {
+        Some(file) => builder
+            .with_root_certificates(trust_anchors(file)?)
+            .with_no_client_auth(),
+        None => {
+            let schemes = aws_lc_rs::default_provider()
+                .signature_verification_algorithms
+                .supported_schemes();
+            let trusting = Arc::new(TrustEverything { schemes });
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(trusting)
+                .with_no_client_auth()
+        }
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn provider(args: &ClientArgs) -> Result<CryptoProvider, PerfError> {
+    let mut provider = aws_lc_rs::default_provider();
+    let wanted_version = match args.tls {
+        TlsVersion::Tls12 => rustls::ProtocolVersion::TLSv1_2,
+        TlsVersion::Tls13 => rustls::ProtocolVersion::TLSv1_3,
+    };
+    provider
+        .cipher_suites
+        .retain(|suite| suite.version().version == wanted_version);
+    let suites: Vec<String> = provider
+        .cipher_suites
+        .iter()
+        .map(|suite| name(&suite.suite()))
+        .collect();
+    match args.suite.as_str() {
+        "any" => {}
+        "aes128" => provider
+            .cipher_suites
+            .retain(|suite| name(&suite.suite()).contains("AES_128_GCM")),
+        wanted => provider
+            .cipher_suites
+            .retain(|suite| same_suite(&name(&suite.suite()), wanted)),
+    }
+    if provider.cipher_suites.is_empty() {
+        return Err(unknown("--suite", &args.suite, "aes128", &suites));
+    }
+    let groups: Vec<String> = provider.kx_groups.iter().map(|group| name(&group.name())).collect();
+    if args.group != "any" {
+        provider
+            .kx_groups
+            .retain(|group| name(&group.name()).eq_ignore_ascii_case(&args.group));
+    }
+    if provider.kx_groups.is_empty() {
+        return Err(unknown("--group", &args.group, "any", &groups));
+    }
+    Ok(provider)
+}
+
+/// rustls' name of a registered value, which is IANA's but for the TLS 1.3 suites (`TLS13_AES_…`).
+pub(crate) fn name(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+fn same_suite(rustls_name: &str, wanted: &str) -> bool {
+    rustls_name.eq_ignore_ascii_case(wanted) || rustls_name.replace("TLS13_", "TLS_").eq_ignore_ascii_case(wanted)
+}
+
+fn unknown(flag: &'static str, found: &str, shorthand: &str, legal: &[String]) -> PerfError {
+    PerfError::Flag {
+        flag,
+        found: found.to_owned(),
+        expected: format!("{shorthand} or one of {}", legal.join(", ")),
+    }
+}
+
+fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {
+    let flag_error = |expected: String| PerfError::Flag {
+        flag: "--ca",
+        found: file.display().to_string(),
+        expected,
+    };
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(file)
+        .map_err(|error| flag_error(format!("a readable PEM file ({error})")))?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| flag_error(format!("PEM certificates ({error})")))?;
+    for certificate in certificates {
+        roots
+            .add(certificate)
+            .map_err(|error| flag_error(format!("usable CA certificates ({error})")))?;
+    }
+    if roots.is_empty() {
+        return Err(flag_error("at least one PEM certificate".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Believes every certificate and signature: `--insecure`.
+#[derive(Debug)]
+struct TrustEverything {
+    schemes: Vec<SignatureScheme>,
+}
+
+impl ServerCertVerifier for TrustEverything {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes.clone()
+    }
+}

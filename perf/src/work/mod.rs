@@ -1,0 +1,172 @@
+//! The kinds of work and the loop that those with a measuring window share.
+
+mod bulk;
+mod echo;
+mod handshake;
+mod idle;
+
+use std::time::{Duration, Instant};
+
+use crate::args::Command;
+use crate::connection::{Connection, Failure, Progress};
+use crate::engine::Engine;
+use crate::error::PerfError;
+use crate::measure::{Meter, Tally, Window};
+use crate::plan::ClientPlan;
+use crate::procfs::Processes;
+use crate::report::{Report, Unit};
+
+/// How long the last connections may take to close after a run.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// How long it may take until all connections are open, on top of the plan's timeout.
+const OPENING_MAX: Duration = Duration::from_secs(60);
+
+/// What a kind of work does with its connections. Called by the engine.
+pub(crate) trait Work {
+    /// An established connection has news. Counts finished units, queues what is to be sent.
+    ///
+    /// # Errors
+    /// Ends the connection and is counted.
+    fn progress(
+        &mut self,
+        connection: &mut Connection,
+        progress: &Progress,
+        now: Instant,
+        tally: &mut Tally,
+    ) -> Result<Next, Failure>;
+
+    /// A connection has been closed in order from our side.
+    fn finished(&mut self, connection: &Connection, tally: &mut Tally);
+}
+
+/// What is to happen with the connection after [`Work::progress`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Wait for events.
+    Wait,
+    /// Call again as soon as everything queued has been sent.
+    Again,
+    /// Close in order.
+    Close,
+}
+
+/// Runs a client command to its end.
+///
+/// # Errors
+/// When the run could not start or has no result; failed connections are in the report instead.
+pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
+    match command {
+        Command::Handshake(args) => handshake::run(args),
+        Command::Echo(args) => echo::run(args),
+        Command::Bulk(args) => bulk::run(args),
+        Command::Idle(args) => idle::run(args),
+        Command::Origin(args) => Err(PerfError::Flag {
+            flag: "command",
+            found: format!("origin --listen {}", args.listen),
+            expected: "a client command; run the origin with origin::Origin".to_owned(),
+        }),
+    }
+}
+
+/// How a steady run begins and ends.
+pub(crate) struct Steady {
+    pub(crate) unit: Unit,
+    /// The warm-up begins when all connections are established, not at once.
+    pub(crate) wait_for_all: bool,
+    /// Stop after this many measured units.
+    pub(crate) units_max: Option<u64>,
+    /// Stop after this many measured bytes.
+    pub(crate) bytes_max: Option<u64>,
+    /// Connections are closed in order at the end, not dropped.
+    pub(crate) close_in_order: bool,
+}
+
+impl Steady {
+    /// Keeps `plan.connections` connections at work, through warm-up and measuring window, then ends them.
+    pub(crate) fn run(&self, name: &str, plan: &ClientPlan, work: &mut dyn Work) -> Result<Report, PerfError> {
+        let mut tally = Tally::new();
+        let mut engine = Engine::new(plan)?;
+        let opened_at = Instant::now();
+        for slot in 0..plan.connections {
+            engine.open(slot, Instant::now(), work, &mut tally);
+        }
+        if self.wait_for_all {
+            while engine.established() < plan.connections {
+                if opened_at.elapsed() > plan.timeout + OPENING_MAX {
+                    let established = engine.established();
+                    let connections = plan.connections;
+                    return Err(PerfError::GaveUp(format!(
+                        "only {established} of {connections} connections opened"
+                    )));
+                }
+                turn(&mut engine, Duration::MAX, work, &mut tally)?;
+            }
+        }
+        let warm_at = Instant::now() + plan.warmup;
+        while let Some(left) = remaining(warm_at) {
+            turn(&mut engine, left, work, &mut tally)?;
+        }
+        let window = self.measure(plan, &mut engine, work, &mut tally)?;
+        if self.close_in_order {
+            let drained_at = Instant::now() + DRAIN_MAX.min(plan.timeout);
+            engine.drain(work, &mut tally);
+            while let (true, Some(left)) = (engine.live() > 0, remaining(drained_at)) {
+                engine.turn(left, work, &mut tally)?;
+            }
+        }
+        engine.abort();
+        Ok(Report::new(name, self.unit, plan, &tally, &window))
+    }
+
+    fn measure(
+        &self,
+        plan: &ClientPlan,
+        engine: &mut Engine<'_>,
+        work: &mut dyn Work,
+        tally: &mut Tally,
+    ) -> Result<Window, PerfError> {
+        let server = server_processes(plan)?;
+        let meter = Meter::start(server)?;
+        tally.set_measuring(true);
+        let end = Instant::now() + plan.duration;
+        while let Some(left) = remaining(end) {
+            if self.units_max.is_some_and(|most| tally.units >= most)
+                || self.bytes_max.is_some_and(|most| tally.bytes >= most)
+            {
+                break;
+            }
+            turn(engine, left, work, tally)?;
+        }
+        tally.set_measuring(false);
+        meter.stop()
+    }
+}
+
+/// The server's processes as they are now, if any were named.
+pub(crate) fn server_processes(plan: &ClientPlan) -> Result<Option<Processes>, PerfError> {
+    if plan.server_pids.is_empty() {
+        return Ok(None);
+    }
+    Processes::find(&plan.server_pids, plan.server_children).map(Some)
+}
+
+/// One turn of the engine in a closed loop: what has ended is opened again.
+fn turn(engine: &mut Engine<'_>, timeout: Duration, work: &mut dyn Work, tally: &mut Tally) -> Result<(), PerfError> {
+    engine.turn(timeout, work, tally)?;
+    for slot in engine.take_freed() {
+        engine.open(slot, Instant::now(), work, tally);
+    }
+    Ok(())
+}
+
+/// The time left until `end`; `None` when it has come.
+pub(crate) fn remaining(end: Instant) -> Option<Duration> {
+    let left = end.saturating_duration_since(Instant::now());
+    (!left.is_zero()).then_some(left)
+}
+
+/// Nanoseconds since a unit began.
+pub(crate) fn nanoseconds_since(started: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(started).as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,360 @@
+//! Every kind of work against a TLS relay in this process with the real origin behind it; the relay's and the
+//! origin's counts must agree with the report.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
+mod relay;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use clap::Parser;
+use relay::{Fault, Relay};
+use ringlock_perf::args::{Cli, Command};
+use ringlock_perf::origin::{Origin, OriginReport};
+use ringlock_perf::report::Report;
+use ringlock_perf::{PerfError, run};
+
+/// An origin that runs in a thread until it is asked for its counts.
+struct RunningOrigin {
+    address: String,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<OriginReport>,
+}
+
+fn origin(mode: &str, more: &[&str]) -> RunningOrigin {
+    let line = ["ringlock-perf", "origin", "--listen", "127.0.0.1:0", "--mode", mode];
+    let Command::Origin(args) = Cli::parse_from(line.iter().chain(more)).command else {
+        panic!("origin is a command")
+    };
+    let mut origin = Origin::new(&args).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (address, stopped) = (origin.address().to_string(), stop.clone());
+    RunningOrigin {
+        address,
+        stop,
+        thread: std::thread::spawn(move || origin.run(&stopped).unwrap()),
+    }
+}
+
+impl RunningOrigin {
+    fn finish(self) -> OriginReport {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Runs `work` (a command with its own flags) against the relay, as short as its counts allow.
+fn drive(relay: &Relay, work: &str) -> Result<Report, PerfError> {
+    drive_target(&relay.address, relay.ca(), work)
+}
+
+fn drive_target(target: &str, ca: &str, work: &str) -> Result<Report, PerfError> {
+    let pid = std::process::id().to_string();
+    let common = ["--target", target, "--ca", ca, "--warmup", "0s", "--server-pid", &pid];
+    let line = std::iter::once("ringlock-perf").chain(work.split(' ')).chain(common);
+    run(&Cli::parse_from(line).command)
+}
+
+fn assert_negotiated(report: &Report, version: &str, suite: &str, group: &str) {
+    let [parameters] = report.negotiated.as_slice() else {
+        panic!("one set of parameters: {:?}", report.negotiated)
+    };
+    let found = [
+        &parameters.version,
+        &parameters.suite,
+        &parameters.group,
+        &parameters.handshake,
+    ]
+    .map(String::as_str);
+    assert_eq!(found, [version, suite, group, "Full"]);
+    assert_eq!(parameters.count, report.totals.established);
+}
+
+#[test]
+fn handshakes_are_counted_once_each_and_closed_in_order() {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(&relay, "handshake --connections 4 --count 40 --duration 30s").unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert!((40.0..44.0).contains(&report.units), "{report}");
+    let totals = report.totals;
+    assert_eq!(
+        (totals.established, totals.closed_in_order),
+        (totals.opened, totals.opened)
+    );
+    assert_eq!(totals.units, totals.opened);
+    assert_negotiated(&report, "TLSv1_3", "TLS13_AES_128_GCM_SHA256", "X25519");
+    let latency = report.latency_us.unwrap();
+    assert!(
+        0.0 < latency.p50 && latency.p50 <= latency.p99 && latency.p99 <= latency.max,
+        "{latency:?}"
+    );
+    assert!(report.server.unwrap().cpu_us_per_unit > 0.0);
+    assert_eq!(relay.finish().handshakes, totals.opened);
+    assert_eq!(origin.finish().accepted, totals.opened);
+}
+
+#[test]
+fn an_exchange_brings_one_byte_to_the_origin_and_back() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(&relay, "handshake --exchange --connections 2 --count 10 --duration 30s").unwrap();
+    assert!(report.is_clean(), "{report}");
+    relay.finish();
+    let counts = origin.finish();
+    assert!(report.totals.units >= 10);
+    // The last connections may be closed before their byte comes back.
+    assert!(
+        (report.totals.units..=report.totals.units + 2).contains(&counts.received),
+        "{counts:?} {report}"
+    );
+    assert_eq!(counts.received, counts.sent);
+    assert_eq!(counts.accepted, report.totals.opened);
+}
+
+#[test]
+fn a_close_by_the_server_can_be_waited_for() {
+    let origin = origin("close", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(
+        &relay,
+        "handshake --expect-close --connections 2 --count 10 --duration 30s",
+    )
+    .unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.totals.closed_in_order, report.totals.opened);
+    relay.finish();
+    assert_eq!(origin.finish().accepted, report.totals.opened);
+}
+
+#[test]
+fn version_suite_and_group_are_the_ones_asked_for() {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let flags = "--connections 1 --count 2 --duration 30s --tls 1.2 --group secp384r1";
+    let suite = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
+    let report = drive(&relay, &format!("handshake {flags} --suite {suite}")).unwrap();
+    assert_negotiated(&report, "TLSv1_2", suite, "secp384r1");
+    let report = drive(
+        &relay,
+        "handshake --connections 1 --count 2 --duration 30s --group x25519mlkem768",
+    )
+    .unwrap();
+    assert_negotiated(&report, "TLSv1_3", "TLS13_AES_128_GCM_SHA256", "X25519MLKEM768");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn echoed_messages_are_all_at_the_origin() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(&relay, "echo --connections 3 --size 700 --count 60 --duration 30s").unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert!((60.0..=63.0).contains(&report.units), "{report}");
+    assert_eq!(report.totals.opened, 3);
+    relay.finish();
+    let counts = origin.finish();
+    let bytes = report.totals.units * 700;
+    assert!(
+        (bytes..=bytes + 3 * 700).contains(&counts.received),
+        "{counts:?} {report}"
+    );
+}
+
+#[test]
+fn a_changed_byte_in_an_echo_is_noticed() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::ChangeByte);
+    let error = drive(&relay, "echo --connections 1 --duration 30s --errors-max 3")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("other bytes than were sent"), "{error}");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn uploaded_bytes_all_arrive_at_the_origin() {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(
+        &relay,
+        "bulk --direction upload --connections 2 --bytes 4MB --duration 30s",
+    )
+    .unwrap();
+    assert!(report.is_clean() && report.bytes >= 4_000_000, "{report}");
+    assert_eq!(report.totals.closed_in_order, 2);
+    relay.finish();
+    assert_eq!(origin.finish().received, report.totals.bytes);
+}
+
+#[test]
+fn a_bounded_download_ends_in_order_and_is_counted_to_the_byte() {
+    let origin = origin("send", &["--bytes", "300000"]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(
+        &relay,
+        "bulk --direction download --connections 1 --bytes 3MB --duration 30s",
+    )
+    .unwrap();
+    assert!(report.is_clean() && report.bytes >= 3_000_000, "{report}");
+    let totals = report.totals;
+    assert!(totals.closed_in_order >= 9, "{report}");
+    let (least, most) = (totals.closed_in_order * 300_000, totals.opened * 300_000);
+    assert!((least..=most).contains(&totals.bytes), "{report}");
+    relay.finish();
+    assert!(origin.finish().sent >= totals.bytes);
+}
+
+#[test]
+fn idle_connections_are_held_and_measured() {
+    let origin = origin("accept", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(&relay, "idle --connections 40 --opening 8 --settle 100ms --hold 100ms").unwrap();
+    assert!(report.is_clean(), "{report}");
+    let idle = report.idle.unwrap();
+    assert_eq!((idle.held, idle.lost), (40, 0));
+    let memory = idle.memory.unwrap();
+    // This process is server, client and origin: a connection must show.
+    assert!(
+        memory.pss_holding > memory.pss_before && memory.bytes_per_connection > 0.0,
+        "{memory:?}"
+    );
+    assert_eq!((report.totals.opened, report.totals.closed_in_order), (41, 41));
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn idle_connections_that_the_server_closes_are_lost() {
+    let relay = Relay::start("127.0.0.1:1", Fault::HangUp(Duration::from_millis(800)));
+    let report = drive(&relay, "idle --connections 5 --settle 0s --hold 2s").unwrap();
+    let idle = report.idle.unwrap();
+    assert_eq!((idle.held, idle.lost), (5, 5));
+    assert!(
+        !report.is_clean() && report.errors.contains_key("closed_by_peer"),
+        "{report}"
+    );
+    relay.finish();
+}
+
+#[test]
+fn a_missing_close_notify_is_told_apart() {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::NoCloseNotify);
+    let report = drive(&relay, "handshake --connections 1 --count 3 --duration 30s").unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(
+        (report.totals.closed_in_order, report.totals.closed_without_notify),
+        (0, report.totals.opened)
+    );
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn nobody_listening_is_refused_and_given_up() {
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let relay = Relay::start(&address, Fault::None);
+    let error = drive_target(&address, relay.ca(), "handshake --errors-max 5")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("connection refused") && error.contains("gave up"),
+        "{error}"
+    );
+    relay.finish();
+}
+
+#[test]
+fn a_silent_server_times_out() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let relay = Relay::start(&address, Fault::None);
+    let flags = "handshake --connections 1 --errors-max 1 --timeout 100ms";
+    let error = drive_target(&address, relay.ca(), flags).unwrap_err().to_string();
+    assert!(
+        error.contains("timed out while connecting or in the handshake"),
+        "{error}"
+    );
+    relay.finish();
+}
+
+#[test]
+fn a_certificate_of_another_ca_is_refused_unless_insecure() {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let other = Relay::start(&origin.address, Fault::None);
+    let flags = "handshake --connections 1 --count 1 --errors-max 2";
+    let error = drive_target(&relay.address, other.ca(), flags).unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    let line = format!(
+        "ringlock-perf {flags} --warmup 0s --target {} --insecure",
+        relay.address
+    );
+    assert!(run(&Cli::parse_from(line.split(' ')).command).unwrap().is_clean());
+    relay.finish();
+    other.finish();
+    origin.finish();
+}
+
+#[test]
+fn json_has_the_documented_fields() {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(&relay, "handshake --connections 1 --count 2 --duration 30s").unwrap();
+    let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
+    for pointer in [
+        "/schema",
+        "/units",
+        "/rate_per_s",
+        "/latency_us/p999",
+        "/server/cpu_us_per_unit",
+        "/client/cpu_share",
+        "/negotiated/0/suite",
+        "/totals/opened",
+        "/errors",
+    ] {
+        assert!(json.pointer(pointer).is_some(), "{pointer} is missing in {json}");
+    }
+    assert_eq!(
+        (&json["work"], &json["unit"]),
+        (&"handshake".into(), &"handshake".into())
+    );
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn flags_that_cannot_be_used_are_named() {
+    let cases = [
+        ("handshake --group X448", "--group: found `X448`"),
+        ("handshake --suite RC4", "--suite: found `RC4`"),
+        ("handshake --connections 0", "--connections: found `0`"),
+        ("echo --size 0", "--size: found `0`"),
+        ("idle --opening 0", "--opening: found `0`"),
+        ("handshake --duration 0s", "--duration"),
+        ("handshake --cpu 100000", "--cpu: found `100000`"),
+    ];
+    for (work, expected) in cases {
+        let line = format!("ringlock-perf {work} --target 127.0.0.1:1 --insecure");
+        let error = run(&Cli::parse_from(line.split(' ')).command).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = drive_target("127.0.0.1:1", "/nonexistent/ca.pem", "handshake")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("--ca: found `/nonexistent/ca.pem`"), "{error}");
+}
