@@ -14,7 +14,11 @@ pub struct SendBuffer {
 
 impl SendBuffer {
     fn new(capacity: usize) -> SendBuffer {
-        SendBuffer { bytes: vec![0; capacity].into_boxed_slice(), start: 0, end: 0 }
+        SendBuffer {
+            bytes: vec![0; capacity].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
     }
 
     /// What has still to be sent.
@@ -60,7 +64,10 @@ pub struct SendPool {
 
 impl Default for SendPool {
     fn default() -> Self {
-        SendPool { free: std::array::from_fn(|_| Vec::new()), lent_bytes: 0 }
+        SendPool {
+            free: std::array::from_fn(|_| Vec::new()),
+            lent_bytes: 0,
+        }
     }
 }
 
@@ -75,7 +82,9 @@ impl SendPool {
     fn take(&mut self, bytes: usize) -> SendBuffer {
         let class = POOL_CLASS_BYTES.iter().position(|&capacity| capacity >= bytes);
         let buffer = match class {
-            Some(class) => self.free[class].pop().unwrap_or_else(|| SendBuffer::new(POOL_CLASS_BYTES[class])),
+            Some(class) => self.free[class]
+                .pop()
+                .unwrap_or_else(|| SendBuffer::new(POOL_CLASS_BYTES[class])),
             None => SendBuffer::new(bytes),
         };
         self.lent_bytes += buffer.bytes.len();
@@ -87,7 +96,9 @@ impl SendPool {
         self.lent_bytes -= buffer.bytes.len();
         buffer.start = 0;
         buffer.end = 0;
-        if let Some(class) = POOL_CLASS_BYTES.iter().position(|&capacity| capacity == buffer.bytes.len())
+        if let Some(class) = POOL_CLASS_BYTES
+            .iter()
+            .position(|&capacity| capacity == buffer.bytes.len())
             && self.free[class].len() < POOL_CLASS_KEEP[class]
         {
             self.free[class].push(buffer);
@@ -136,7 +147,10 @@ impl Outbox {
 
     /// The kernel gives a buffer back, having sent `sent` bytes of it.
     pub fn returned(&mut self, mut buffer: SendBuffer, sent: usize, pool: &mut SendPool) {
-        debug_assert!(self.in_flight_bytes == buffer.len(), "only the buffer that was taken comes back");
+        debug_assert!(
+            self.in_flight_bytes == buffer.len(),
+            "only the buffer that was taken comes back"
+        );
         self.in_flight_bytes = 0;
         buffer.consume(sent);
         if buffer.is_empty() {
@@ -155,7 +169,10 @@ impl Outbox {
 
     /// A place to append bytes.
     pub fn sink<'a>(&'a mut self, pool: &'a mut SendPool) -> Sink<'a> {
-        Sink { filling: &mut self.filling, pool }
+        Sink {
+            filling: &mut self.filling,
+            pool,
+        }
     }
 }
 

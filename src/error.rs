@@ -113,7 +113,10 @@ impl HandshakeFailure {
     #[must_use]
     pub fn index(&self) -> usize {
         let label = self.label();
-        Self::LABELS.iter().position(|&l| l == label).expect("LABELS has every label; a unit test compares them")
+        Self::LABELS
+            .iter()
+            .position(|&l| l == label)
+            .expect("LABELS has every label; a unit test compares them")
     }
 }
 
@@ -123,7 +126,11 @@ impl fmt::Display for HandshakeFailure {
             HandshakeFailure::NotTls { plain_http: true } => f.write_str("client speaks plain HTTP to a TLS port"),
             HandshakeFailure::NotTls { plain_http: false } => f.write_str("client does not speak TLS"),
             HandshakeFailure::HelloTooLarge => {
-                write!(f, "ClientHello is longer than {} bytes", crate::limits::CLIENT_HELLO_BYTES_MAX)
+                write!(
+                    f,
+                    "ClientHello is longer than {} bytes",
+                    crate::limits::CLIENT_HELLO_BYTES_MAX
+                )
             }
             HandshakeFailure::MalformedHello => f.write_str("ClientHello is malformed"),
             HandshakeFailure::VersionTooOld { offered } => match offered {

@@ -73,10 +73,22 @@ pub const EJECTION_MIN: Duration = Duration::from_secs(1);
 /// Longest ejection: a server that comes back is found again within this time.
 pub const EJECTION_MAX: Duration = Duration::from_secs(60);
 
-const _: () = assert!(SERVERS_PER_UPSTREAM_MAX <= u128::BITS as usize, "Tried has one bit for each server");
-const _: () = assert!(CONNECT_FAILURES_TO_EJECT > 0, "a server is not ejected without a failure");
-const _: () = assert!(HIGH_WATER_BYTES >= RECEIVE_BYTES_MAX, "one receive must fit below the high-water mark");
-const _: () = assert!(CLIENT_HELLO_BYTES_MAX <= RECEIVE_BYTES_MAX, "a ClientHello fits one receive");
+const _: () = assert!(
+    SERVERS_PER_UPSTREAM_MAX <= u128::BITS as usize,
+    "Tried has one bit for each server"
+);
+const _: () = assert!(
+    CONNECT_FAILURES_TO_EJECT > 0,
+    "a server is not ejected without a failure"
+);
+const _: () = assert!(
+    HIGH_WATER_BYTES >= RECEIVE_BYTES_MAX,
+    "one receive must fit below the high-water mark"
+);
+const _: () = assert!(
+    CLIENT_HELLO_BYTES_MAX <= RECEIVE_BYTES_MAX,
+    "a ClientHello fits one receive"
+);
 
 /// Size classes of send buffers: a handshake flight or a small message; one full record; one receive sealed; the high-water
 /// mark plus one receive, sealed (at most 29 bytes for each 16 KiB).
@@ -101,7 +113,10 @@ pub const URING_ENTRIES: u32 = 1024;
 /// Completion queue of a ring. The kernel keeps what does not fit.
 pub const URING_COMPLETIONS: u32 = 8192;
 
-const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "the kernel's buffer ring has a power of two of entries");
+const _: () = assert!(
+    RECEIVE_BUFFERS.is_power_of_two(),
+    "the kernel's buffer ring has a power of two of entries"
+);
 
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;

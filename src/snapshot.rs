@@ -88,9 +88,13 @@ impl Snapshot {
     pub fn load(config: Config, workers: usize, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<LoadError>> {
         let mut errors = Vec::new();
         let identities = collect(&config.identities, &mut errors, load_identity);
-        let upstreams = collect(&config.upstreams, &mut errors, |upstream| load_upstream(upstream, workers));
+        let upstreams = collect(&config.upstreams, &mut errors, |upstream| {
+            load_upstream(upstream, workers)
+        });
         let listeners = if errors.is_empty() {
-            collect(&config.listeners, &mut errors, |listener| load_listener(listener, &identities, previous))
+            collect(&config.listeners, &mut errors, |listener| {
+                load_listener(listener, &identities, previous)
+            })
         } else {
             Vec::new()
         };
@@ -98,7 +102,13 @@ impl Snapshot {
             return Err(errors);
         }
         let epoch = previous.map_or(1, |snapshot| snapshot.epoch + 1);
-        Ok(Snapshot { epoch, config, listeners, upstreams, identities })
+        Ok(Snapshot {
+            epoch,
+            config,
+            listeners,
+            upstreams,
+            identities,
+        })
     }
 
     /// The server that an id of this snapshot's balancer means.
@@ -139,16 +149,19 @@ impl Listener {
     }
 }
 
-fn collect<T, U>(
-    items: &[T],
-    errors: &mut Vec<LoadError>,
-    mut load: impl FnMut(&T) -> Result<U, LoadError>,
-) -> Vec<U> {
-    items.iter().filter_map(|item| load(item).map_err(|error| errors.push(error)).ok()).collect()
+fn collect<T, U>(items: &[T], errors: &mut Vec<LoadError>, mut load: impl FnMut(&T) -> Result<U, LoadError>) -> Vec<U> {
+    items
+        .iter()
+        .filter_map(|item| load(item).map_err(|error| errors.push(error)).ok())
+        .collect()
 }
 
 fn load_identity(settings: &config::Identity) -> Result<Arc<Identity>, LoadError> {
-    let error = |key, what| LoadError { part: format!("identity \"{}\"", settings.name), key, what };
+    let error = |key, what| LoadError {
+        part: format!("identity \"{}\"", settings.name),
+        key,
+        what,
+    };
     let certificate = read(&settings.certificate).map_err(|what| error("certificate", what))?;
     let mut key = read(&settings.key).map_err(|what| error("key", what))?;
     let identity = Identity::from_pem(&settings.name, &certificate, &key);
@@ -168,7 +181,9 @@ fn load_identity(settings: &config::Identity) -> Result<Arc<Identity>, LoadError
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let size = std::fs::metadata(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|e| format!("cannot read {}: {e}", path.display()))?
+        .len();
     if size > CERTIFICATE_FILE_BYTES_MAX {
         return Err(format!(
             "{} has {size} bytes, expected at most {CERTIFICATE_FILE_BYTES_MAX}: is it a PEM file?",
@@ -179,14 +194,20 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream, LoadError> {
-    let error = |what| LoadError { part: format!("upstream \"{}\"", settings.name), key: "servers", what };
+    let error = |what| LoadError {
+        part: format!("upstream \"{}\"", settings.name),
+        key: "servers",
+        what,
+    };
     let mut servers = Vec::new();
     for address in &settings.servers {
         let endpoints: Vec<ServerEndpoint> = match address {
             ServerAddress::Unix(path) => vec![ServerEndpoint::Unix(path.clone())],
-            ServerAddress::Host(host, port) => {
-                resolve(host, *port).map_err(error)?.into_iter().map(ServerEndpoint::Tcp).collect()
-            }
+            ServerAddress::Host(host, port) => resolve(host, *port)
+                .map_err(error)?
+                .into_iter()
+                .map(ServerEndpoint::Tcp)
+                .collect(),
         };
         servers.extend(endpoints.into_iter().map(|endpoint| Server {
             label: endpoint.to_string().into(),
@@ -196,9 +217,14 @@ fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream
     }
     if servers.len() > SERVERS_PER_UPSTREAM_MAX {
         let found = servers.len();
-        return Err(error(format!("the servers have {found} addresses, expected at most {SERVERS_PER_UPSTREAM_MAX}")));
+        return Err(error(format!(
+            "the servers have {found} addresses, expected at most {SERVERS_PER_UPSTREAM_MAX}"
+        )));
     }
-    Ok(Upstream { settings: settings.clone(), servers })
+    Ok(Upstream {
+        settings: settings.clone(),
+        servers,
+    })
 }
 
 fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
@@ -208,7 +234,11 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
             format!("cannot resolve \"{host}\" ({error}); expected a host name that resolves when the configuration is loaded, or an IP address")
         })?
         .collect();
-    if addresses.is_empty() { Err(format!("\"{host}\" has no address")) } else { Ok(addresses) }
+    if addresses.is_empty() {
+        Err(format!("\"{host}\" has no address"))
+    } else {
+        Ok(addresses)
+    }
 }
 
 fn load_listener(
@@ -216,7 +246,11 @@ fn load_listener(
     identities: &[Arc<Identity>],
     previous: Option<&Snapshot>,
 ) -> Result<Listener, LoadError> {
-    let own = settings.identities.iter().map(|&IdentityId(position)| Arc::clone(&identities[position])).collect();
+    let own = settings
+        .identities
+        .iter()
+        .map(|&IdentityId(position)| Arc::clone(&identities[position]))
+        .collect();
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
     let policy = Policy::new(&settings.tls, selector, Cpu::detect()).map_err(|error| LoadError {
         part: format!("listener \"{}\"", settings.name),

@@ -181,7 +181,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         if !self.operations.is_empty() {
             return Some(self.driver.now());
         }
-        let retries = self.listening.iter().flatten().filter_map(|listening| listening.retry_at);
+        let retries = self
+            .listening
+            .iter()
+            .flatten()
+            .filter_map(|listening| listening.retry_at);
         self.timers.next().into_iter().chain(retries).min()
     }
 
@@ -195,7 +199,14 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                     return;
                 };
                 match buffer {
-                    None => self.handle(token, Input::Received { side, bytes: &mut [], more }),
+                    None => self.handle(
+                        token,
+                        Input::Received {
+                            side,
+                            bytes: &mut [],
+                            more,
+                        },
+                    ),
                     Some(buffer) => {
                         self.received(token, side, &buffer, more);
                         self.driver.recycle(buffer);
@@ -248,11 +259,20 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         generation.sessions += 1;
         let now = self.driver.now();
         let session = Session::new(now, &generation.snapshot, listener, self.driver.endpoints(socket));
-        let live = Live { session, config: self.current, downstream: Some(socket), upstream: None };
+        let live = Live {
+            session,
+            config: self.current,
+            downstream: Some(socket),
+            upstream: None,
+        };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
-                self.slots.push(Slot { generation: 0, timer: None, live: None });
+                self.slots.push(Slot {
+                    generation: 0,
+                    timer: None,
+                    live: None,
+                });
                 u32::try_from(self.slots.len() - 1).expect("a process has fewer than 2^32 connections")
             }
         };
@@ -290,16 +310,30 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn received(&mut self, token: Token, side: Side, buffer: &crate::net::buffer::ReceiveBuffer, more: bool) {
         let now = self.driver.now();
         let bytes = self.driver.received(buffer);
-        with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, token.slot, |session, cx| {
-            session.handle(now, Input::Received { side, bytes, more }, cx);
-        });
+        with_session(
+            &mut self.slots,
+            &mut self.generations,
+            &mut self.pool,
+            &self.shared,
+            token.slot,
+            |session, cx| {
+                session.handle(now, Input::Received { side, bytes, more }, cx);
+            },
+        );
     }
 
     fn handle(&mut self, token: Token, input: Input<'_>) {
         let now = self.driver.now();
-        with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, token.slot, |session, cx| {
-            session.handle(now, input, cx);
-        });
+        with_session(
+            &mut self.slots,
+            &mut self.generations,
+            &mut self.pool,
+            &self.shared,
+            token.slot,
+            |session, cx| {
+                session.handle(now, input, cx);
+            },
+        );
         self.obey_session(token.slot);
     }
 
@@ -307,9 +341,16 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn obey_session(&mut self, slot: u32) {
         loop {
             let mut output = None;
-            with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, slot, |session, cx| {
-                output = session.poll_output(cx);
-            });
+            with_session(
+                &mut self.slots,
+                &mut self.generations,
+                &mut self.pool,
+                &self.shared,
+                slot,
+                |session, cx| {
+                    output = session.poll_output(cx);
+                },
+            );
             match output {
                 None => break,
                 Some(Output::Done(cause)) => return self.done(slot, &cause),
@@ -338,7 +379,9 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             Side::Upstream => Role::Upstream,
         };
         let token = self.token(slot, role);
-        let socket = self.socket_mut(slot, side).expect("a session uses only sockets that are open");
+        let socket = self
+            .socket_mut(slot, side)
+            .expect("a session uses only sockets that are open");
         self.driver.submit(token, op(socket));
     }
 
@@ -348,14 +391,17 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
         // A server that could not even be tried has no socket.
         if let Some(socket) = self.socket_mut(slot, side).take() {
-            self.driver.close(socket, if reset { Close::Reset } else { Close::Orderly });
+            self.driver
+                .close(socket, if reset { Close::Reset } else { Close::Orderly });
         }
     }
 
     fn connect(&mut self, slot: u32, server: ServerId) {
         let token = self.token(slot, Role::Upstream);
         let snapshot = self.snapshot_of(slot);
-        let started = self.driver.connect(token, &snapshot.server(server.group, server.index).endpoint);
+        let started = self
+            .driver
+            .connect(token, &snapshot.server(server.group, server.index).endpoint);
         match started {
             Ok(socket) => {
                 *self.socket_mut(slot, Side::Upstream) = Some(socket);
@@ -376,17 +422,29 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             }
         }
         let now = self.driver.now();
-        with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, token.slot, |session, cx| {
-            session.handle(now, Input::Connected(result), cx);
-        });
+        with_session(
+            &mut self.slots,
+            &mut self.generations,
+            &mut self.pool,
+            &self.shared,
+            token.slot,
+            |session, cx| {
+                session.handle(now, Input::Connected(result), cx);
+            },
+        );
         self.mirror_server(token.slot);
         self.obey_session(token.slot);
     }
 
     /// Copies what the balancer knows of the session's server to the counters that others read.
     fn mirror_server(&mut self, slot: u32) {
-        let live = self.slots[slot as usize].live.as_ref().expect("only live sessions have servers");
-        let generation = self.generations[live.config].as_ref().expect("a live session's generation is kept");
+        let live = self.slots[slot as usize]
+            .live
+            .as_ref()
+            .expect("only live sessions have servers");
+        let generation = self.generations[live.config]
+            .as_ref()
+            .expect("a live session's generation is kept");
         if let Some(server) = live.session.server() {
             let metrics = &generation.snapshot.server(server.group, server.index).metrics[self.shared.index];
             metrics.connections.set(generation.balancer.connections(server) as u64);
@@ -397,13 +455,18 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn done(&mut self, slot: u32, cause: &Cause) {
         let entry = &mut self.slots[slot as usize];
         let live = entry.live.take().expect("a session is done once");
-        debug_assert!(live.downstream.is_none() && live.upstream.is_none(), "a session closes its sockets first");
+        debug_assert!(
+            live.downstream.is_none() && live.upstream.is_none(),
+            "a session closes its sockets first"
+        );
         self.free.push(slot);
         self.live -= 1;
         let metrics = &self.shared.metrics;
         metrics.live.set(self.live as u64);
         metrics.done[cause.index()].add(1);
-        let generation = self.generations[live.config].as_mut().expect("a live session's generation is kept");
+        let generation = self.generations[live.config]
+            .as_mut()
+            .expect("a live session's generation is kept");
         let snapshot = Arc::clone(&generation.snapshot);
         generation.sessions -= 1;
         if generation.sessions == 0 && live.config != self.current {
@@ -419,7 +482,9 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             return;
         }
         let (received, sent) = session.relayed();
-        let server = session.server().map(|server| Arc::clone(&snapshot.server(server.group, server.index).label));
+        let server = session
+            .server()
+            .map(|server| Arc::clone(&snapshot.server(server.group, server.index).label));
         let record = ConnectionRecord {
             listener: Arc::clone(&snapshot.listeners[session.listener()].name),
             peer: session.peer(),
@@ -440,7 +505,9 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     /// Answers the operations that wait, but only so many that established traffic is not kept waiting.
     fn run_operations(&mut self) {
         for _ in 0..HANDSHAKES_PER_TURN {
-            let Some((token, id, op)) = self.operations.pop_front() else { return };
+            let Some((token, id, op)) = self.operations.pop_front() else {
+                return;
+            };
             if self.side_of(token).is_some() {
                 let result = inline::run(&op);
                 self.shared.metrics.crypto_operations.add(1);
@@ -452,10 +519,20 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn arm_timer(&mut self, slot: u32) {
         let entry = &mut self.slots[slot as usize];
         let Some(live) = &entry.live else { return };
-        let generation = self.generations[live.config].as_ref().expect("a live session's generation is kept");
-        let Some(deadline) = live.session.poll_timeout(&generation.snapshot) else { return };
+        let generation = self.generations[live.config]
+            .as_ref()
+            .expect("a live session's generation is kept");
+        let Some(deadline) = live.session.poll_timeout(&generation.snapshot) else {
+            return;
+        };
         if entry.timer.is_none_or(|at| deadline < at) {
-            entry.timer = Some(self.timers.arm(deadline, Entry { slot, generation: entry.generation }));
+            entry.timer = Some(self.timers.arm(
+                deadline,
+                Entry {
+                    slot,
+                    generation: entry.generation,
+                },
+            ));
         }
     }
 
@@ -470,9 +547,16 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 continue;
             }
             entry.timer = None;
-            with_session(&mut self.slots, &mut self.generations, &mut self.pool, &self.shared, slot, |session, cx| {
-                session.handle_timeout(now, cx);
-            });
+            with_session(
+                &mut self.slots,
+                &mut self.generations,
+                &mut self.pool,
+                &self.shared,
+                slot,
+                |session, cx| {
+                    session.handle_timeout(now, cx);
+                },
+            );
             self.obey_session(slot);
         }
     }
@@ -495,7 +579,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             }
         }
         for bound in addresses {
-            let known = self.listening.iter_mut().flatten().find(|listening| listening.address == bound.address);
+            let known = self
+                .listening
+                .iter_mut()
+                .flatten()
+                .find(|listening| listening.address == bound.address);
             match (known, bound.socket) {
                 (Some(listening), _) => listening.listener = bound.listener,
                 (None, Some(socket)) => self.listen(bound.listener, bound.address, socket),
@@ -509,7 +597,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         let groups: Vec<GroupDescription> = snapshot
             .upstreams
             .iter()
-            .map(|upstream| GroupDescription { balance: upstream.settings.balance, servers: upstream.servers.len() })
+            .map(|upstream| GroupDescription {
+                balance: upstream.settings.balance,
+                servers: upstream.servers.len(),
+            })
             .collect();
         let balancer = Balancer::new(&groups, self.shared.index);
         if let Some(old) = self.generations.get_mut(self.current)
@@ -517,13 +608,28 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         {
             *old = None;
         }
-        self.current = place(&mut self.generations, Generation { snapshot, balancer, sessions: 0 });
+        self.current = place(
+            &mut self.generations,
+            Generation {
+                snapshot,
+                balancer,
+                sessions: 0,
+            },
+        );
     }
 
     fn listen(&mut self, listener: usize, address: SocketAddr, socket: OwnedFd) {
         match self.driver.listen(socket) {
             Ok(socket) => {
-                let position = place(&mut self.listening, Listening { socket, address, listener, retry_at: None });
+                let position = place(
+                    &mut self.listening,
+                    Listening {
+                        socket,
+                        address,
+                        listener,
+                        retry_at: None,
+                    },
+                );
                 self.driver.submit(listener_token(position), Op::Accept(socket));
             }
             // Lack of memory or descriptors in the driver: counted, and seen as a worker that accepts nothing here.
@@ -553,7 +659,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn token(&self, slot: u32, role: Role) -> Token {
-        Token { slot, generation: self.slots[slot as usize].generation, role }
+        Token {
+            slot,
+            generation: self.slots[slot as usize].generation,
+            role,
+        }
     }
 
     fn live_mut(&mut self, slot: u32) -> &mut Live<T> {
@@ -570,7 +680,12 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     fn snapshot_of(&self, slot: u32) -> Arc<Snapshot> {
         let live = self.slots[slot as usize].live.as_ref().expect("only live sessions act");
-        Arc::clone(&self.generations[live.config].as_ref().expect("a live session's generation is kept").snapshot)
+        Arc::clone(
+            &self.generations[live.config]
+                .as_ref()
+                .expect("a live session's generation is kept")
+                .snapshot,
+        )
     }
 }
 
@@ -590,7 +705,11 @@ fn place<U>(places: &mut Vec<Option<U>>, item: U) -> usize {
 
 fn listener_token(position: usize) -> Token {
     let slot = u32::try_from(position).expect("a process has fewer than 2^32 listeners");
-    Token { slot, generation: 0, role: Role::Listener }
+    Token {
+        slot,
+        generation: 0,
+        role: Role::Listener,
+    }
 }
 
 /// Calls `f` with the session in `slot` and what it borrows; nothing when the slot is empty.
@@ -602,8 +721,12 @@ fn with_session<T>(
     slot: u32,
     f: impl FnOnce(&mut Session<T>, &mut Context<'_>),
 ) {
-    let Some(live) = slots.get_mut(slot as usize).and_then(|slot| slot.live.as_mut()) else { return };
-    let Some(generation) = generations.get_mut(live.config).and_then(Option::as_mut) else { return };
+    let Some(live) = slots.get_mut(slot as usize).and_then(|slot| slot.live.as_mut()) else {
+        return;
+    };
+    let Some(generation) = generations.get_mut(live.config).and_then(Option::as_mut) else {
+        return;
+    };
     let mut cx = Context {
         snapshot: &generation.snapshot,
         balancer: &mut generation.balancer,

@@ -20,13 +20,17 @@ pub enum KeyError {
     #[error("found no private key, expected a PEM block PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY")]
     Missing,
     /// The key is protected by a pass phrase.
-    #[error("the private key is encrypted with a pass phrase, expected a plain PEM key (openssl pkey -in FILE -out PLAIN)")]
+    #[error(
+        "the private key is encrypted with a pass phrase, expected a plain PEM key (openssl pkey -in FILE -out PLAIN)"
+    )]
     Encrypted,
     /// The file is no valid PEM.
     #[error("not valid PEM: {0}")]
     Pem(String),
     /// The key's algorithm or encoding is not supported.
-    #[error("the private key cannot be used: {0}; expected RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519")]
+    #[error(
+        "the private key cannot be used: {0}; expected RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519"
+    )]
     Unsupported(String),
 }
 

@@ -6,9 +6,11 @@ use super::{CryptoOp, CryptoResult, provider};
 #[must_use]
 pub fn run(op: &CryptoOp) -> CryptoResult {
     match op {
-        CryptoOp::KeyExchange { group, peer_share } => CryptoResult::KeyExchange(match provider::library_group(*group) {
-            Some(library) => library.start_and_complete(peer_share),
-            None => Err(rustls::PeerIncompatible::NoKxGroupsInCommon.into()),
-        }),
+        CryptoOp::KeyExchange { group, peer_share } => {
+            CryptoResult::KeyExchange(match provider::library_group(*group) {
+                Some(library) => library.start_and_complete(peer_share),
+                None => Err(rustls::PeerIncompatible::NoKxGroupsInCommon.into()),
+            })
+        }
     }
 }

@@ -44,7 +44,11 @@ pub fn with_prepared<R>(
     answer: Result<CompletedKeyExchange, Error>,
     call: impl FnOnce() -> R,
 ) -> R {
-    PREPARED.set(Some(Prepared { group, peer_share, answer }));
+    PREPARED.set(Some(Prepared {
+        group,
+        peer_share,
+        answer,
+    }));
     let result = call();
     PREPARED.set(None);
     result
@@ -56,8 +60,8 @@ impl SupportedKxGroup for PreparedGroup {
     }
 
     fn start_and_complete(&self, peer_share: &[u8]) -> Result<CompletedKeyExchange, Error> {
-        let prepared = PREPARED
-            .with_borrow_mut(|slot| slot.take_if(|p| p.group == self.0.name() && *p.peer_share == *peer_share));
+        let prepared =
+            PREPARED.with_borrow_mut(|slot| slot.take_if(|p| p.group == self.0.name() && *p.peer_share == *peer_share));
         match prepared {
             Some(prepared) => prepared.answer,
             None => self.0.start_and_complete(peer_share),
@@ -131,10 +135,16 @@ pub fn chacha_first(suites: &[CipherSuite]) -> Vec<CipherSuite> {
 #[must_use]
 pub fn provider(suites: &[CipherSuite], groups: &[NamedGroup]) -> Arc<CryptoProvider> {
     let suite = |name: &CipherSuite| {
-        cipher_suite_table().iter().copied().find(|suite: &SupportedCipherSuite| suite.suite() == *name)
+        cipher_suite_table()
+            .iter()
+            .copied()
+            .find(|suite: &SupportedCipherSuite| suite.suite() == *name)
     };
     let group = |name: &NamedGroup| {
-        GROUPS.iter().find(|group| group.name() == *name).map(|&group| group as &'static dyn SupportedKxGroup)
+        GROUPS
+            .iter()
+            .find(|group| group.name() == *name)
+            .map(|&group| group as &'static dyn SupportedKxGroup)
     };
     Arc::new(CryptoProvider {
         cipher_suites: suites.iter().filter_map(suite).collect(),
@@ -166,10 +176,19 @@ mod tests {
     fn auto_puts_what_is_fast_first() {
         let all = Cpu { aes: true, sha: true };
         assert_eq!(auto_suites(all)[0], CipherSuite::TLS13_AES_128_GCM_SHA256);
-        assert_eq!(auto_suites(Cpu { aes: false, sha: true })[0], CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+        assert_eq!(
+            auto_suites(Cpu { aes: false, sha: true })[0],
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+        );
         assert_eq!(auto_suites(all).len(), 9);
-        assert_eq!(chacha_first(&auto_suites(all))[0], CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
-        assert_eq!(chacha_first(&auto_suites(all))[3], CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(
+            chacha_first(&auto_suites(all))[0],
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+        );
+        assert_eq!(
+            chacha_first(&auto_suites(all))[3],
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+        );
     }
 
     #[test]
@@ -183,14 +202,28 @@ mod tests {
     fn a_prepared_answer_is_found_once_and_only_for_its_share() {
         let client = X25519.start().unwrap();
         let share: Box<[u8]> = client.pub_key().into();
-        let answer = library_group(NamedGroup::X25519).unwrap().start_and_complete(&share).unwrap();
+        let answer = library_group(NamedGroup::X25519)
+            .unwrap()
+            .start_and_complete(&share)
+            .unwrap();
         let answer_share = answer.pub_key.clone();
         with_prepared(NamedGroup::X25519, share.clone(), Ok(answer), || {
             let other = X25519.start().unwrap();
-            assert_ne!(X25519.start_and_complete(other.pub_key()).unwrap().pub_key, answer_share);
+            assert_ne!(
+                X25519.start_and_complete(other.pub_key()).unwrap().pub_key,
+                answer_share
+            );
             assert_eq!(X25519.start_and_complete(&share).unwrap().pub_key, answer_share);
-            assert_ne!(X25519.start_and_complete(&share).unwrap().pub_key, answer_share, "taken once");
+            assert_ne!(
+                X25519.start_and_complete(&share).unwrap().pub_key,
+                answer_share,
+                "taken once"
+            );
         });
-        assert_ne!(X25519.start_and_complete(&share).unwrap().pub_key, answer_share, "gone after the call");
+        assert_ne!(
+            X25519.start_and_complete(&share).unwrap().pub_key,
+            answer_share,
+            "gone after the call"
+        );
     }
 }

@@ -61,8 +61,10 @@ impl Identity {
         let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
         let (_, parsed) = X509Certificate::from_der(leaf)
             .map_err(|error| IdentityError::Certificate(format!("the first certificate is malformed: {error}")))?;
-        let (not_before, not_after) =
-            (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+        let (not_before, not_after) = (
+            parsed.validity().not_before.timestamp(),
+            parsed.validity().not_after.timestamp(),
+        );
         let subject = parsed.subject().to_string();
         let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
@@ -75,7 +77,15 @@ impl Identity {
             }
             Err(error) => return Err(IdentityError::Certificate(error.to_string())),
         }
-        Ok(Identity { name: name.into(), names, not_after, not_before, subject, serial, certified: Arc::new(certified) })
+        Ok(Identity {
+            name: name.into(),
+            names,
+            not_after,
+            not_before,
+            subject,
+            serial,
+            certified: Arc::new(certified),
+        })
     }
 
     fn fits(&self, hello: &ClientHello<'_>) -> bool {
@@ -105,7 +115,10 @@ pub struct NameMap<T> {
 
 impl<T> Default for NameMap<T> {
     fn default() -> Self {
-        NameMap { exact: HashMap::new(), wildcard: HashMap::new() }
+        NameMap {
+            exact: HashMap::new(),
+            wildcard: HashMap::new(),
+        }
     }
 }
 
@@ -152,7 +165,11 @@ impl Selector {
                 names.insert(pattern, Arc::clone(identity));
             }
         }
-        Selector { identities, names, strict }
+        Selector {
+            identities,
+            names,
+            strict,
+        }
     }
 
     /// Some identity has this lower-case name, or names do not matter.
@@ -182,7 +199,9 @@ impl Selector {
         if default.fits(hello) {
             return Some(default);
         }
-        self.identities.iter().find(|other| other.names == default.names && other.fits(hello))
+        self.identities
+            .iter()
+            .find(|other| other.names == default.names && other.fits(hello))
     }
 }
 
@@ -205,9 +224,18 @@ mod tests {
     fn a_key_of_another_certificate_is_refused() {
         let make = || rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
         let (one, other) = (make(), make());
-        let good = Identity::from_pem("a", one.cert.pem().as_bytes(), one.signing_key.serialize_pem().as_bytes()).unwrap();
+        let good = Identity::from_pem(
+            "a",
+            one.cert.pem().as_bytes(),
+            one.signing_key.serialize_pem().as_bytes(),
+        )
+        .unwrap();
         assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);
-        let bad = Identity::from_pem("a", one.cert.pem().as_bytes(), other.signing_key.serialize_pem().as_bytes());
+        let bad = Identity::from_pem(
+            "a",
+            one.cert.pem().as_bytes(),
+            other.signing_key.serialize_pem().as_bytes(),
+        );
         assert_eq!(bad.unwrap_err(), IdentityError::Mismatch);
         let none = Identity::from_pem("a", b"", one.signing_key.serialize_pem().as_bytes());
         assert_eq!(none.unwrap_err(), IdentityError::NoCertificate);

@@ -11,7 +11,10 @@ pub struct ReceiveBuffer {
 impl ReceiveBuffer {
     /// Number of bytes received, at least 1.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "never empty: the end of a stream has no buffer")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "never empty: the end of a stream has no buffer"
+    )]
     pub fn len(&self) -> usize {
         self.len as usize
     }

@@ -72,7 +72,8 @@ impl EpollDriver {
     pub fn new() -> std::io::Result<EpollDriver> {
         let poll = Poll::new()?;
         let waker = Waker::new()?;
-        poll.registry().register(&mut SourceFd(&waker.fd().as_raw_fd()), WAKER, Interest::READABLE)?;
+        poll.registry()
+            .register(&mut SourceFd(&waker.fd().as_raw_fd()), WAKER, Interest::READABLE)?;
         Ok(EpollDriver {
             poll,
             events: Events::with_capacity(EPOLL_EVENTS),
@@ -93,7 +94,9 @@ impl EpollDriver {
 
     fn register(&self, entry: &Entry, socket: Socket, interest: Interest) -> std::io::Result<()> {
         let fd = entry.socket.as_raw_fd();
-        self.poll.registry().register(&mut SourceFd(&fd), mio::Token(socket.0 as usize), interest)
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), mio::Token(socket.0 as usize), interest)
     }
 
     fn insert(&mut self, entry: Entry, interest: Interest) -> Result<Socket, IoError> {
@@ -120,7 +123,9 @@ impl EpollDriver {
     fn run_queue(&mut self, completions: &mut Vec<Completion>) {
         for _ in 0..self.queue.len() {
             let Some(socket) = self.queue.pop_front() else { return };
-            let Some(entry) = self.sockets.get_mut(socket) else { continue };
+            let Some(entry) = self.sockets.get_mut(socket) else {
+                continue;
+            };
             entry.queued = false;
             if entry.cancelled {
                 entry.cancelled = false;
@@ -147,10 +152,17 @@ impl EpollDriver {
             completions.push(Completion::ReceiveFailed { token, error });
         }
         if let Some((token, buffer)) = entry.send.take() {
-            completions.push(Completion::Sent { token, buffer, result: Err(error) });
+            completions.push(Completion::Sent {
+                token,
+                buffer,
+                result: Err(error),
+            });
         }
         if let Some(token) = entry.connect.take() {
-            completions.push(Completion::Connected { token, result: Err(error) });
+            completions.push(Completion::Connected {
+                token,
+                result: Err(error),
+            });
         }
     }
 
@@ -165,23 +177,35 @@ impl EpollDriver {
     }
 
     fn run_send(entry: &mut Entry, completions: &mut Vec<Completion>) {
-        let Some((token, buffer)) = entry.send.take() else { return };
+        let Some((token, buffer)) = entry.send.take() else {
+            return;
+        };
         match (&entry.socket).write(buffer.pending()) {
             Ok(sent) => {
                 entry.writable = sent == buffer.len();
-                completions.push(Completion::Sent { token, buffer, result: Ok(sent) });
+                completions.push(Completion::Sent {
+                    token,
+                    buffer,
+                    result: Ok(sent),
+                });
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 entry.writable = false;
                 entry.send = Some((token, buffer));
             }
-            Err(error) => completions.push(Completion::Sent { token, buffer, result: Err(error.into()) }),
+            Err(error) => completions.push(Completion::Sent {
+                token,
+                buffer,
+                result: Err(error.into()),
+            }),
         }
     }
 
     /// False when no buffer is free.
     fn run_receive(&mut self, socket: Socket, completions: &mut Vec<Completion>) -> bool {
-        let Some(id) = self.free_buffers.pop() else { return false };
+        let Some(id) = self.free_buffers.pop() else {
+            return false;
+        };
         let start = usize::from(id) * RECEIVE_BYTES_MAX;
         let entry = self.sockets.open_mut(socket);
         let Some(token) = entry.receive.take() else { return true };
@@ -189,12 +213,20 @@ impl EpollDriver {
         match (&entry.socket).read(bytes) {
             Ok(0) => {
                 self.free_buffers.push(id);
-                completions.push(Completion::Received { token, buffer: None, more: false });
+                completions.push(Completion::Received {
+                    token,
+                    buffer: None,
+                    more: false,
+                });
             }
             Ok(n) => {
                 entry.readable = n == RECEIVE_BYTES_MAX || entry.hung_up;
                 let buffer = Some(ReceiveBuffer { id, len: n as u32 });
-                completions.push(Completion::Received { token, buffer, more: entry.readable });
+                completions.push(Completion::Received {
+                    token,
+                    buffer,
+                    more: entry.readable,
+                });
             }
             Err(error) => {
                 self.free_buffers.push(id);
@@ -202,7 +234,10 @@ impl EpollDriver {
                     entry.readable = false;
                     entry.receive = Some(token);
                 } else {
-                    completions.push(Completion::ReceiveFailed { token, error: error.into() });
+                    completions.push(Completion::ReceiveFailed {
+                        token,
+                        error: error.into(),
+                    });
                 }
             }
         }
@@ -212,7 +247,9 @@ impl EpollDriver {
     fn run_accept(&mut self, listener: Socket, completions: &mut Vec<Completion>) {
         for _ in 0..ACCEPTS_PER_TURN {
             let entry = self.sockets.open_mut(listener);
-            let Some(token) = entry.accept.filter(|_| entry.readable) else { return };
+            let Some(token) = entry.accept.filter(|_| entry.readable) else {
+                return;
+            };
             let accepted = rustix::net::accept_with(&entry.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC);
             let failure = match accepted {
                 Ok(fd) => match self.insert(Entry::new(fd.into()), Interest::READABLE | Interest::WRITABLE) {
@@ -238,8 +275,11 @@ impl EpollDriver {
     }
 
     fn poll(&mut self, deadline: Option<Instant>, idle: bool) {
-        let timeout =
-            if idle { deadline.map(|at| at.saturating_duration_since(clock())) } else { Some(std::time::Duration::ZERO) };
+        let timeout = if idle {
+            deadline.map(|at| at.saturating_duration_since(clock()))
+        } else {
+            Some(std::time::Duration::ZERO)
+        };
         // Fails only when interrupted by a signal: then there are no events, which is true.
         let _ = self.poll.poll(&mut self.events, timeout);
         for event in &self.events {
@@ -248,7 +288,9 @@ impl EpollDriver {
                 continue;
             }
             let socket = Socket(event.token().0 as u32);
-            let Some(entry) = self.sockets.get_mut(socket) else { continue };
+            let Some(entry) = self.sockets.get_mut(socket) else {
+                continue;
+            };
             entry.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
             entry.hung_up |= event.is_read_closed() || event.is_error();
             entry.writable |= event.is_writable() || event.is_error();
@@ -260,7 +302,6 @@ impl EpollDriver {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a driver is where time comes from")]
 fn clock() -> Instant {
     Instant::now()
 }
@@ -350,6 +391,8 @@ impl Driver for EpollDriver {
     }
 
     fn endpoints(&self, socket: Socket) -> Option<Endpoints> {
-        self.sockets.get(socket).and_then(|entry| socket::endpoints(&entry.socket))
+        self.sockets
+            .get(socket)
+            .and_then(|entry| socket::endpoints(&entry.socket))
     }
 }

@@ -18,7 +18,10 @@ pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
     pub(super) fn new() -> std::io::Result<Waker> {
-        Ok(Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+        Ok(Waker(Arc::new(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?)))
     }
 
     /// Ends the current or the next wait of the driver.
@@ -57,7 +60,10 @@ pub(super) fn open(endpoint: &ServerEndpoint, nonblocking: bool) -> std::io::Res
 
 pub(super) fn endpoints(socket: &socket2::Socket) -> Option<Endpoints> {
     let address = |a: std::io::Result<SockAddr>| a.ok().and_then(|a| a.as_socket()).map(unmap);
-    Some(Endpoints { peer: address(socket.peer_addr())?, local: address(socket.local_addr())? })
+    Some(Endpoints {
+        peer: address(socket.peer_addr())?,
+        local: address(socket.local_addr())?,
+    })
 }
 
 /// A client that reached a dual-stack listener by IPv4 is an IPv4 client.
@@ -89,7 +95,10 @@ pub(super) struct Table<S> {
 
 impl<S> Default for Table<S> {
     fn default() -> Self {
-        Table { entries: Vec::new(), free: Vec::new() }
+        Table {
+            entries: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -114,12 +123,15 @@ impl<S> Table<S> {
 
     /// The entry of a socket that the worker says is open.
     pub(super) fn open_mut(&mut self, socket: Socket) -> &mut S {
-        self.get_mut(socket).expect("the worker names only sockets it has not closed")
+        self.get_mut(socket)
+            .expect("the worker names only sockets it has not closed")
     }
 
     pub(super) fn remove(&mut self, socket: Socket) -> S {
         self.free.push(socket.0);
-        self.entries[socket.0 as usize].take().expect("the worker closes a socket once")
+        self.entries[socket.0 as usize]
+            .take()
+            .expect("the worker closes a socket once")
     }
 }
 

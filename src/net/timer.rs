@@ -33,13 +33,22 @@ impl TimerWheel {
     /// An empty wheel.
     #[must_use]
     pub fn new(now: Instant) -> TimerWheel {
-        TimerWheel { start: now, next_tick: 0, buckets: vec![Vec::new(); TICKS], occupied: [0; TICKS / 64], len: 0 }
+        TimerWheel {
+            start: now,
+            next_tick: 0,
+            buckets: vec![Vec::new(); TICKS],
+            occupied: [0; TICKS / 64],
+            len: 0,
+        }
     }
 
     /// Asks for a look at `entry` at `deadline` or a little later, but at the latest when the wheel has turned once.
     /// Returns when that will be.
     pub fn arm(&mut self, deadline: Instant, entry: Entry) -> Instant {
-        let ticks = deadline.saturating_duration_since(self.start).as_nanos().div_ceil(TICK.as_nanos());
+        let ticks = deadline
+            .saturating_duration_since(self.start)
+            .as_nanos()
+            .div_ceil(TICK.as_nanos());
         let latest = self.next_tick + TICKS as u64 - 1;
         let tick = u64::try_from(ticks).unwrap_or(u64::MAX).clamp(self.next_tick, latest);
         let bucket = (tick % TICKS as u64) as usize;

@@ -36,10 +36,17 @@ enum Kind {
 
 impl Kind {
     fn from_bits(bits: u8) -> Kind {
-        [Kind::Ignored, Kind::Waker, Kind::Accept, Kind::Receive, Kind::Send, Kind::Connect]
-            .into_iter()
-            .find(|&kind| kind as u8 == bits)
-            .unwrap_or(Kind::Ignored)
+        [
+            Kind::Ignored,
+            Kind::Waker,
+            Kind::Accept,
+            Kind::Receive,
+            Kind::Send,
+            Kind::Connect,
+        ]
+        .into_iter()
+        .find(|&kind| kind as u8 == bits)
+        .unwrap_or(Kind::Ignored)
     }
 }
 
@@ -73,7 +80,10 @@ struct BufferRing {
 impl BufferRing {
     const ENTRY_BYTES: usize = RECEIVE_BUFFERS * size_of::<BufRingEntry>();
 
-    #[expect(unsafe_code, reason = "the kernel's buffer ring is shared memory; rustix maps it only through unsafe")]
+    #[expect(
+        unsafe_code,
+        reason = "the kernel's buffer ring is shared memory; rustix maps it only through unsafe"
+    )]
     fn new() -> io::Result<BufferRing> {
         use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
         // SAFETY: a new private mapping aliases nothing.
@@ -86,7 +96,11 @@ impl BufferRing {
             )?
         };
         let memory = vec![0; RECEIVE_BUFFERS * RECEIVE_BYTES_MAX].into_boxed_slice();
-        let mut ring = BufferRing { entries: entries.cast(), memory, tail: 0 };
+        let mut ring = BufferRing {
+            entries: entries.cast(),
+            memory,
+            tail: 0,
+        };
         for id in 0..RECEIVE_BUFFERS as u16 {
             ring.add(id);
         }
@@ -219,12 +233,16 @@ impl UringDriver {
 
     fn push_receive(&mut self, socket: Socket) {
         let entry = self.sockets.open_mut(socket);
-        let sqe = opcode::Recv::new(Fd(entry.socket.as_raw_fd()), std::ptr::null_mut(), RECEIVE_BYTES_MAX as u32)
-            .buf_group(BUFFER_GROUP)
-            .ioprio(if entry.nonempty { 0 } else { POLL_FIRST })
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT)
-            .user_data(user_data(Kind::Receive, entry.generation, socket));
+        let sqe = opcode::Recv::new(
+            Fd(entry.socket.as_raw_fd()),
+            std::ptr::null_mut(),
+            RECEIVE_BYTES_MAX as u32,
+        )
+        .buf_group(BUFFER_GROUP)
+        .ioprio(if entry.nonempty { 0 } else { POLL_FIRST })
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
+        .user_data(user_data(Kind::Receive, entry.generation, socket));
         self.push(&sqe);
     }
 
@@ -242,7 +260,9 @@ impl UringDriver {
             None => self.ring.submitter().submit_and_wait(1),
             Some(deadline) => {
                 let timeout = Timespec::from(deadline.saturating_duration_since(clock()));
-                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
+                self.ring
+                    .submitter()
+                    .submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
             }
         };
     }
@@ -256,7 +276,10 @@ impl UringDriver {
         }
         let socket = Socket(data as u32);
         let generation = (data >> 32) as u32 & 0x00ff_ffff;
-        let current = self.sockets.get(socket).is_some_and(|entry| entry.generation == generation);
+        let current = self
+            .sockets
+            .get(socket)
+            .is_some_and(|entry| entry.generation == generation);
         if kind == Kind::Ignored || !current {
             self.discard(kind, result, flags);
             return;
@@ -266,7 +289,11 @@ impl UringDriver {
             Kind::Receive => self.complete_receive(socket, result, flags, completions),
             Kind::Send => {
                 if let Some((token, buffer)) = self.sockets.open_mut(socket).send.take() {
-                    let result = if result >= 0 { Ok(result as usize) } else { Err(IoError(-result)) };
+                    let result = if result >= 0 {
+                        Ok(result as usize)
+                    } else {
+                        Err(IoError(-result))
+                    };
                     completions.push(Completion::Sent { token, buffer, result });
                 }
             }
@@ -294,7 +321,9 @@ impl UringDriver {
 
     #[expect(unsafe_code, reason = "an accepted descriptor arrives as a number")]
     fn complete_accept(&mut self, listener: Socket, result: i32, flags: u32, completions: &mut Vec<Completion>) {
-        let Some(token) = self.sockets.open_mut(listener).accept else { return };
+        let Some(token) = self.sockets.open_mut(listener).accept else {
+            return;
+        };
         if result >= 0 {
             // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
             let accepted = unsafe { socket2::Socket::from_raw_fd(result) };
@@ -330,8 +359,15 @@ impl UringDriver {
                 completions.push(Completion::Received { token, buffer, more });
                 return;
             }
-            (_, 0..) => completions.push(Completion::Received { token, buffer: None, more: false }),
-            (_, _) => completions.push(Completion::ReceiveFailed { token, error: IoError(-result) }),
+            (_, 0..) => completions.push(Completion::Received {
+                token,
+                buffer: None,
+                more: false,
+            }),
+            (_, _) => completions.push(Completion::ReceiveFailed {
+                token,
+                error: IoError(-result),
+            }),
         }
         if let Some(id) = id {
             self.buffers.add(id);
@@ -339,7 +375,6 @@ impl UringDriver {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a driver is where time comes from")]
 fn clock() -> Instant {
     Instant::now()
 }
@@ -395,7 +430,11 @@ impl Driver for UringDriver {
                 let entry = self.sockets.open_mut(socket);
                 entry.cancelled = true;
                 let fd = Fd(entry.socket.as_raw_fd());
-                self.push(&opcode::AsyncCancel2::new(CancelBuilder::fd(fd).all()).build().user_data(0));
+                self.push(
+                    &opcode::AsyncCancel2::new(CancelBuilder::fd(fd).all())
+                        .build()
+                        .user_data(0),
+                );
             }
         }
     }
@@ -406,9 +445,12 @@ impl Driver for UringDriver {
         }
         for socket in std::mem::take(&mut self.starved) {
             match self.sockets.get_mut(socket) {
-                Some(entry) if entry.cancelled => completions.extend(
-                    entry.receive.take().map(|token| Completion::ReceiveFailed { token, error: IoError::CANCELLED }),
-                ),
+                Some(entry) if entry.cancelled => {
+                    completions.extend(entry.receive.take().map(|token| Completion::ReceiveFailed {
+                        token,
+                        error: IoError::CANCELLED,
+                    }))
+                }
                 Some(entry) if entry.receive.is_some() => self.push_receive(socket),
                 Some(_) | None => {}
             }
@@ -418,7 +460,11 @@ impl Driver for UringDriver {
                 self.push_accept(listener);
             }
         }
-        self.enter(if completions.is_empty() { deadline } else { Some(self.now) });
+        self.enter(if completions.is_empty() {
+            deadline
+        } else {
+            Some(self.now)
+        });
         self.now = clock();
         while let Some(cqe) = { self.ring.completion().next() } {
             self.complete(cqe.user_data(), cqe.result(), cqe.flags(), completions);
@@ -442,7 +488,11 @@ impl Driver for UringDriver {
         if let Some(entry) = self.sockets.get(socket).filter(|entry| entry.accept.is_some()) {
             // An accept that is under way keeps the listener open: it has to end before the descriptor is gone.
             let data = user_data(Kind::Accept, entry.generation, socket);
-            self.push(&opcode::AsyncCancel2::new(CancelBuilder::user_data(data)).build().user_data(0));
+            self.push(
+                &opcode::AsyncCancel2::new(CancelBuilder::user_data(data))
+                    .build()
+                    .user_data(0),
+            );
             // Fails when the completion queue is full: the cancellation is then submitted with the next turn.
             let _ = self.ring.submit();
         }
@@ -455,6 +505,8 @@ impl Driver for UringDriver {
     }
 
     fn endpoints(&self, socket: Socket) -> Option<Endpoints> {
-        self.sockets.get(socket).and_then(|entry| socket::endpoints(&entry.socket))
+        self.sockets
+            .get(socket)
+            .and_then(|entry| socket::endpoints(&entry.socket))
     }
 }

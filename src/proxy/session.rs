@@ -162,7 +162,11 @@ impl<T: Tls> Session<T> {
         let settings = &snapshot.listeners[listener];
         Session {
             tls: T::accept(&settings.policy),
-            phase: if settings.settings().accept_proxy { Phase::ProxyHeader } else { Phase::Handshaking },
+            phase: if settings.settings().accept_proxy {
+                Phase::ProxyHeader
+            } else {
+                Phase::Handshaking
+            },
             listener,
             downstream: Leg::new(Socket::Open),
             upstream: Leg::new(Socket::Absent),
@@ -267,7 +271,10 @@ impl<T: Tls> Session<T> {
         }
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::Closing(cause) if self.is_gone() => {
-                debug_assert!(self.downstream.outbox.queued() + self.upstream.outbox.queued() == 0, "invariant 7");
+                debug_assert!(
+                    self.downstream.outbox.queued() + self.upstream.outbox.queued() == 0,
+                    "invariant 7"
+                );
                 Some(Output::Done(cause))
             }
             phase => {
@@ -349,7 +356,11 @@ impl<T: Tls> Session<T> {
         };
         counter.add(bytes.len() as u64);
         let leg = self.leg_mut(side);
-        leg.receive = if bytes.is_empty() { Receive::Ended } else { Receive::Idle };
+        leg.receive = if bytes.is_empty() {
+            Receive::Ended
+        } else {
+            Receive::Idle
+        };
         leg.more = more;
         self.active_at = self.now;
         self.heard |= side == Side::Downstream && !bytes.is_empty();
@@ -370,7 +381,14 @@ impl<T: Tls> Session<T> {
     fn on_downstream_end(&mut self, cx: &mut Context<'_>) {
         match &self.phase {
             Phase::ProxyHeader | Phase::Handshaking | Phase::AwaitingCrypto(_) => {
-                self.close(if self.heard { Cause::ClosedInHandshake } else { Cause::ClosedBeforeHello }, cx);
+                self.close(
+                    if self.heard {
+                        Cause::ClosedInHandshake
+                    } else {
+                        Cause::ClosedBeforeHello
+                    },
+                    cx,
+                );
             }
             Phase::Relaying if self.upstream.receive == Receive::Ended => {}
             Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying => self.linger(Cause::Truncated, cx),
@@ -523,7 +541,10 @@ impl<T: Tls> Session<T> {
     }
 
     fn carries_data(&self) -> bool {
-        matches!(self.phase, Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying)
+        matches!(
+            self.phase,
+            Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying
+        )
     }
 
     /// Uses up as many bytes as the phase can, through as many phases as they carry it; returns how many.
@@ -537,7 +558,11 @@ impl<T: Tls> Session<T> {
                         self.close(Cause::ProxyHeader("longer than expected"), cx);
                     }
                     Parsed::NeedMore => return used,
-                    Parsed::Complete { consumed, source, destination } => {
+                    Parsed::Complete {
+                        consumed,
+                        source,
+                        destination,
+                    } => {
                         used += consumed;
                         if let (Some(peer), Some(local)) = (source, destination) {
                             self.endpoints = Some(Endpoints { peer, local });
@@ -577,8 +602,11 @@ impl<T: Tls> Session<T> {
     /// Opens records and queues what they say for the upstream.
     fn open(&mut self, start: usize, bytes: &mut [u8], cx: &mut Context<'_>) -> usize {
         let before = self.upstream.outbox.queued();
-        let mut outboxes =
-            Outboxes { plain: &mut self.upstream.outbox, sealed: &mut self.downstream.outbox, pool: cx.pool };
+        let mut outboxes = Outboxes {
+            plain: &mut self.upstream.outbox,
+            sealed: &mut self.downstream.outbox,
+            pool: cx.pool,
+        };
         let (used, opened) = self.tls.open(self.now, &mut bytes[start..], &mut outboxes);
         let gained = self.upstream.outbox.queued() - before;
         self.received += gained as u64;
@@ -629,7 +657,9 @@ impl<T: Tls> Session<T> {
     }
 
     fn queue_proxy_header(&mut self, version: SendProxy, cx: &mut Context<'_>) {
-        let Some(Endpoints { peer, local }) = self.endpoints else { return };
+        let Some(Endpoints { peer, local }) = self.endpoints else {
+            return;
+        };
         let mut header = Vec::new();
         match version {
             SendProxy::Off => return,
@@ -791,7 +821,8 @@ impl<T: Tls> Session<T> {
         };
         self.leg_mut(side).socket = Socket::Absent;
         if side == Side::Upstream && std::mem::take(&mut self.counted) {
-            cx.balancer.released(self.server.expect("a counted connection has a server"));
+            cx.balancer
+                .released(self.server.expect("a counted connection has a server"));
         }
         Output::Close { side, reset }
     }
@@ -822,8 +853,14 @@ impl<T: Tls> Session<T> {
     fn check_invariants(&self) {
         if cfg!(debug_assertions) {
             let bound = HIGH_WATER_BYTES + HIGH_WATER_BYTES / 2;
-            assert!(self.downstream.outbox.queued() <= bound, "backpressure bounds what is queued for the client");
-            assert!(self.upstream.outbox.queued() <= bound, "backpressure bounds what is queued for the server");
+            assert!(
+                self.downstream.outbox.queued() <= bound,
+                "backpressure bounds what is queued for the client"
+            );
+            assert!(
+                self.upstream.outbox.queued() <= bound,
+                "backpressure bounds what is queued for the server"
+            );
             if let Phase::AwaitingCrypto(_) = self.phase {
                 assert!(self.downstream.receive != Receive::Armed, "invariant 5");
             }

@@ -81,14 +81,20 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<HostError>> {
             keep(format!("listener \"{}\": congestion_control", listener.name), what);
         }
     }
-    if errors.is_empty() { Ok(Plan { cpus, driver, reason }) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(Plan { cpus, driver, reason })
+    } else {
+        Err(errors)
+    }
 }
 
 /// The processors that the kernel lets this process run on.
 #[must_use]
 pub fn allowed_cpus() -> Vec<usize> {
     match rustix::thread::sched_getaffinity(None) {
-        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect(),
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|&cpu| set.is_set(cpu))
+            .collect(),
         // Machines with more processors than the set can say: the count is right as long as none is forbidden.
         Err(_) => (0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).collect(),
     }
@@ -118,7 +124,10 @@ fn choose_driver(io: Io) -> Result<(DriverKind, String), String> {
     }
     match (UringDriver::new(), io) {
         (Ok(_), _) => Ok((DriverKind::Uring, "the kernel has what is needed".into())),
-        (Err(error), Io::Auto) => Ok((DriverKind::Epoll, format!("io_uring is not usable: {}", explain(&error)))),
+        (Err(error), Io::Auto) => Ok((
+            DriverKind::Epoll,
+            format!("io_uring is not usable: {}", explain(&error)),
+        )),
         (Err(error), Io::IoUring | Io::Epoll) => Err(format!(
             "found \"io_uring\", which is not usable here: {}; use \"auto\" or \"epoll\", or give this process io_uring",
             explain(&error)
@@ -151,7 +160,9 @@ fn check_congestion_control(name: &str) -> Result<(), String> {
 fn find_user(name: &str) -> Result<User, String> {
     match User::from_name(name) {
         Ok(Some(user)) => Ok(user),
-        Ok(None) => Err(format!("found \"{name}\", expected a user of this machine; create it (useradd --system {name})")),
+        Ok(None) => Err(format!(
+            "found \"{name}\", expected a user of this machine; create it (useradd --system {name})"
+        )),
         Err(error) => Err(format!("cannot look up \"{name}\": {error}")),
     }
 }
@@ -161,21 +172,35 @@ fn find_user(name: &str) -> Result<User, String> {
 /// # Errors
 /// The user is unknown, or this process may not become it.
 pub fn become_user(name: &str) -> Result<(), HostError> {
-    let error = |what: String| HostError { key: "global.user".into(), what };
+    let error = |what: String| HostError {
+        key: "global.user".into(),
+        what,
+    };
     let user = find_user(name).map_err(error)?;
     if Uid::effective() == user.uid {
         return Ok(());
     }
     let login = std::ffi::CString::new(user.name.clone()).expect("a user's name holds no NUL");
-    let changed = initgroups(&login, user.gid).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid));
-    changed.map_err(|e| error(format!("cannot become \"{name}\": {e}; start as root, or as \"{name}\" itself")))?;
-    assert!(Uid::effective() == user.uid && Gid::effective() == user.gid, "the kernel said that it did");
+    let changed = initgroups(&login, user.gid)
+        .and_then(|()| setgid(user.gid))
+        .and_then(|()| setuid(user.uid));
+    changed.map_err(|e| {
+        error(format!(
+            "cannot become \"{name}\": {e}; start as root, or as \"{name}\" itself"
+        ))
+    })?;
+    assert!(
+        Uid::effective() == user.uid && Gid::effective() == user.gid,
+        "the kernel said that it did"
+    );
     Ok(())
 }
 
 /// Lets this process open as many descriptors as it may, and says how many that is.
 pub fn raise_descriptor_limit() -> u64 {
-    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 0;
+    };
     // Fails only where a sandbox forbids it: then the soft limit stays.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)

@@ -10,12 +10,12 @@ use crate::limits::LISTEN_BACKLOG;
 
 /// Sockets that systemd has bound for us, by address.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
+pub(super) struct Inherited(Vec<(SocketAddr, TcpListener)>);
 
 impl Inherited {
     /// Takes them from the environment (`LISTEN_FDS`). What is no TCP listener is left alone.
     #[must_use]
-    pub fn take() -> Inherited {
+    pub(super) fn take() -> Inherited {
         let mut passed = ListenFd::from_env();
         let mut sockets = Vec::new();
         for index in 0..passed.len() {
@@ -29,7 +29,10 @@ impl Inherited {
     }
 
     fn find(&self, address: SocketAddr) -> Option<&TcpListener> {
-        self.0.iter().find(|(bound, _)| *bound == address).map(|(_, listener)| listener)
+        self.0
+            .iter()
+            .find(|(bound, _)| *bound == address)
+            .map(|(_, listener)| listener)
     }
 }
 
@@ -37,7 +40,7 @@ impl Inherited {
 ///
 /// # Errors
 /// What was tried, why it failed, what to do.
-pub fn bind(
+pub(super) fn bind(
     address: SocketAddr,
     workers: usize,
     congestion_control: Option<&str>,
@@ -52,7 +55,11 @@ pub fn bind(
     let mut sockets: Vec<OwnedFd> = Vec::with_capacity(workers);
     for worker in 0..workers {
         let first = worker == 0;
-        sockets.push(bind_one(address, first, congestion_control).map_err(|error| explain(address, &error))?.into());
+        sockets.push(
+            bind_one(address, first, congestion_control)
+                .map_err(|error| explain(address, &error))?
+                .into(),
+        );
     }
     Ok(sockets)
 }
@@ -60,14 +67,22 @@ pub fn bind(
 fn bind_one(address: SocketAddr, first: bool, congestion_control: Option<&str>) -> std::io::Result<Socket> {
     if first {
         // Without SO_REUSEPORT: with it we would silently share the port with another process of this user.
-        let probe = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+        let probe = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.cloexec(),
+            Some(Protocol::TCP),
+        )?;
         probe.set_reuse_address(true)?;
         if address.is_ipv6() {
             probe.set_only_v6(true)?;
         }
         probe.bind(&address.into())?;
     }
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.cloexec(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
@@ -87,7 +102,9 @@ fn bind_one(address: SocketAddr, first: bool, congestion_control: Option<&str>) 
 fn explain(address: SocketAddr, error: &std::io::Error) -> String {
     let remedy = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => "another process has it: end that one, or choose another address",
-        Some(libc::EACCES) => "ports below 1024 need root or CAP_NET_BIND_SERVICE (see `user` for dropping root afterwards)",
+        Some(libc::EACCES) => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE (see `user` for dropping root afterwards)"
+        }
         Some(libc::EADDRNOTAVAIL) => "this machine does not have that address",
         Some(_) | None => "choose another address",
     };

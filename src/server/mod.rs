@@ -97,14 +97,21 @@ impl Server {
             reloads_failed: 0,
         };
         server.start_workers()?;
-        let queues = server.workers.iter().map(|worker| Arc::clone(&worker.shared.records)).collect();
+        let queues = server
+            .workers
+            .iter()
+            .map(|worker| Arc::clone(&worker.shared.records))
+            .collect();
         let collector = Collector::start(queues).map_err(|error| format!("cannot start the log thread: {error}"))?;
         server.collector = Some(collector);
         server.serve(snapshot, sockets);
         let Plan { cpus, driver, reason } = &server.plan;
         tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
         if let Ok(mask) = std::env::var("OPENSSL_ia32cap") {
-            tracing::warn!(mask, "OPENSSL_ia32cap is set: it switches off instructions that cryptography is fast with");
+            tracing::warn!(
+                mask,
+                "OPENSSL_ia32cap is set: it switches off instructions that cryptography is fast with"
+            );
         }
         Ok(server)
     }
@@ -128,7 +135,11 @@ impl Server {
         for worker in &self.workers {
             let addresses = addresses(&snapshot).map(|(listener, address)| {
                 let new = sockets.iter_mut().find(|(bound, _)| *bound == address);
-                Bound { listener, address, socket: new.and_then(|(_, sockets)| sockets.pop()) }
+                Bound {
+                    listener,
+                    address,
+                    socket: new.and_then(|(_, sockets)| sockets.pop()),
+                }
             });
             worker.send(Command::Serve(Arc::clone(&snapshot), addresses.collect()));
         }
@@ -158,9 +169,17 @@ impl Server {
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
         }
-        let Snapshot { epoch, listeners, identities, upstreams, .. } = &*self.snapshot;
+        let Snapshot {
+            epoch,
+            listeners,
+            identities,
+            upstreams,
+            ..
+        } = &*self.snapshot;
         let (listeners, identities, upstreams) = (listeners.len(), identities.len(), upstreams.len());
-        Ok(format!("epoch {epoch}: {listeners} listeners, {identities} identities, {upstreams} upstreams"))
+        Ok(format!(
+            "epoch {epoch}: {listeners} listeners, {identities} identities, {upstreams} upstreams"
+        ))
     }
 }
 
@@ -176,7 +195,10 @@ impl Service for Server {
             servers: upstream
                 .servers
                 .iter()
-                .map(|server| ServerView { address: server.label.to_string(), workers: server.metrics.clone() })
+                .map(|server| ServerView {
+                    address: server.label.to_string(),
+                    workers: server.metrics.clone(),
+                })
                 .collect(),
         };
         let certificate = |identity: &Arc<crate::identity::Identity>| CertificateView {
@@ -267,12 +289,21 @@ fn bind_new(
     let mut errors = Vec::new();
     for (position, address) in addresses(snapshot).filter(|(_, address)| !bound.contains(address)) {
         let listener = &snapshot.listeners[position];
-        match listen::bind(address, workers, listener.settings().congestion_control.as_deref(), inherited) {
+        match listen::bind(
+            address,
+            workers,
+            listener.settings().congestion_control.as_deref(),
+            inherited,
+        ) {
             Ok(made) => sockets.push((address, made)),
             Err(error) => errors.push(format!("listener \"{}\": address: {error}", listener.name)),
         }
     }
-    if errors.is_empty() { Ok(sockets) } else { Err(errors.join("\n")) }
+    if errors.is_empty() {
+        Ok(sockets)
+    } else {
+        Err(errors.join("\n"))
+    }
 }
 
 fn start_worker(driver: DriverKind, cpu: usize, shared: Shared) -> std::io::Result<WorkerHandle> {
@@ -285,13 +316,34 @@ fn start_worker(driver: DriverKind, cpu: usize, shared: Shared) -> std::io::Resu
         let _alive = thread_alive;
         // A ring belongs to the thread that makes it, so the driver is made here.
         match driver {
-            DriverKind::Uring => run(UringDriver::new(), UringDriver::waker, cpu, received, thread_shared, &ready),
-            DriverKind::Epoll => run(EpollDriver::new(), EpollDriver::waker, cpu, received, thread_shared, &ready),
+            DriverKind::Uring => run(
+                UringDriver::new(),
+                UringDriver::waker,
+                cpu,
+                received,
+                thread_shared,
+                &ready,
+            ),
+            DriverKind::Epoll => run(
+                EpollDriver::new(),
+                EpollDriver::waker,
+                cpu,
+                received,
+                thread_shared,
+                &ready,
+            ),
         }
     };
     let thread = std::thread::Builder::new().name(format!("worker-{cpu}")).spawn(body)?;
     let waker = readiness.recv().map_err(std::io::Error::other)??;
-    Ok(WorkerHandle { cpu, shared, commands, waker, alive, thread: Some(thread) })
+    Ok(WorkerHandle {
+        cpu,
+        shared,
+        commands,
+        waker,
+        alive,
+        thread: Some(thread),
+    })
 }
 
 /// Says that a thread has ended, also by panic.
@@ -330,7 +382,6 @@ fn lines<T: std::fmt::Display>(errors: &[T]) -> String {
     errors.iter().map(T::to_string).collect::<Vec<_>>().join("\n")
 }
 
-#[expect(clippy::disallowed_methods, reason = "the start of the process is wall-clock time")]
 fn now() -> SystemTime {
     SystemTime::now()
 }

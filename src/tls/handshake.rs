@@ -31,7 +31,11 @@ enum State {
     /// The ClientHello is not complete.
     Hello(Gathering),
     /// The key exchange of the complete ClientHello is being computed elsewhere.
-    Exchanging { rustls: Box<UnbufferedServerConnection>, group: NamedGroup, peer_share: Box<[u8]> },
+    Exchanging {
+        rustls: Box<UnbufferedServerConnection>,
+        group: NamedGroup,
+        peer_share: Box<[u8]>,
+    },
     /// It has been computed; rustls has seen nothing yet.
     Exchanged {
         rustls: Box<UnbufferedServerConnection>,
@@ -85,32 +89,61 @@ impl Tls for Connection {
                 Ok(None) => self.handshake(received, outboxes),
                 Err(failure) => {
                     if let Some(alert) = alert_for(&failure) {
-                        outboxes.sealed.sink(outboxes.pool).write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
+                        outboxes
+                            .sealed
+                            .sink(outboxes.pool)
+                            .write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
                     }
                     (received.len(), Step::Failed(failure))
                 }
             },
-            State::Exchanging { rustls, group, peer_share } => {
-                self.state = State::Exchanging { rustls, group, peer_share };
+            State::Exchanging {
+                rustls,
+                group,
+                peer_share,
+            } => {
+                self.state = State::Exchanging {
+                    rustls,
+                    group,
+                    peer_share,
+                };
                 (0, Step::NeedsInput)
             }
-            State::Exchanged { rustls, group, peer_share, answer } => {
-                provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, outboxes))
-            }
+            State::Exchanged {
+                rustls,
+                group,
+                peer_share,
+                answer,
+            } => provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, outboxes)),
             State::Running(rustls) => self.run(rustls, received, outboxes),
-            State::Dead => (received.len(), Step::Failed(HandshakeFailure::Protocol("bytes after the end".into()))),
+            State::Dead => (
+                received.len(),
+                Step::Failed(HandshakeFailure::Protocol("bytes after the end".into())),
+            ),
         }
     }
 
     fn crypto_done(&mut self, result: CryptoResult) {
         let CryptoResult::KeyExchange(answer) = result;
-        if let State::Exchanging { rustls, group, peer_share } = std::mem::replace(&mut self.state, State::Dead) {
-            self.state = State::Exchanged { rustls, group, peer_share, answer };
+        if let State::Exchanging {
+            rustls,
+            group,
+            peer_share,
+        } = std::mem::replace(&mut self.state, State::Dead)
+        {
+            self.state = State::Exchanged {
+                rustls,
+                group,
+                peer_share,
+                answer,
+            };
         }
     }
 
     fn open(&mut self, now: Instant, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
-        let State::Running(rustls) = &mut self.state else { return (received.len(), Opened::Closed) };
+        let State::Running(rustls) = &mut self.state else {
+            return (received.len(), Opened::Closed);
+        };
         let mut used = 0;
         // One record at a time, so that records without data can be counted.
         while let Some(end) = record_end(received, used) {
@@ -159,7 +192,9 @@ impl Tls for Connection {
     }
 
     fn negotiated(&self) -> Option<Negotiated> {
-        let State::Running(rustls) = &self.state else { return None };
+        let State::Running(rustls) = &self.state else {
+            return None;
+        };
         let suite = rustls.negotiated_cipher_suite()?.suite();
         let group = rustls.negotiated_key_exchange_group()?.name();
         Some(Negotiated {
@@ -189,11 +224,18 @@ pub const SUITES: [CipherSuite; 9] = [
 ];
 
 /// In the order of [`crate::metrics::GROUPS`].
-pub const GROUPS: [NamedGroup; 4] =
-    [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
+pub const GROUPS: [NamedGroup; 4] = [
+    NamedGroup::X25519MLKEM768,
+    NamedGroup::X25519,
+    NamedGroup::secp256r1,
+    NamedGroup::secp384r1,
+];
 
 fn position<T: PartialEq>(table: &[T], value: &T) -> Option<u8> {
-    table.iter().position(|entry| entry == value).and_then(|position| u8::try_from(position).ok())
+    table
+        .iter()
+        .position(|entry| entry == value)
+        .and_then(|position| u8::try_from(position).ok())
 }
 
 impl Connection {
@@ -218,7 +260,9 @@ impl Connection {
         };
         let tls13 = self.policy.has_version(TLS13) && offers(TLS13);
         if !tls13 && !(self.policy.has_version(TLS12) && offers(TLS12)) {
-            return Err(HandshakeFailure::VersionTooOld { offered: self.offered_version });
+            return Err(HandshakeFailure::VersionTooOld {
+                offered: self.offered_version,
+            });
         }
         if !self.policy.knows(self.server_name.as_deref()) {
             return Err(HandshakeFailure::UnknownName);
@@ -233,8 +277,15 @@ impl Connection {
             self.state = State::Running(rustls);
             return Ok(None);
         };
-        let op = CryptoOp::KeyExchange { group, peer_share: share.into() };
-        self.state = State::Exchanging { rustls, group, peer_share: share.into() };
+        let op = CryptoOp::KeyExchange {
+            group,
+            peer_share: share.into(),
+        };
+        self.state = State::Exchanging {
+            rustls,
+            group,
+            peer_share: share.into(),
+        };
         Ok(Some(op))
     }
 
@@ -260,7 +311,10 @@ impl Connection {
                 return (received.len(), Step::Failed(self.failure(&error)));
             }
             if processed.closed {
-                return (received.len(), Step::Failed(HandshakeFailure::PeerAlert(AlertDescription::CloseNotify)));
+                return (
+                    received.len(),
+                    Step::Failed(HandshakeFailure::PeerAlert(AlertDescription::CloseNotify)),
+                );
             }
         }
         self.state = State::Running(rustls);
@@ -278,15 +332,15 @@ impl Connection {
             Error::PeerIncompatible(P::NoCipherSuitesInCommon) => HandshakeFailure::NoSharedSuite,
             Error::PeerIncompatible(P::NoSignatureSchemesInCommon) => HandshakeFailure::NoSuitableCertificate,
             Error::PeerIncompatible(P::Tls12NotOffered | P::Tls12NotOfferedOrEnabled) => {
-                HandshakeFailure::VersionTooOld { offered: self.offered_version }
+                HandshakeFailure::VersionTooOld {
+                    offered: self.offered_version,
+                }
             }
             // What rustls says when the selector finds nothing.
             Error::General(why) if why.contains("no server certificate chain resolved") => {
                 HandshakeFailure::NoSuitableCertificate
             }
-            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => {
-                HandshakeFailure::Key(error.to_string())
-            }
+            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => HandshakeFailure::Key(error.to_string()),
             other => HandshakeFailure::Protocol(describe(other)),
         }
     }

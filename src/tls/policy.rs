@@ -33,7 +33,11 @@ impl Policy {
         let groups = tls.groups.clone().unwrap_or_else(provider::auto_groups);
         let suites = tls.cipher_suites.clone().unwrap_or_else(|| provider::auto_suites(cpu));
         // A list in the file is an order that the operator wants; only "auto" bends to the client.
-        let for_chacha = if tls.cipher_suites.is_some() { suites.clone() } else { provider::chacha_first(&suites) };
+        let for_chacha = if tls.cipher_suites.is_some() {
+            suites.clone()
+        } else {
+            provider::chacha_first(&suites)
+        };
         let config = |suites: &[CipherSuite]| server_config(tls, provider::provider(suites, &groups), &selector);
         Ok(Policy {
             ours: config(&suites)?,
@@ -46,7 +50,11 @@ impl Policy {
     }
 
     pub(super) fn config(&self, client_prefers_chacha: bool) -> &Arc<ServerConfig> {
-        if client_prefers_chacha { &self.chacha } else { &self.ours }
+        if client_prefers_chacha {
+            &self.chacha
+        } else {
+            &self.ours
+        }
     }
 
     /// The listener has an identity for this lower-case name, or does not insist.

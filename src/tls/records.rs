@@ -57,7 +57,12 @@ pub(super) fn process(
     received: &mut [u8],
     outboxes: &mut Outboxes<'_>,
 ) -> Processed {
-    let mut processed = Processed { discard: 0, data: false, closed: false, error: None };
+    let mut processed = Processed {
+        discard: 0,
+        data: false,
+        closed: false,
+        error: None,
+    };
     loop {
         let UnbufferedStatus { mut discard, state } =
             connection.process_tls_records(&mut received[processed.discard..]);
@@ -90,7 +95,10 @@ pub(super) fn process(
     }
 }
 
-fn encode(data: &mut rustls::unbuffered::EncodeTlsData<'_, rustls::server::ServerConnectionData>, sealed: &mut Sink<'_>) {
+fn encode(
+    data: &mut rustls::unbuffered::EncodeTlsData<'_, rustls::server::ServerConnectionData>,
+    sealed: &mut Sink<'_>,
+) {
     let mut room = 2048;
     loop {
         match data.encode(sealed.space(room)) {
