@@ -23,7 +23,7 @@ enum Layer {
 /// The layer of a top-level module, or nothing when it has been given none.
 fn layer(module: &str) -> Option<Layer> {
     match module {
-        "buffers" | "config" | "error" | "limits" | "metrics" | "record" => Some(Layer::Base),
+        "address" | "buffers" | "config" | "error" | "limits" | "metrics" | "record" => Some(Layer::Base),
         "crypto" | "identity" | "snapshot" | "tls" => Some(Layer::Parts),
         "http" | "proxy" => Some(Layer::Sessions),
         "net" => Some(Layer::Drivers),
@@ -87,6 +87,8 @@ fn imports_go_down(file: &RustFile) -> Vec<Finding> {
             _ => {}
         }
     }
+    // One line of a `use` group can name a module more than once.
+    findings.dedup();
     if let (Some(_), Some(line), true) = (names_session, names_driver, from != Layer::Worker) {
         let what = "only `worker` knows both `proxy::session` and `net::driver`: let it do the meeting";
         findings.push(finding(&file.path, line, what));
