@@ -2,11 +2,164 @@
 //!
 //! `load` is the only way to get one. Parsing, defaults, cross references and messages are in the files beside
 //! this one; nothing outside `config/` knows TOML.
+//!
+//! `keys` is the table of every key, with kind and default; `read` reads TOML against it and collects the problems;
+//! `schema` prints it. `global`, `listener`, `tls`, `identity` and `upstream` make the types below from the tables of
+//! the file, with `units`, `address` and `names` for what stands in strings.
 
+mod address;
+mod global;
+mod identity;
+mod keys;
+mod listener;
+mod names;
+mod nearest;
+mod problem;
+mod read;
+mod schema;
+mod tls;
+mod units;
+mod upstream;
+
+#[cfg(test)]
+mod messages;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use toml::de::DeTable;
+
+use self::address::Taken;
+use self::names::Names;
+use self::problem::Text;
+pub use self::problem::{Places, Position, Problem, Problems, Warning};
+use self::read::Report;
+pub use self::schema::schema;
+
+/// A longer configuration file is refused: thousands of listeners fit, and a wrong path does not fill the memory.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Most syntax errors that are told of one file: the later ones are mostly consequences.
+const SYNTAX_ERRORS_MAX: usize = 10;
+
+/// Reads the file at `path`. What is legal and probably not meant comes with it as warnings.
+///
+/// # Errors
+///
+/// Everything for which the file is refused: it cannot be read, is not TOML, or has keys and values that are not legal.
+pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), Problems> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|error| {
+            let found = format!("that it cannot be read ({error})");
+            Problem::of_file(path, found, "a TOML file", "check the path and its permissions")
+        })?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let found = format!("more than {FILE_BYTES_MAX} bytes");
+        return Err(Problem::of_file(path, found, "a TOML file", "check that this is the configuration").into());
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = String::from_utf8_lossy(&error.as_bytes()[..valid]).into_owned();
+        Problem {
+            position: Some(Text::new(&before).position(valid..valid)),
+            ..Problem::of_file(
+                path,
+                "bytes that are no UTF-8".to_owned(),
+                "UTF-8",
+                "save the file as UTF-8",
+            )
+        }
+    })?;
+    parse(&text, path)
+}
+
+/// Reads `text`, which stands in the file `origin`: relative paths are relative to its folder.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Problems> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if let Some(problems) = Problems::new(syntax_problems(text, origin, &errors)) {
+        return Err(problems);
+    }
+    let mut report = Report::new(origin, text);
+    let parts = read::root(&mut report, document, |root| {
+        let mut taken = Taken::default();
+        let mut identity_names = Names::new("identity");
+        let mut upstream_names = Names::new("upstream");
+        let global = root.section("global", |table| global::read(table, &mut taken));
+        let identities = root.sections("identity", |table| identity::read(table, &mut identity_names));
+        let upstreams = root.sections("upstream", |table| upstream::read(table, &mut upstream_names));
+        let crypto = root.section("crypto", global::read_crypto);
+        let mut context = listener::Context {
+            listeners: Names::new("listener"),
+            identities: &mut identity_names,
+            upstreams: &mut upstream_names,
+            taken: &mut taken,
+        };
+        let listeners = root.sections("listener", |table| listener::read(table, &mut context));
+        identity_names.warn_unused(root.report);
+        upstream_names.warn_unused(root.report);
+        crypto?;
+        Some((global?, listeners?, identities?, upstreams?))
+    });
+    let (problems, warnings, places) = report.into_parts();
+    if let Some(problems) = Problems::new(problems) {
+        return Err(problems);
+    }
+    let (global, listeners, identities, upstreams) = parts.expect("a reader that returns nothing has noted a problem");
+    Ok((
+        Config {
+            global,
+            listeners,
+            identities,
+            upstreams,
+            places,
+        },
+        warnings,
+    ))
+}
+
+/// The errors of the TOML parser, at most one a line.
+fn syntax_problems(text: &str, origin: &Path, errors: &[toml::de::Error]) -> Vec<Problem> {
+    let lines = Text::new(text);
+    let mut problems: Vec<Problem> = Vec::new();
+    for error in errors {
+        let position = lines.position(error.span().unwrap_or(text.len()..text.len()));
+        let told = problems
+            .iter()
+            .any(|p| p.position.as_ref().is_some_and(|p| p.line == position.line));
+        if told || problems.len() == SYNTAX_ERRORS_MAX {
+            continue;
+        }
+        let (what, expected) = error
+            .message()
+            .split_once(", expected ")
+            .unwrap_or((error.message(), "legal TOML"));
+        let problem = if what == "duplicate key" {
+            let found = format!("{} a second time", read::shown(&text[position.span.clone()]));
+            Problem::of_file(origin, found, "each key once", "remove one of the two, or merge them")
+        } else {
+            let found = format!("a syntax error ({what})");
+            let remedy = "correct the line, or one before it (toml.io describes the format)";
+            Problem::of_file(origin, found, expected, remedy)
+        };
+        problems.push(Problem {
+            position: Some(position),
+            ..problem
+        });
+    }
+    problems
+}
 
 /// The whole file. Indexes ([`IdentityId`], [`UpstreamId`]) point into the vectors here.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +172,8 @@ pub struct Config {
     pub identities: Vec<Identity>,
     /// `[[upstream]]`, in file order.
     pub upstreams: Vec<Upstream>,
+    /// Where each key stands in the file, for problems that are found later.
+    pub places: Places,
 }
 
 /// Position of an identity in [`Config::identities`].

@@ -1,0 +1,620 @@
+//! The table of every key of the file: name, kind, default, meaning. The reader accepts a key only if it is here, takes
+//! its default from here, and `ringlock config schema` prints this table: the three cannot drift apart.
+
+use super::tls::{GROUPS, SUITES};
+
+/// A TOML table.
+pub(super) struct Section {
+    /// What it configures.
+    pub(super) doc: &'static str,
+    /// Its keys, in the order in which the documentation shows them.
+    pub(super) keys: &'static [Key],
+}
+
+/// A key of a [`Section`].
+pub(super) struct Key {
+    /// As in the file.
+    pub(super) name: &'static str,
+    /// What its values look like.
+    pub(super) kind: Kind,
+    /// What its absence means.
+    pub(super) presence: Presence,
+    /// What it does.
+    pub(super) doc: &'static str,
+}
+
+/// What the absence of a key means.
+pub(super) enum Presence {
+    /// An error.
+    Required,
+    /// Nothing, or what `doc` says.
+    Optional,
+    /// The same as this TOML value.
+    Default(&'static str),
+    /// The key belongs to the contract, its feature does not exist: giving it is an error.
+    Later,
+}
+
+/// What the values of a key look like.
+pub(super) enum Kind {
+    /// `true` or `false`.
+    Flag,
+    /// `false`; `true` belongs to a feature that does not exist.
+    OnlyFalse,
+    /// A string that is not empty; what it should be.
+    Text(&'static str),
+    /// A list of strings, none twice.
+    Texts {
+        /// What each should be.
+        what: &'static str,
+        /// The list may be empty.
+        empty: bool,
+    },
+    /// One string or a list of them; what each should be.
+    TextOrTexts(&'static str),
+    /// A number and a unit, such as "10s".
+    Duration {
+        /// "0s" has a meaning.
+        zero: bool,
+    },
+    /// A whole number from 1 to this.
+    Count(u64),
+    /// 0.0 to 1.0.
+    Share,
+    /// One of these strings.
+    Word(&'static [Word]),
+    /// One of these strings; any other is a path, which belongs to a feature that does not exist.
+    WordOrPathLater(&'static [Word]),
+    /// "auto", or a list of some of these names.
+    AutoOrNames(fn() -> Vec<&'static str>),
+    /// "auto", a number, or a list of processors.
+    Workers,
+    /// `[name]`
+    Section(&'static Section),
+    /// `[[name]]`
+    Sections(&'static Section),
+}
+
+/// A legal value of [`Kind::Word`].
+pub(super) struct Word {
+    /// As in the file.
+    pub(super) text: &'static str,
+    /// The word belongs to the contract, its feature does not exist: giving it is an error.
+    pub(super) later: bool,
+}
+
+/// Bound of `connections_max`: at about 5 KiB each, ten million idle connections fill 50 GB.
+pub(super) const CONNECTIONS_MAX: u64 = 10_000_000;
+
+/// Bound of `workers` and of processor numbers: the kernel's processor sets, as libc passes them, have 1,024 bits.
+pub(super) const CPUS_MAX: u64 = 1024;
+
+const NAME: &str = "a name of 1 to 64 characters";
+pub(super) const LISTEN_ADDRESS: &str = r#"an IP address and port such as "0.0.0.0:443" or "[::]:443""#;
+pub(super) const SERVER_ADDRESS: &str =
+    r#""host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket""#;
+pub(super) const ADMIN_ADDRESS: &str =
+    r#"an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock""#;
+pub(super) const NAME_PATTERN: &str = r#"a host name such as "api.example.com" or "*.example.com""#;
+
+/// The whole file.
+pub(super) static ROOT: Section = Section {
+    doc: "Configuration of Ringlock. Relative paths are relative to this file. Durations are strings of a whole \
+          number and a unit: ms, s, m, h or d.",
+    keys: &[
+        key(
+            "global",
+            Kind::Section(&GLOBAL),
+            Presence::Optional,
+            "What concerns the whole process.",
+        ),
+        key(
+            "listener",
+            Kind::Sections(&LISTENER),
+            Presence::Required,
+            "Where clients connect: one or more.",
+        ),
+        key(
+            "identity",
+            Kind::Sections(&IDENTITY),
+            Presence::Optional,
+            "Certificates with their keys.",
+        ),
+        key(
+            "upstream",
+            Kind::Sections(&UPSTREAM),
+            Presence::Optional,
+            "Groups of servers.",
+        ),
+        key(
+            "crypto",
+            Kind::Section(&CRYPTO),
+            Presence::Optional,
+            "How cryptography is computed.",
+        ),
+        key("keys", Kind::Section(&EMPTY), Presence::Later, "PKCS#11 tokens."),
+        key("tickets", Kind::Section(&EMPTY), Presence::Later, "Session tickets."),
+    ],
+};
+
+static EMPTY: Section = Section { doc: "", keys: &[] };
+
+static GLOBAL: Section = Section {
+    doc: "What concerns the whole process.",
+    keys: &[
+        key(
+            "workers",
+            Kind::Workers,
+            Presence::Default(r#""auto""#),
+            r#"Worker threads: "auto" (one per processor this process may use), a number, or a list of processors such as "0-3,8"."#,
+        ),
+        key(
+            "io",
+            Kind::Word(&[word("auto"), word("io_uring"), word("epoll")]),
+            Presence::Default(r#""auto""#),
+            "How the kernel is asked: auto takes io_uring where the kernel allows it and epoll otherwise.",
+        ),
+        key(
+            "admin",
+            Kind::Text(ADMIN_ADDRESS),
+            Presence::Optional,
+            "Where metrics, health and version are served: an address, or a path for a UNIX socket. Absent: nowhere.",
+        ),
+        key(
+            "drain_timeout",
+            Kind::Duration { zero: true },
+            Presence::Default(r#""30s""#),
+            "How long SIGTERM waits for connections to finish.",
+        ),
+        key(
+            "user",
+            Kind::Text("the name of a user"),
+            Presence::Optional,
+            "User to become after binding.",
+        ),
+        key("log", Kind::Section(&LOG), Presence::Optional, "Logging."),
+    ],
+};
+
+static LOG: Section = Section {
+    doc: "Logging.",
+    keys: &[
+        key(
+            "format",
+            Kind::Word(&[word("text"), word("json")]),
+            Presence::Default(r#""text""#),
+            "Readable lines, or one JSON object a line.",
+        ),
+        key(
+            "level",
+            Kind::Word(&[word("error"), word("warn"), word("info"), word("debug")]),
+            Presence::Default(r#""info""#),
+            "Least severe level that is logged.",
+        ),
+        key(
+            "file",
+            Kind::Text("a path"),
+            Presence::Optional,
+            "File to write to, reopened on SIGUSR1. Absent: standard error.",
+        ),
+        key(
+            "connections",
+            Kind::Word(&[word("off"), word("failures"), word("all")]),
+            Presence::Default(r#""all""#),
+            "Which connections get a line at their end.",
+        ),
+        key(
+            "connections_sample",
+            Kind::Share,
+            Presence::Default("1.0"),
+            "Share of the successful connections that get a line; failures always do.",
+        ),
+    ],
+};
+
+static LISTENER: Section = Section {
+    doc: "Where clients connect.",
+    keys: &[
+        key(
+            "name",
+            Kind::Text(NAME),
+            Presence::Required,
+            "Unique among the listeners; used in logs and metrics.",
+        ),
+        key(
+            "address",
+            Kind::TextOrTexts(LISTEN_ADDRESS),
+            Presence::Required,
+            "IP address and port, or a list of them.",
+        ),
+        key(
+            "mode",
+            Kind::Word(&[word("tcp"), later("http")]),
+            Presence::Default(r#""tcp""#),
+            "What is inside TLS: tcp passes the bytes on as they are.",
+        ),
+        key(
+            "accept_proxy",
+            Kind::Flag,
+            Presence::Default("false"),
+            "Every connection begins with a PROXY protocol header (v1 or v2) of the balancer in front.",
+        ),
+        key(
+            "identities",
+            Kind::Texts {
+                what: "the name of an [[identity]]",
+                empty: false,
+            },
+            Presence::Required,
+            "Identities to choose from by SNI and signature scheme. The first is the default unless strict_sni.",
+        ),
+        key(
+            "strict_sni",
+            Kind::Flag,
+            Presence::Default("false"),
+            "Refuse clients that ask for a name no identity has, or for none.",
+        ),
+        key(
+            "upstream",
+            Kind::Text("the name of an [[upstream]]"),
+            Presence::Required,
+            "Where connections go that no route takes.",
+        ),
+        key(
+            "routes",
+            Kind::Sections(&ROUTE),
+            Presence::Optional,
+            "Upstreams by SNI; the first route that matches wins.",
+        ),
+        key(
+            "connections_max",
+            Kind::Count(CONNECTIONS_MAX),
+            Presence::Default("100000"),
+            "Connections beyond this many are closed at once.",
+        ),
+        key(
+            "handshake_timeout",
+            Kind::Duration { zero: false },
+            Presence::Default(r#""10s""#),
+            "From accept to the end of the handshake, PROXY header included.",
+        ),
+        key(
+            "idle_timeout",
+            Kind::Duration { zero: false },
+            Presence::Default(r#""5m""#),
+            "A connection on which nothing moves either way for this long is closed.",
+        ),
+        key(
+            "write_timeout",
+            Kind::Duration { zero: false },
+            Presence::Default(r#""30s""#),
+            "A peer that takes nothing of what is queued for it for this long is cut off.",
+        ),
+        key(
+            "linger_timeout",
+            Kind::Duration { zero: true },
+            Presence::Default(r#""5s""#),
+            "How long the peer's end of stream is waited for after ours.",
+        ),
+        key(
+            "congestion_control",
+            Kind::Text("the name of a TCP congestion control of this kernel"),
+            Presence::Optional,
+            "TCP congestion control, such as cubic or bbr. Absent: the system's.",
+        ),
+        key(
+            "tls",
+            Kind::Section(&TLS),
+            Presence::Optional,
+            "TLS towards the clients.",
+        ),
+        key(
+            "client_auth",
+            Kind::Section(&CLIENT_AUTH),
+            Presence::Optional,
+            "Client certificates.",
+        ),
+    ],
+};
+
+static ROUTE: Section = Section {
+    doc: "An upstream for some names.",
+    keys: &[
+        key(
+            "sni",
+            Kind::Text(NAME_PATTERN),
+            Presence::Required,
+            "Host name, or a wildcard for exactly one leftmost label.",
+        ),
+        key(
+            "upstream",
+            Kind::Text("the name of an [[upstream]]"),
+            Presence::Required,
+            "Where these names go.",
+        ),
+    ],
+};
+
+const VERSIONS: Kind = Kind::Word(&[word("1.2"), word("1.3")]);
+
+static TLS: Section = Section {
+    doc: "TLS towards the clients.",
+    keys: &[
+        key(
+            "min_version",
+            VERSIONS,
+            Presence::Default(r#""1.2""#),
+            "Lowest TLS version.",
+        ),
+        key(
+            "max_version",
+            VERSIONS,
+            Presence::Default(r#""1.3""#),
+            "Highest TLS version.",
+        ),
+        key(
+            "cipher_suites",
+            Kind::AutoOrNames(|| SUITES.iter().map(|suite| suite.name).collect()),
+            Presence::Default(r#""auto""#),
+            "IANA names in order of preference, or auto: the order this machine is fastest at.",
+        ),
+        key(
+            "groups",
+            Kind::AutoOrNames(|| GROUPS.iter().map(|group| group.name).collect()),
+            Presence::Default(r#""auto""#),
+            "Groups for the key exchange in order of preference, or auto.",
+        ),
+        key(
+            "alpn",
+            Kind::Texts {
+                what: "a protocol of 1 to 255 bytes such as \"h2\"",
+                empty: true,
+            },
+            Presence::Default("[]"),
+            "Application protocols in order of preference. Empty: not negotiated.",
+        ),
+        key(
+            "tickets",
+            Kind::OnlyFalse,
+            Presence::Default("false"),
+            "Session tickets for resumption. Not supported yet: none are issued, and the key absent means the same as false.",
+        ),
+    ],
+};
+
+static CLIENT_AUTH: Section = Section {
+    doc: "Client certificates.",
+    keys: &[
+        key(
+            "mode",
+            Kind::Word(&[word("off"), later("optional"), later("required")]),
+            Presence::Default(r#""off""#),
+            "Whether clients are asked for a certificate. Only off is supported yet.",
+        ),
+        key("ca", Kind::Text("a path"), Presence::Later, "Trust anchors."),
+        key(
+            "crl",
+            Kind::Texts {
+                what: "a path",
+                empty: false,
+            },
+            Presence::Later,
+            "Revocation lists.",
+        ),
+        key("verify_depth", Kind::Count(16), Presence::Later, "Longest chain."),
+        key(
+            "allow",
+            Kind::Texts {
+                what: "a name",
+                empty: false,
+            },
+            Presence::Later,
+            "Names that may connect.",
+        ),
+    ],
+};
+
+static IDENTITY: Section = Section {
+    doc: "A certificate with its key.",
+    keys: &[
+        key(
+            "name",
+            Kind::Text(NAME),
+            Presence::Required,
+            "Unique among the identities; listeners refer to it.",
+        ),
+        key(
+            "certificate",
+            Kind::Text("the path of a PEM file with the certificate chain"),
+            Presence::Required,
+            "PEM chain, leaf first.",
+        ),
+        key(
+            "key",
+            Kind::Text("the path of a PEM file with the private key"),
+            Presence::Required,
+            "PEM private key.",
+        ),
+        key(
+            "ocsp",
+            Kind::WordOrPathLater(&[word("off"), later("auto")]),
+            Presence::Default(r#""off""#),
+            "OCSP stapling. Only off is supported yet.",
+        ),
+    ],
+};
+
+static UPSTREAM: Section = Section {
+    doc: "A group of servers.",
+    keys: &[
+        key(
+            "name",
+            Kind::Text(NAME),
+            Presence::Required,
+            "Unique among the upstreams; listeners refer to it.",
+        ),
+        key(
+            "servers",
+            Kind::Texts {
+                what: SERVER_ADDRESS,
+                empty: false,
+            },
+            Presence::Required,
+            "host:port, or unix:/path. Host names are resolved when the file is loaded.",
+        ),
+        key(
+            "balance",
+            Kind::Word(&[word("round_robin"), word("least_connections")]),
+            Presence::Default(r#""least_connections""#),
+            "How a server is chosen.",
+        ),
+        key(
+            "connect_timeout",
+            Kind::Duration { zero: false },
+            Presence::Default(r#""1s""#),
+            "For each server that is tried.",
+        ),
+        key(
+            "connect_on",
+            Kind::Word(&[word("handshake"), word("first_byte")]),
+            Presence::Default(r#""handshake""#),
+            "Connect when the handshake is complete, or (for protocols in which the client speaks first) at the client's first byte.",
+        ),
+        key(
+            "send_proxy",
+            Kind::Word(&[word("off"), word("v1"), word("v2")]),
+            Presence::Default(r#""off""#),
+            "PROXY protocol header to the server: v1 is text, v2 binary with TLS details.",
+        ),
+    ],
+};
+
+static CRYPTO: Section = Section {
+    doc: "How cryptography is computed. Every operation runs inline yet: auto and off mean the same.",
+    keys: &[
+        key(
+            "multibuffer",
+            Kind::WordOrPathLater(&[word("auto"), word("off")]),
+            Presence::Default(r#""auto""#),
+            "Batches of eight operations at once, by libcrypto_mb.",
+        ),
+        key(
+            "made_ahead",
+            Kind::Word(&[word("auto"), later("on"), word("off")]),
+            Presence::Default(r#""auto""#),
+            "Key pairs and signature set-ups made before they are needed.",
+        ),
+    ],
+};
+
+const fn key(name: &'static str, kind: Kind, presence: Presence, doc: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        presence,
+        doc,
+    }
+}
+
+const fn word(text: &'static str) -> Word {
+    Word { text, later: false }
+}
+
+const fn later(text: &'static str) -> Word {
+    Word { text, later: true }
+}
+
+impl Section {
+    /// The key of this name.
+    pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// The keys that may be given.
+    pub(super) fn legal_keys(&self) -> impl Iterator<Item = &'static Key> + Clone {
+        self.keys.iter().filter(|key| !matches!(key.presence, Presence::Later))
+    }
+}
+
+impl Kind {
+    /// What an error says was expected.
+    pub(super) fn expected(&self) -> String {
+        match self {
+            Kind::Flag => "true or false".to_owned(),
+            Kind::OnlyFalse => "false".to_owned(),
+            Kind::Text(what) => (*what).to_owned(),
+            Kind::Texts { what, empty: true } => format!("a list of strings, each {what}"),
+            Kind::Texts { what, empty: false } => format!("a list of at least one string, each {what}"),
+            Kind::TextOrTexts(what) => format!("{what}, or a list of them"),
+            Kind::Duration { zero: true } => r#"a duration such as "10s" or "250ms""#.to_owned(),
+            Kind::Duration { zero: false } => r#"a duration above zero such as "10s" or "250ms""#.to_owned(),
+            Kind::Count(max) => format!("a whole number from 1 to {max}"),
+            Kind::Share => "a number from 0.0 to 1.0".to_owned(),
+            Kind::Word(words) | Kind::WordOrPathLater(words) => alternatives(
+                words
+                    .iter()
+                    .filter(|word| !word.later)
+                    .map(|word| word.text)
+                    .collect::<Vec<_>>(),
+            ),
+            Kind::AutoOrNames(names) => format!(r#""auto", or a list of {}"#, alternatives(names())),
+            Kind::Workers => r#""auto", a number of threads, or a list of processors such as "0-3,8""#.to_owned(),
+            Kind::Section(_) => "a table".to_owned(),
+            Kind::Sections(_) => "a list of tables".to_owned(),
+        }
+    }
+}
+
+/// Every table of the file, with the header it has there.
+pub(super) fn sections() -> Vec<(String, &'static Section)> {
+    fn collect(path: &str, section: &'static Section, found: &mut Vec<(String, &'static Section)>) {
+        for key in section.legal_keys() {
+            let inner = if path.is_empty() {
+                key.name.to_owned()
+            } else {
+                format!("{path}.{}", key.name)
+            };
+            match key.kind {
+                Kind::Section(section) => {
+                    found.push((format!("[{inner}]"), section));
+                    collect(&inner, section, found);
+                }
+                Kind::Sections(section) => {
+                    found.push((format!("[[{inner}]]"), section));
+                    collect(&inner, section, found);
+                }
+                Kind::Flag
+                | Kind::OnlyFalse
+                | Kind::Text(_)
+                | Kind::Texts { .. }
+                | Kind::TextOrTexts(_)
+                | Kind::Duration { .. }
+                | Kind::Count(_)
+                | Kind::Share
+                | Kind::Word(_)
+                | Kind::WordOrPathLater(_)
+                | Kind::AutoOrNames(_)
+                | Kind::Workers => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect("", &ROOT, &mut found);
+    found
+}
+
+/// The header of a table of the file: `[listener.tls]`
+pub(super) fn header(section: &'static Section) -> String {
+    let found = sections().into_iter().find(|(_, other)| std::ptr::eq(*other, section));
+    found.expect("every table that is read is in the table of keys").0
+}
+
+/// `"a", "b" or "c"`
+pub(super) fn alternatives(names: Vec<&str>) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    match quoted.as_slice() {
+        [] => "nothing".to_owned(),
+        [only] => only.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
