@@ -486,6 +486,12 @@ impl<T: Tls> Session<T> {
                 self.phase = Phase::Relaying;
                 self.active_at = self.now;
             }
+            // The server is not to blame, and the next one would fare no better.
+            (Phase::Connecting, Err(error)) if error.is_exhaustion() => {
+                self.upstream.leave();
+                cx.balancer.abandoned(server);
+                self.linger(Cause::Exhausted, cx);
+            }
             (Phase::Connecting, Ok(()) | Err(_)) => {
                 self.upstream.leave();
                 cx.balancer.connect_failed(server, self.now);
@@ -814,6 +820,7 @@ impl<T: Tls> Session<T> {
                 | Cause::ClosedInHandshake
                 | Cause::UpstreamUnreachable
                 | Cause::UpstreamReset
+                | Cause::Exhausted
                 | Cause::Internal(_) => false,
             },
             (Phase::Closing(Cause::WriteTimeout { .. }), Side::Downstream) => true,
