@@ -81,7 +81,8 @@ impl fmt::Display for LoadError {
 }
 
 impl Snapshot {
-    /// Reads every file and resolves every name. `previous` hands over the connection counts of listeners that stay.
+    /// Reads every file and resolves every name. `previous` hands over the connection counts of listeners
+    /// that stay, and the counters of upstream servers that stay.
     ///
     /// # Errors
     /// Everything that is wrong, not only the first.
@@ -89,7 +90,7 @@ impl Snapshot {
         let mut errors = Vec::new();
         let identities = collect(&config.identities, &mut errors, load_identity);
         let upstreams = collect(&config.upstreams, &mut errors, |upstream| {
-            load_upstream(upstream, workers)
+            load_upstream(upstream, workers, previous)
         });
         let listeners = if errors.is_empty() {
             collect(&config.listeners, &mut errors, |listener| {
@@ -193,13 +194,19 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
 }
 
-fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream, LoadError> {
+fn load_upstream(
+    settings: &config::Upstream,
+    workers: usize,
+    previous: Option<&Snapshot>,
+) -> Result<Upstream, LoadError> {
     let error = |what| LoadError {
         part: format!("upstream \"{}\"", settings.name),
         key: "servers",
         what,
     };
-    let mut servers = Vec::new();
+    let same = previous.and_then(|snapshot| snapshot.upstreams.iter().find(|u| u.settings.name == settings.name));
+    let known = |endpoint: &ServerEndpoint| same?.servers.iter().find(|server| server.endpoint == *endpoint);
+    let mut servers: Vec<Server> = Vec::new();
     for address in &settings.servers {
         let endpoints: Vec<ServerEndpoint> = match address {
             ServerAddress::Unix(path) => vec![ServerEndpoint::Unix(path.clone())],
@@ -209,11 +216,20 @@ fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream
                 .map(ServerEndpoint::Tcp)
                 .collect(),
         };
-        servers.extend(endpoints.into_iter().map(|endpoint| Server {
-            label: endpoint.to_string().into(),
-            endpoint,
-            metrics: (0..workers).map(|_| Arc::default()).collect(),
-        }));
+        for endpoint in endpoints {
+            // Several names may mean one address; it is still one server, with one share of the connections.
+            if servers.iter().any(|server| server.endpoint == endpoint) {
+                continue;
+            }
+            servers.push(Server {
+                label: endpoint.to_string().into(),
+                metrics: match known(&endpoint) {
+                    Some(server) => server.metrics.clone(),
+                    None => (0..workers).map(|_| Arc::default()).collect(),
+                },
+                endpoint,
+            });
+        }
     }
     if servers.len() > SERVERS_PER_UPSTREAM_MAX {
         let found = servers.len();
