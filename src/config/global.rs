@@ -95,7 +95,8 @@ fn workers(report: &mut Report, item: Item<'_>) -> Option<Workers> {
             .map_err(|remedy| Refusal::new(expected, remedy)),
     })(report, item)?;
     if let Workers::Cpus(cpus) = &workers
-        && let [cpu @ 1..] = cpus.as_slice()
+        && let [cpu] = cpus.as_slice()
+        && *cpu > 0
     {
         let what = format!("this is one worker, on processor {cpu}");
         report.warn(&at, what, format!("for {cpu} workers write {cpu} without quotes"));
