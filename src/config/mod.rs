@@ -295,7 +295,7 @@ pub struct Listener {
     pub strict_sni: bool,
     /// `upstream`: where connections go that no route takes.
     pub upstream: UpstreamId,
-    /// `routes`, in file order; the first that matches wins.
+    /// `routes`: an exact name beats a wildcard; of equal names the first wins.
     pub routes: Vec<Route>,
     /// `connections_max`
     pub connections_max: usize,

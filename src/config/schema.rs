@@ -112,9 +112,9 @@ fn object(value: Value) -> Map<String, Value> {
 mod tests {
     use std::path::Path;
 
-    use super::super::tests::{BASE, CONTRACT};
-    use super::super::{keys, parse};
     use super::*;
+    use crate::config::tests::{BASE, CONTRACT};
+    use crate::config::{keys, parse};
 
     /// What of `value` the schema does not allow; patterns are not looked at.
     fn violations(schema: &Value, value: &Value, path: &str) -> Vec<String> {

@@ -500,8 +500,8 @@ fn a_pin_is_in_no_message() {
 mod any_text {
     use proptest::prelude::*;
 
-    use super::super::*;
     use super::CONTRACT;
+    use crate::config::*;
 
     /// Values of every type, right and wrong ones.
     const VALUES: &[&str] = &[

@@ -269,20 +269,15 @@ impl<T: Tls> Session<T> {
                 return Some(Output::ShutdownWrite(side));
             }
         }
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Closing(cause) if self.is_gone() => {
-                debug_assert!(
-                    self.downstream.outbox.queued() + self.upstream.outbox.queued() == 0,
-                    "invariant 7"
-                );
-                Some(Output::Done(cause))
-            }
-            phase => {
-                self.phase = phase;
-                self.check_invariants();
-                None
-            }
+        if self.is_gone()
+            && let Phase::Closing(cause) = &self.phase
+        {
+            let cause = cause.clone();
+            self.phase = Phase::Done;
+            return Some(Output::Done(cause));
         }
+        self.check_invariants();
+        None
     }
 
     /// When [`Session::handle_timeout`] wants to be called.
