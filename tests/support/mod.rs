@@ -25,15 +25,18 @@
 #![allow(
     dead_code,
     unused_imports,
+    unused_macros,
     clippy::unwrap_used,
     reason = "every test uses a part of this, and an error here is a failed test"
 )]
 
 mod certificates;
 mod client;
+mod exposition;
 mod gateway;
 mod hello;
 mod metrics;
+mod operation;
 mod origin;
 mod tools;
 
@@ -42,9 +45,11 @@ use std::time::{Duration, Instant};
 
 pub(crate) use certificates::{Ca, KeyKind};
 pub(crate) use client::{Client, Connection, End};
+pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
 pub(crate) use hello::{Alert, Hello, read_alert, record};
 pub(crate) use metrics::Metrics;
+pub(crate) use operation::{cpu_time, exchange, raw_request, try_exchange, wait_for_metric};
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use tools::{Program, Ran, python, run, tool};
 
