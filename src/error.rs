@@ -179,10 +179,13 @@ impl IoError {
     /// The operation was cancelled by us.
     pub const CANCELLED: IoError = IoError(libc::ECANCELED);
 
-    /// Out of descriptors, buffers or memory: it may work again later.
+    /// Out of descriptors, buffers, memory or local ports: nobody's fault but ours, and it may work again later.
     #[must_use]
     pub fn is_exhaustion(self) -> bool {
-        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+        matches!(
+            self.0,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL
+        )
     }
 }
 
@@ -234,7 +237,7 @@ pub enum Cause {
     UpstreamUnreachable,
     /// The upstream's connection failed.
     UpstreamReset,
-    /// No descriptor or memory for a connection to the upstream: limits are too low for what is served.
+    /// No descriptor, memory or local port for a connection to the upstream: limits are too low for what is served.
     Exhausted,
     /// A defect of ours: the text says where.
     Internal(&'static str),
@@ -335,9 +338,9 @@ impl fmt::Display for Cause {
             Cause::KeyUpdateFlood => f.write_str("client sent too many KeyUpdates"),
             Cause::UpstreamUnreachable => f.write_str("no upstream server accepted a connection"),
             Cause::UpstreamReset => f.write_str("upstream connection failed"),
-            Cause::Exhausted => {
-                f.write_str("no descriptor or memory for an upstream connection; raise the limits (ulimit -n)")
-            }
+            Cause::Exhausted => f.write_str(
+                "no descriptor, memory or local port for an upstream connection; raise the limits (ulimit -n)",
+            ),
             Cause::Internal(place) => write!(f, "internal error in {place}"),
         }
     }
