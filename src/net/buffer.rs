@@ -4,7 +4,8 @@
 #[derive(Debug)]
 #[must_use = "a receive buffer goes back to its driver"]
 pub struct ReceiveBuffer {
-    pub(super) id: u16,
+    /// The driver's own number for it.
+    pub(super) id: u32,
     pub(super) len: u32,
 }
 

@@ -15,7 +15,47 @@ use super::socket::{self, Table, Waker};
 use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
 use crate::error::IoError;
-use crate::limits::{ACCEPTS_PER_TURN, EPOLL_EVENTS, RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
+use crate::limits::{ACCEPTS_PER_TURN, EPOLL_EVENTS, RECEIVE_BYTES_MAX, RECEIVE_LARGE_BUFFERS};
+
+/// What the receives of one turn bring, one after another. A receive needs `RECEIVE_BYTES_MAX` of room and keeps what it
+/// filled, so small messages lie close together and the processor's cache holds them.
+struct Arena {
+    memory: Box<[u8]>,
+    used: usize,
+    /// Receives whose bytes have not been given back. At 0 the arena starts anew.
+    lent: usize,
+}
+
+impl Arena {
+    fn new() -> Arena {
+        let memory = vec![0; RECEIVE_LARGE_BUFFERS * RECEIVE_BYTES_MAX].into_boxed_slice();
+        Arena {
+            memory,
+            used: 0,
+            lent: 0,
+        }
+    }
+
+    /// Room for a receive; `None` when this turn has brought enough.
+    fn room(&mut self) -> Option<&mut [u8]> {
+        self.memory.get_mut(self.used..self.used + RECEIVE_BYTES_MAX)
+    }
+
+    /// The receive filled `len` bytes of its room.
+    fn lend(&mut self, len: usize) -> ReceiveBuffer {
+        let id = self.used as u32;
+        self.used += len;
+        self.lent += 1;
+        ReceiveBuffer { id, len: len as u32 }
+    }
+
+    fn take_back(&mut self, _buffer: ReceiveBuffer) {
+        self.lent -= 1;
+        if self.lent == 0 {
+            self.used = 0;
+        }
+    }
+}
 
 const WAKER: mio::Token = mio::Token(usize::MAX);
 
@@ -62,9 +102,7 @@ pub struct EpollDriver {
     sockets: Table<Entry>,
     /// Sockets with an operation that may make progress.
     queue: VecDeque<Socket>,
-    /// `RECEIVE_BUFFERS` buffers, one after another.
-    buffers: Box<[u8]>,
-    free_buffers: Vec<u16>,
+    arena: Arena,
 }
 
 impl EpollDriver {
@@ -81,8 +119,7 @@ impl EpollDriver {
             now: clock(),
             sockets: Table::default(),
             queue: VecDeque::new(),
-            buffers: vec![0; RECEIVE_BUFFERS * RECEIVE_BYTES_MAX].into_boxed_slice(),
-            free_buffers: (0..RECEIVE_BUFFERS as u16).collect(),
+            arena: Arena::new(),
         })
     }
 
@@ -201,45 +238,35 @@ impl EpollDriver {
         }
     }
 
-    /// False when no buffer is free.
+    /// False when this turn has brought enough.
     fn run_receive(&mut self, socket: Socket, completions: &mut Vec<Completion>) -> bool {
-        let Some(id) = self.free_buffers.pop() else {
+        let Some(bytes) = self.arena.room() else {
             return false;
         };
-        let start = usize::from(id) * RECEIVE_BYTES_MAX;
         let entry = self.sockets.open_mut(socket);
         let Some(token) = entry.receive.take() else { return true };
-        let bytes = &mut self.buffers[start..start + RECEIVE_BYTES_MAX];
         match (&entry.socket).read(bytes) {
-            Ok(0) => {
-                self.free_buffers.push(id);
-                completions.push(Completion::Received {
-                    token,
-                    buffer: None,
-                    more: false,
-                });
-            }
+            Ok(0) => completions.push(Completion::Received {
+                token,
+                buffer: None,
+                more: false,
+            }),
             Ok(n) => {
                 entry.readable = n == RECEIVE_BYTES_MAX || entry.hung_up;
-                let buffer = Some(ReceiveBuffer { id, len: n as u32 });
                 completions.push(Completion::Received {
                     token,
-                    buffer,
+                    buffer: Some(self.arena.lend(n)),
                     more: entry.readable,
                 });
             }
-            Err(error) => {
-                self.free_buffers.push(id);
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
-                    entry.readable = false;
-                    entry.receive = Some(token);
-                } else {
-                    completions.push(Completion::ReceiveFailed {
-                        token,
-                        error: error.into(),
-                    });
-                }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                entry.readable = error.kind() == ErrorKind::Interrupted;
+                entry.receive = Some(token);
             }
+            Err(error) => completions.push(Completion::ReceiveFailed {
+                token,
+                error: error.into(),
+            }),
         }
         true
     }
@@ -369,12 +396,12 @@ impl Driver for EpollDriver {
     }
 
     fn received<'a>(&'a mut self, buffer: &'a ReceiveBuffer) -> &'a mut [u8] {
-        let start = usize::from(buffer.id) * RECEIVE_BYTES_MAX;
-        &mut self.buffers[start..start + buffer.len()]
+        let start = buffer.id as usize;
+        &mut self.arena.memory[start..start + buffer.len()]
     }
 
     fn recycle(&mut self, buffer: ReceiveBuffer) {
-        self.free_buffers.push(buffer.id);
+        self.arena.take_back(buffer);
     }
 
     fn shutdown_write(&mut self, socket: Socket) {

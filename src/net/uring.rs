@@ -16,9 +16,11 @@ use super::socket::{self, Table, Waker};
 use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
 use crate::error::IoError;
-use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX, URING_COMPLETIONS, URING_ENTRIES};
+use crate::limits::{
+    RECEIVE_BYTES_MAX, RECEIVE_LARGE_BUFFERS, RECEIVE_SMALL_BUFFERS, RECEIVE_SMALL_BYTES, URING_COMPLETIONS,
+    URING_ENTRIES,
+};
 
-const BUFFER_GROUP: u16 = 0;
 /// `IORING_RECVSEND_POLL_FIRST`: do not try before the socket is ready.
 const POLL_FIRST: u16 = 1;
 
@@ -65,65 +67,126 @@ struct Entry {
     connect: Option<(Token, Box<SockAddr>)>,
     /// The last receive said that more is waiting: try at once.
     nonempty: bool,
+    /// What the next receive, or the one in flight, takes.
+    size: Size,
     /// Cancelled: a receive that waits for a buffer is not tried again.
     cancelled: bool,
 }
 
+/// The two sizes of receive buffers, each a ring of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Small,
+    Large,
+}
+
+impl Size {
+    /// The kernel's name of the ring.
+    fn group(self) -> u16 {
+        match self {
+            Size::Small => 0,
+            Size::Large => 1,
+        }
+    }
+
+    /// Number of buffers, and bytes of each.
+    fn shape(self) -> (usize, usize) {
+        match self {
+            Size::Small => (RECEIVE_SMALL_BUFFERS, RECEIVE_SMALL_BYTES),
+            Size::Large => (RECEIVE_LARGE_BUFFERS, RECEIVE_BYTES_MAX),
+        }
+    }
+
+    /// Buffers are numbered through both rings: a completion then says which ring its buffer is of.
+    fn first_id(self) -> u16 {
+        match self {
+            Size::Small => 0,
+            Size::Large => RECEIVE_SMALL_BUFFERS as u16,
+        }
+    }
+
+    /// What the next receive is likely to bring, judged by the last one: a connection that fills small buffers gets large
+    /// ones until one of those brings little.
+    fn after(received: usize) -> Size {
+        if received >= RECEIVE_SMALL_BYTES {
+            Size::Large
+        } else {
+            Size::Small
+        }
+    }
+}
+
 /// The memory that receives land in, and the ring through which the kernel takes buffers from it.
 struct BufferRing {
-    /// `RECEIVE_BUFFERS` entries, page aligned, mapped for this ring.
+    /// As many entries as buffers, page aligned, mapped for this ring.
     entries: *mut BufRingEntry,
     memory: Box<[u8]>,
+    size: Size,
     tail: u16,
 }
 
 impl BufferRing {
-    const ENTRY_BYTES: usize = RECEIVE_BUFFERS * size_of::<BufRingEntry>();
-
     #[expect(
         unsafe_code,
         reason = "the kernel's buffer ring is shared memory; rustix maps it only through unsafe"
     )]
-    fn new() -> io::Result<BufferRing> {
+    fn new(size: Size) -> io::Result<BufferRing> {
         use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        let (count, bytes) = size.shape();
         // SAFETY: a new private mapping aliases nothing.
         let entries = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
-                Self::ENTRY_BYTES,
+                count * size_of::<BufRingEntry>(),
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE | MapFlags::POPULATE,
             )?
         };
-        let memory = vec![0; RECEIVE_BUFFERS * RECEIVE_BYTES_MAX].into_boxed_slice();
         let mut ring = BufferRing {
             entries: entries.cast(),
-            memory,
+            memory: vec![0; count * bytes].into_boxed_slice(),
+            size,
             tail: 0,
         };
-        for id in 0..RECEIVE_BUFFERS as u16 {
-            ring.add(id);
+        for id in 0..count as u16 {
+            ring.add(size.first_id() + id);
         }
         Ok(ring)
+    }
+
+    fn bytes(&mut self, id: u16, len: usize) -> &mut [u8] {
+        let start = usize::from(id - self.size.first_id()) * self.size.shape().1;
+        &mut self.memory[start..start + len]
     }
 
     /// Gives buffer `id` to the kernel.
     #[expect(unsafe_code, reason = "the kernel's buffer ring is shared memory")]
     fn add(&mut self, id: u16) {
-        let start = usize::from(id) * RECEIVE_BYTES_MAX;
-        let address = self.memory[start..start + RECEIVE_BYTES_MAX].as_mut_ptr() as u64;
-        let slot = usize::from(self.tail) % RECEIVE_BUFFERS;
-        // SAFETY: `entries` holds RECEIVE_BUFFERS entries and `slot` is below that; the kernel reads an entry only after the
-        // tail has passed it, which the release store below publishes. The tail shares memory with the reserved field of
-        // entry 0, which set_addr, set_len and set_bid leave alone.
+        let (count, bytes) = self.size.shape();
+        let address = self.bytes(id, bytes).as_mut_ptr() as u64;
+        let slot = usize::from(self.tail) % count;
+        // SAFETY: `entries` holds `count` entries and `slot` is below that; the kernel reads an entry only after the tail has
+        // passed it, which the release store below publishes. The tail shares memory with the reserved field of entry 0,
+        // which set_addr, set_len and set_bid leave alone.
         unsafe {
             let entry = &mut *self.entries.add(slot);
             entry.set_addr(address);
-            entry.set_len(RECEIVE_BYTES_MAX as u32);
+            entry.set_len(bytes as u32);
             entry.set_bid(id);
             self.tail = self.tail.wrapping_add(1);
             let tail = BufRingEntry::tail(self.entries).cast::<AtomicU16>();
             (*tail).store(self.tail, Ordering::Release);
+        }
+    }
+
+    #[expect(unsafe_code, reason = "registers shared memory with the kernel")]
+    fn register(&self, ring: &IoUring) -> io::Result<()> {
+        let (count, _) = self.size.shape();
+        // SAFETY: the mapping and the buffers live as long as this, which is dropped after the ring (field order of
+        // UringDriver).
+        unsafe {
+            ring.submitter()
+                .register_buf_ring_with_flags(self.entries as u64, count as u16, self.size.group(), 0)
         }
     }
 }
@@ -131,8 +194,9 @@ impl BufferRing {
 impl Drop for BufferRing {
     #[expect(unsafe_code, reason = "unmaps what new mapped")]
     fn drop(&mut self) {
+        let length = self.size.shape().0 * size_of::<BufRingEntry>();
         // SAFETY: mapped by new with this length; the ring that knew it is gone before (field order of UringDriver).
-        let unmapped = unsafe { rustix::mm::munmap(self.entries.cast(), Self::ENTRY_BYTES) };
+        let unmapped = unsafe { rustix::mm::munmap(self.entries.cast(), length) };
         debug_assert!(unmapped.is_ok(), "the mapping is ours");
     }
 }
@@ -140,7 +204,8 @@ impl Drop for BufferRing {
 /// See the module.
 pub struct UringDriver {
     ring: IoUring,
-    buffers: BufferRing,
+    small: BufferRing,
+    large: BufferRing,
     waker: Waker,
     now: Instant,
     sockets: Table<Entry>,
@@ -156,7 +221,6 @@ impl UringDriver {
     ///
     /// # Errors
     /// The kernel is older than 6.1, or forbids io_uring (containers do), or has no memory for the ring.
-    #[expect(unsafe_code, reason = "registers the buffer ring's memory with the kernel")]
     pub fn new() -> io::Result<UringDriver> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -165,19 +229,13 @@ impl UringDriver {
             .setup_clamp()
             .setup_cqsize(URING_COMPLETIONS)
             .build(URING_ENTRIES)?;
-        let buffers = BufferRing::new()?;
-        // SAFETY: the mapping and the buffers live in `buffers`, which is dropped after the ring.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                buffers.entries as u64,
-                RECEIVE_BUFFERS as u16,
-                BUFFER_GROUP,
-                0,
-            )?;
-        }
+        let (small, large) = (BufferRing::new(Size::Small)?, BufferRing::new(Size::Large)?);
+        small.register(&ring)?;
+        large.register(&ring)?;
         Ok(UringDriver {
             ring,
-            buffers,
+            small,
+            large,
             waker: Waker::new()?,
             now: clock(),
             sockets: Table::default(),
@@ -204,6 +262,7 @@ impl UringDriver {
             send: None,
             connect: None,
             nonempty: false,
+            size: Size::Small,
             cancelled: false,
         })
     }
@@ -238,7 +297,7 @@ impl UringDriver {
             std::ptr::null_mut(),
             RECEIVE_BYTES_MAX as u32,
         )
-        .buf_group(BUFFER_GROUP)
+        .buf_group(entry.size.group())
         .ioprio(if entry.nonempty { 0 } else { POLL_FIRST })
         .build()
         .flags(squeue::Flags::BUFFER_SELECT)
@@ -311,7 +370,7 @@ impl UringDriver {
     #[expect(unsafe_code, reason = "an accepted descriptor arrives as a number")]
     fn discard(&mut self, kind: Kind, result: i32, flags: u32) {
         if let Some(id) = cqueue::buffer_select(flags) {
-            self.buffers.add(id);
+            self.ring_of(id).add(id);
         }
         if kind == Kind::Accept && result >= 0 {
             // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
@@ -355,7 +414,9 @@ impl UringDriver {
         let Some(token) = entry.receive.take() else { return };
         match (id, result) {
             (Some(id), 1..) => {
-                let buffer = Some(ReceiveBuffer { id, len: result as u32 });
+                entry.size = Size::after(result as usize);
+                let (id, len) = (u32::from(id), result as u32);
+                let buffer = Some(ReceiveBuffer { id, len });
                 completions.push(Completion::Received { token, buffer, more });
                 return;
             }
@@ -370,9 +431,22 @@ impl UringDriver {
             }),
         }
         if let Some(id) = id {
-            self.buffers.add(id);
+            self.ring_of(id).add(id);
         }
     }
+
+    fn ring_of(&mut self, id: u16) -> &mut BufferRing {
+        if id < Size::Large.first_id() {
+            &mut self.small
+        } else {
+            &mut self.large
+        }
+    }
+}
+
+/// The number that a completion gave this buffer.
+fn buffer_id(buffer: &ReceiveBuffer) -> u16 {
+    u16::try_from(buffer.id).expect("this driver numbers its buffers with 16 bits")
 }
 
 fn clock() -> Instant {
@@ -472,12 +546,13 @@ impl Driver for UringDriver {
     }
 
     fn received<'a>(&'a mut self, buffer: &'a ReceiveBuffer) -> &'a mut [u8] {
-        let start = usize::from(buffer.id) * RECEIVE_BYTES_MAX;
-        &mut self.buffers.memory[start..start + buffer.len()]
+        let id = buffer_id(buffer);
+        self.ring_of(id).bytes(id, buffer.len())
     }
 
     fn recycle(&mut self, buffer: ReceiveBuffer) {
-        self.buffers.add(buffer.id);
+        let id = buffer_id(&buffer);
+        self.ring_of(id).add(id);
     }
 
     fn shutdown_write(&mut self, socket: Socket) {

@@ -14,7 +14,9 @@ use crate::buffers::{SendBuffer, SendPool};
 use crate::config::{self, ConnectOn, SendProxy, UpstreamId};
 use crate::crypto::{CryptoOp, CryptoResult, OpId};
 use crate::error::{Cause, HandshakeFailure, IoError};
-use crate::limits::{HANDSHAKE_BYTES_MAX, HIGH_WATER_BYTES, LINGER_BYTES_MAX, PROXY_HEADER_BYTES_MAX};
+use crate::limits::{
+    HANDSHAKE_BYTES_MAX, HIGH_WATER_BYTES, LINGER_BYTES_MAX, POOL_CLASS_BYTES, PROXY_HEADER_BYTES_MAX,
+};
 use crate::metrics::{self, WorkerMetrics};
 use crate::snapshot::{Listener, Snapshot};
 use crate::tls::records::missing;
@@ -855,7 +857,7 @@ impl<T: Tls> Session<T> {
     /// Holds whenever all commands have been drained.
     fn check_invariants(&self) {
         if cfg!(debug_assertions) {
-            let bound = HIGH_WATER_BYTES + HIGH_WATER_BYTES / 2;
+            let bound = POOL_CLASS_BYTES[POOL_CLASS_BYTES.len() - 1];
             assert!(
                 self.downstream.outbox.queued() <= bound,
                 "backpressure bounds what is queued for the client"
