@@ -124,13 +124,18 @@ fn an_origin_resets_at_every_stage(io: Io) {
             let (_, end) = connection.receive_to_end();
             assert_eq!(end == End::CloseNotify, stage == 4, "stage {stage}: {end:?}");
         }
-        let metrics = gateway.wait_until_quiet();
-        assert_eq!(metrics.ended().values().sum::<u64>(), 2);
-        assert_eq!(
-            metrics.ended().get("upstream_reset"),
-            Some(&2),
-            "stage {stage}: {:?}",
-            metrics.ended()
+        let ended = gateway.wait_until_quiet().ended();
+        assert_eq!(ended.values().sum::<u64>(), 2, "stage {stage}: {ended:?}");
+        let expected: &[&str] = match stage {
+            // The reset may come before the gateway has heard that it is connected.
+            0 => &["upstream_reset", "upstream_unreachable"],
+            // After the origin's own end a reset takes nothing away any more.
+            4 => &["finished"],
+            _ => &["upstream_reset"],
+        };
+        assert!(
+            ended.keys().all(|cause| expected.contains(&cause.as_str())),
+            "stage {stage}: {ended:?}"
         );
     }
 }

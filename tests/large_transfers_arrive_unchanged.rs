@@ -8,7 +8,7 @@
 #[macro_use]
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::sync::{Mutex, mpsc};
 
 use aws_lc_rs::digest::{Context, Digest, SHA256};
@@ -116,35 +116,42 @@ fn many_small_messages(io: Io) {
     gateway.wait_until_quiet();
 }
 
-/// Python sends, and receives the echo at the same time.
+/// One client that sends and receives the echo at the same time.
 fn both_directions_at_once(io: Io) {
     let origin = Origin::echo();
     let gateway = Setup::new(io, &[origin.address()]).start();
-    let script = r#"
-import hashlib, socket, ssl, sys, threading
-ip, port, name, ca = sys.argv[1:]
-context = ssl.create_default_context(cafile=ca)
-tls = context.wrap_socket(socket.create_connection((ip, int(port)), timeout=60), server_hostname=name)
-block = bytes(i * 7 % 251 for i in range(1000003))
-rounds = 20
-def send():
-    for _ in range(rounds):
-        tls.sendall(block)
-thread = threading.Thread(target=send)
-thread.start()
-got, digest = 0, hashlib.sha256()
-while got < rounds * len(block):
-    piece = tls.recv(65536)
-    assert piece, f"the stream ended after {got}"
-    digest.update(piece)
-    got += len(piece)
-thread.join()
-tls.unwrap()
-assert digest.digest() == hashlib.sha256(block * rounds).digest()
-print("ok", got)
-"#;
-    let (ip, port) = (gateway.address.ip().to_string(), gateway.address.port().to_string());
-    let said = python(script, &[&ip, &port, SITE, gateway.ca.file().to_str().unwrap()]);
-    assert_eq!(said.trim(), "ok 20000060");
+    let mut connection = Client::new(&gateway).connect();
+    connection.stream.set_nonblocking(true).unwrap();
+    let block = pattern(BLOCK_BYTES);
+    let mut unsent: Vec<&[u8]> = vec![&block; 30];
+    let total = unsent.len() * BLOCK_BYTES;
+    let (mut context, mut got, mut buffer) = (Context::new(&SHA256), 0, vec![0; 64 * 1024]);
+    let would_block = |error: &std::io::Error| error.kind() == ErrorKind::WouldBlock;
+    while got < total {
+        if let Some(piece) = unsent.last_mut() {
+            *piece = &piece[connection.tls.writer().write(piece).unwrap()..];
+            if piece.is_empty() {
+                unsent.pop();
+            }
+        }
+        if let Err(error) = connection.flush() {
+            assert!(would_block(&error), "{error}");
+        }
+        match connection.tls.read_tls(&mut connection.stream) {
+            Ok(length) => assert!(length > 0, "the stream ended after {got} of {total} bytes"),
+            Err(error) => assert!(would_block(&error), "{error} after {got} of {total} bytes"),
+        }
+        connection.tls.process_new_packets().unwrap();
+        while let Ok(length) = connection.tls.reader().read(&mut buffer) {
+            context.update(&buffer[..length]);
+            got += length;
+        }
+    }
+    connection.stream.set_nonblocking(false).unwrap();
+    assert!(connection.finish().is_empty());
+    let mut expected = Context::new(&SHA256);
+    (0..total / BLOCK_BYTES).for_each(|_| expected.update(&block));
+    assert_eq!(context.finish().as_ref(), expected.finish().as_ref());
+    gateway.wait_for_ended("finished", 1);
     gateway.wait_until_quiet();
 }
