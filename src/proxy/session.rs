@@ -484,9 +484,13 @@ impl<T: Tls> Session<T> {
                 self.phase = Phase::Relaying;
                 self.active_at = self.now;
             }
-            (Phase::Connecting, Ok(()) | Err(_)) => {
+            (Phase::Connecting, _) => {
                 self.upstream.leave();
-                cx.balancer.connect_failed(server, self.now);
+                if result.is_err_and(IoError::is_exhaustion) {
+                    cx.balancer.abandoned(server);
+                } else {
+                    cx.balancer.connect_failed(server, self.now);
+                }
                 self.choose_server(cx);
             }
             (_, Ok(()) | Err(_)) => {
