@@ -18,7 +18,7 @@ use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
 use crate::net::timer::{Entry, TimerWheel};
-use crate::proxy::session::{Context, Input, Output, Session, Side};
+use crate::proxy::session::{Context, Input, Output, Phase, Session, Side};
 use crate::proxy::upstream::{Balancer, GroupDescription, ServerId};
 use crate::record::{ConnectionRecord, wanted};
 use crate::snapshot::Snapshot;
@@ -414,12 +414,15 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn connected(&mut self, token: Token, result: Result<(), IoError>) {
+        // A session that connects no more has given the attempt up; one that does, and hears that it was cancelled, found
+        // the server too slow.
+        let wanted = *self.live_mut(token.slot).session.phase() == Phase::Connecting;
         if let Some(metrics) = self.server_metrics(token.slot) {
             match result {
                 Ok(()) => metrics.connected.add(1),
-                // Not the server's doing.
-                Err(error) if error == IoError::CANCELLED || error.is_exhaustion() => {}
-                Err(_) => metrics.connect_failures.add(1),
+                // Lack of descriptors or ports is not the server's doing.
+                Err(error) if wanted && !error.is_exhaustion() => metrics.connect_failures.add(1),
+                Err(_) => {}
             }
         }
         let now = self.driver.now();
