@@ -1,5 +1,10 @@
 //! `accept_proxy`: the PROXY header of a balancer in front is believed, and nothing else is taken for one.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;
@@ -255,6 +260,7 @@ fn without_accept_proxy_a_header_is_no_tls(io: Io) {
         .write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n")
         .unwrap();
     read_alert(&mut stream);
+    drop(stream);
     let line = gateway.wait_for_cause("client does not speak TLS");
     assert!(
         line["peer"].as_str().unwrap().starts_with("127.0.0.1:"),

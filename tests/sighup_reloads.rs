@@ -1,5 +1,10 @@
 //! SIGHUP: a whole new configuration for new connections, the old one for those that are open, and no connection lost.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;

@@ -1,5 +1,10 @@
 //! SIGTERM: nothing new is accepted, what is open is finished, and there is an end to the patience.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;

@@ -1,5 +1,10 @@
 //! What systemd is told, and the sockets that it hands over.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;

@@ -1,5 +1,10 @@
 //! What the program says about itself, and the schema of its configuration.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;
@@ -162,7 +167,8 @@ fn the_schema_accepts_the_example() {
 #[test]
 fn the_schema_refuses_what_the_program_refuses() {
     let schema = schema();
-    let changes: [(&str, fn(&mut Value)); 4] = [
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 4] = [
         ("an unknown key", |file| file["global"]["wrokers"] = 2.into()),
         ("a missing key", |file| {
             file["listener"][0].as_object_mut().unwrap().remove("address");

@@ -1,5 +1,10 @@
 //! What the machine forbids or asks for: no io_uring, another user, few processors.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;

@@ -1,5 +1,10 @@
 //! One line for each connection that ended, with everything that an operator asks for, and nothing that is secret.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
 #[macro_use]
 mod support;
 use support::*;
@@ -106,6 +111,7 @@ fn failures_have_a_cause_in_plain_words(io: Io) {
     let mut stream = gateway.connect_tcp();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     read_alert(&mut stream);
+    drop(stream);
     expect_cause(&gateway, "client speaks plain HTTP to a TLS port", "handshake", "peer");
     drop(gateway.connect_tcp());
     expect_cause(
@@ -149,6 +155,7 @@ fn only_failures_are_logged_where_only_failures_are_wanted(io: Io) {
     let mut stream = gateway.connect_tcp();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     read_alert(&mut stream);
+    drop(stream);
     gateway.wait_for_cause("client speaks plain HTTP to a TLS port");
     let log = gateway.stop();
     assert_eq!(log.matches("\"message\":\"connection\"").count(), 1, "{log}");
@@ -163,6 +170,7 @@ fn nothing_is_logged_where_nothing_is_wanted(io: Io) {
     let mut stream = gateway.connect_tcp();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     read_alert(&mut stream);
+    drop(stream);
     gateway.wait_until_quiet();
     let log = gateway.stop();
     assert!(!log.contains("\"message\":\"connection\""), "{log}");
@@ -293,6 +301,7 @@ fn no_secret_is_logged(io: Io) {
     let mut stream = gateway.connect_tcp();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     read_alert(&mut stream);
+    drop(stream);
     // The key where the certificate should be, and the other way round.
     for (file, failed) in [("site.pem", 1.0), ("site.key", 2.0)] {
         let right = std::fs::read(gateway.folder().join(file)).unwrap();

@@ -86,8 +86,8 @@ impl Exposition {
         if name != expected {
             return Err(format!("a sample of another family than {family}"));
         }
-        if kind == "counter" && !(value >= 0.0) {
-            return Err("a counter below zero".to_owned());
+        if kind == "counter" && (value < 0.0 || value.is_nan()) {
+            return Err("a counter below zero, or none at all".to_owned());
         }
         match self.samples.insert((name, labels), value) {
             None => Ok(()),
