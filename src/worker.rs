@@ -18,7 +18,7 @@ use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
 use crate::metrics::WorkerMetrics;
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
 use crate::net::timer::{Entry, TimerWheel};
-use crate::proxy::session::{Context, Input, Output, Session, Side};
+use crate::proxy::session::{Context, Input, Output, Phase, Session, Side};
 use crate::proxy::upstream::{Balancer, GroupDescription, ServerId};
 use crate::record::{ConnectionRecord, wanted};
 use crate::snapshot::Snapshot;
@@ -415,12 +415,16 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     fn connected(&mut self, token: Token, result: Result<(), IoError>) {
         let snapshot = self.snapshot_of(token.slot);
-        if let Some(server) = self.live_mut(token.slot).session.server() {
+        let session = &self.live_mut(token.slot).session;
+        // A session that connects no more has given the attempt up; one that does, and hears that it was cancelled, found
+        // the server too slow.
+        let wanted = *session.phase() == Phase::Connecting;
+        if let Some(server) = session.server() {
             let metrics = &snapshot.server(server.group, server.index).metrics[self.shared.index];
             match result {
                 Ok(()) => metrics.connected.add(1),
-                Err(IoError::CANCELLED) => {}
-                Err(_) => metrics.connect_failures.add(1),
+                Err(_) if wanted => metrics.connect_failures.add(1),
+                Err(_) => {}
             }
         }
         let now = self.driver.now();

@@ -220,14 +220,17 @@ impl<T: Tls> Session<T> {
             Phase::Connecting => self.upstream.leave(),
             Phase::AwaitingFirstByte | Phase::Relaying => {
                 let stalled = |leg: &Leg| leg.stalls_at(settings).is_some_and(|at| at <= now);
-                let cause = if stalled(&self.upstream) {
-                    Cause::WriteTimeout { upstream: true }
+                if stalled(&self.upstream) {
+                    self.close(Cause::WriteTimeout { upstream: true }, cx);
                 } else if stalled(&self.downstream) {
-                    Cause::WriteTimeout { upstream: false }
+                    self.close(Cause::WriteTimeout { upstream: false }, cx);
                 } else {
-                    Cause::IdleTimeout
-                };
-                self.close(cause, cx);
+                    // Nobody has said anything for long: our end cuts nothing off.
+                    if self.downstream.write == Write::Open {
+                        self.tls.close_notify(&mut self.downstream.outbox.sink(cx.pool));
+                    }
+                    self.linger(Cause::IdleTimeout, cx);
+                }
             }
             Phase::Lingering(cause) => {
                 let cause = cause.clone();

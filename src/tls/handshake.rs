@@ -268,6 +268,13 @@ impl Connection {
         if !self.policy.knows(self.server_name.as_deref()) {
             return Err(HandshakeFailure::UnknownName);
         }
+        // rustls would look for a certificate that fits no suite, and say that none was found.
+        if !self
+            .policy
+            .shares_suite(if tls13 { TLS13 } else { TLS12 }, || hello.cipher_suites())
+        {
+            return Err(HandshakeFailure::NoSharedSuite);
+        }
         let config = self.policy.config(hello.prefers_chacha());
         let rustls = UnbufferedServerConnection::new(Arc::clone(config))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;

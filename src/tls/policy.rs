@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig};
-use rustls::{CipherSuite, NamedGroup};
+use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
 
 use crate::config::{Tls, TlsVersion};
 use crate::crypto::cpu::Cpu;
@@ -69,6 +69,16 @@ impl Policy {
             0x0304 => self.max_version == TlsVersion::Tls13,
             _ => false,
         }
+    }
+
+    /// One of the listener's suites for this version on the wire is offered.
+    pub(super) fn shares_suite<I: Iterator<Item = CipherSuite>>(&self, version: u16, offered: impl Fn() -> I) -> bool {
+        let suites = &self.ours.crypto_provider().cipher_suites;
+        let of_version = |suite: &&SupportedCipherSuite| u16::from(suite.version().version) == version;
+        suites
+            .iter()
+            .filter(of_version)
+            .any(|suite| offered().any(|offer| offer == suite.suite()))
     }
 
     /// The group that rustls will choose: the client's order wins.

@@ -1,5 +1,6 @@
 //! Records: their boundaries, and rustls' connection driven over them.
 
+use rustls::AlertDescription;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 
@@ -85,11 +86,12 @@ pub(super) fn process(
             }
             // Early data is never offered (max_early_data_size is 0).
             Ok(_) => waiting = true,
-            // The alert is handed out by the calls that follow, until the error comes again.
-            Err(error) => waiting = processed.error.replace(error).is_some(),
+            Err(error) => processed.error = Some(error),
         }
         processed.discard += discard;
-        if waiting {
+        // What rustls queued before it failed, its alert last, is still handed out. Then it must not see the same input
+        // again: it would fail anew and queue another alert.
+        if waiting || (processed.error.is_some() && !connection.wants_write()) {
             return processed;
         }
     }
@@ -101,8 +103,18 @@ fn encode(
 ) {
     let mut room = 2048;
     loop {
-        match data.encode(sealed.space(room)) {
-            Ok(written) => return sealed.commit(written),
+        let space = sealed.space(room);
+        match data.encode(space) {
+            Ok(written) => {
+                if let [21, 3, _, 0, 2, 2, description] = &mut space[..written]
+                    && *description == u8::from(AlertDescription::AccessDenied)
+                {
+                    // rustls' word when no certificate fits the client. RFC 8446 section 6.2 has another for "unable to
+                    // negotiate an acceptable set of security parameters".
+                    *description = u8::from(AlertDescription::HandshakeFailure);
+                }
+                return sealed.commit(written);
+            }
             Err(EncodeError::InsufficientSize(error)) => room = error.required_size,
             Err(EncodeError::AlreadyEncoded) => return sealed.commit(0),
         }

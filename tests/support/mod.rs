@@ -1,0 +1,128 @@
+//! What the black-box tests share: the real binary in a folder of its own, certificates, origins, clients and other people's
+//! tools. Nothing here links the gateway's library: the tests see what its users see.
+//!
+//! A test is a function that takes an [`Io`], and `both_drivers!(name, …)` runs it on io_uring and on epoll:
+//!
+//! ```ignore
+//! #[macro_use]
+//! mod support;
+//! use support::*;
+//!
+//! both_drivers!(an_echo_comes_back);
+//!
+//! fn an_echo_comes_back(io: Io) {
+//!     let origin = Origin::echo();
+//!     let gateway = Setup::new(io, &[origin.address()]).start();
+//!     let mut client = Client::new(&gateway).connect();
+//!     client.send(b"hello");
+//!     assert_eq!(client.receive(5), b"hello");
+//! }
+//! ```
+//!
+//! A gateway that goes out of scope is sent SIGTERM; its exit code and its log are then checked. A program that is missing
+//! fails the test and says so: `scripts/setup` installs it.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::unwrap_used,
+    reason = "every test uses a part of this, and an error here is a failed test"
+)]
+
+mod certificates;
+mod client;
+mod gateway;
+mod hello;
+mod metrics;
+mod origin;
+mod tools;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+pub(crate) use certificates::{Ca, KeyKind};
+pub(crate) use client::{Client, Connection, End};
+pub(crate) use gateway::{Gateway, Setup, ringlock};
+pub(crate) use hello::{Alert, Hello, read_alert, record};
+pub(crate) use metrics::Metrics;
+pub(crate) use origin::{Origin, Stream, reset};
+pub(crate) use tools::{Program, Ran, python, run, tool};
+
+/// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The name that the default identity of a [`Setup`] has.
+pub(crate) const SITE: &str = "site.example";
+
+/// The driver that a gateway under test uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Io {
+    /// io_uring
+    Uring,
+    /// epoll
+    Epoll,
+}
+
+impl Io {
+    /// As in the configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Io::Uring => "io_uring",
+            Io::Epoll => "epoll",
+        }
+    }
+}
+
+/// Makes two tests of each function, `name::io_uring` and `name::epoll`.
+macro_rules! both_drivers {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn io_uring() {
+                super::$name(crate::support::Io::Uring);
+            }
+            #[test]
+            fn epoll() {
+                super::$name(crate::support::Io::Epoll);
+            }
+        }
+    )+};
+}
+
+/// An address where nothing listens. Each test process has a loopback IP address of its own, and clients connect from 127.0.0.1,
+/// so nobody else takes the port meanwhile.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind((own_ip(), 0)).unwrap().local_addr().unwrap()
+}
+
+/// The loopback address of this test process: 127.64.0.0 and up, by process id.
+pub(crate) fn own_ip() -> IpAddr {
+    let [high, middle, low] = match std::process::id().to_be_bytes() {
+        [_, high, middle, low] => [high, middle, low],
+    };
+    IpAddr::V4(Ipv4Addr::new(127, 64 | (high & 0x3f), middle, low))
+}
+
+/// Asks until the answer is `Some`; fails the test when that takes longer than [`PATIENCE`].
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited too long: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `length` bytes that differ from place to place, the same in each run: a pattern with a period that no buffer size divides.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(pattern_byte).collect()
+}
+
+/// The byte of [`pattern`] at this position.
+pub(crate) fn pattern_byte(position: usize) -> u8 {
+    let position = position as u64;
+    ((position.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) ^ position) as u8
+}
