@@ -89,7 +89,8 @@ pub(super) fn process(
             Err(error) => waiting = processed.error.replace(error).is_some(),
         }
         processed.discard += discard;
-        if waiting {
+        // Data asks for no answer: when nothing is left to read, another call would only say that rustls waits.
+        if waiting || (processed.data && processed.discard == received.len()) {
             return processed;
         }
     }
