@@ -156,7 +156,7 @@ impl Records for Ringlock {
             sealed: &mut self.sealed,
             pool: &mut shared.pool,
         };
-        let (used, opened) = self.tls.open(Instant::now(), sealed, &mut outboxes);
+        let (used, opened) = self.tls.open(shared.now, sealed, &mut outboxes);
         assert_eq!(
             (used, opened),
             (sealed.len(), Opened::Open),

@@ -1,6 +1,7 @@
 //! TLS in memory: a site with a certificate, rustls clients, and the two servers that are compared.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rcgen::{CertifiedKey, KeyPair, RsaKeySize};
 use ringlock::buffers::{Outbox, SendPool};
@@ -81,6 +82,7 @@ impl Site {
         Shared {
             policy: Arc::clone(&self.snapshot.listeners[0].policy),
             pool: SendPool::default(),
+            now: Instant::now(),
         }
     }
 
@@ -156,6 +158,9 @@ pub(crate) trait Server {
 pub(crate) struct Shared {
     pub(crate) policy: Arc<Policy>,
     pub(crate) pool: SendPool,
+    /// A worker looks at the clock once a turn.
+    #[allow(dead_code, reason = "a handshake has no use for it")]
+    pub(crate) now: Instant,
 }
 
 /// Ringlock's adapter, driven as a session drives it; key exchanges are computed inline.
