@@ -179,10 +179,13 @@ impl IoError {
     /// The operation was cancelled by us.
     pub const CANCELLED: IoError = IoError(libc::ECANCELED);
 
-    /// Out of descriptors, buffers or memory: it may work again later.
+    /// Out of descriptors, buffers, memory or local ports: nobody's fault but ours, and it may work again later.
     #[must_use]
     pub fn is_exhaustion(self) -> bool {
-        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+        matches!(
+            self.0,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL
+        )
     }
 }
 

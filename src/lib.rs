@@ -21,5 +21,6 @@ pub mod proxy;
 
 pub mod worker;
 
+pub mod cli;
 pub mod control;
 pub mod server;

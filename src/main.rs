@@ -1,18 +1,117 @@
-//! The gateway's command line.
+//! The gateway's command line: `run`, `check`, `config schema`, and the demo.
 
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+use ringlock::cli::{self, Args, Command, ConfigCommand, Style};
+use ringlock::config::{self, Problem, Warning};
+use ringlock::control::admin::Admin;
+use ringlock::control::log::Logging;
+use ringlock::control::{self, demo};
+use ringlock::server::{self, Server, StartError};
 
 fn main() -> ExitCode {
-    let path = std::env::args().nth(1).unwrap_or_default();
-    let path = std::path::PathBuf::from(path);
-    let (config, _) = ringlock::config::load(&path).unwrap();
-    let mut logging = ringlock::control::log::Logging::install(&config.global.log).unwrap();
-    let admin = config
-        .global
-        .admin
-        .as_ref()
-        .map(|a| ringlock::control::admin::Admin::bind(a).unwrap());
-    let loader = Box::new(move || ringlock::config::load(&path).map(|(c, _)| c).map_err(|p| p.to_string()));
-    let server = ringlock::server::Server::start(config, loader, logging.lines_lost()).unwrap();
-    ringlock::control::run(server, admin, &mut logging).unwrap()
+    match Args::parse().command {
+        None => run_demo(),
+        Some(Command::Run { config }) => run(&config, None),
+        Some(Command::Check { config, strict }) => check(&config, strict),
+        Some(Command::Config {
+            command: ConfigCommand::Schema,
+        }) => print(&cli::schema_text()),
+    }
+}
+
+fn run_demo() -> ExitCode {
+    match demo::prepare() {
+        // The demo's files and its origin go when it is dropped, after the gateway has ended.
+        Ok(demo) => run(&demo.configuration(), Some(&demo.banner())),
+        Err(error) => fail(&error),
+    }
+}
+
+/// The gateway, until a signal or a failure ends it. The banner is printed once it listens.
+fn run(path: &Path, banner: Option<&str>) -> ExitCode {
+    let (config, warnings) = match config::load(path) {
+        Ok(loaded) => loaded,
+        Err(problems) => return refuse(problems.as_slice(), &[]),
+    };
+    let mut logging = match Logging::install(&config.global.log) {
+        Ok(logging) => logging,
+        Err(error) => return fail(&error),
+    };
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let admin = match config.global.admin.as_ref().map(Admin::bind).transpose() {
+        Ok(admin) => admin,
+        Err(error) => return fail(&error),
+    };
+    let file = path.to_owned();
+    let loader = Box::new(move || config::load(&file).map(|(config, _)| config));
+    let server = match Server::start(config, loader, logging.lines_lost()) {
+        Ok(server) => server,
+        Err(StartError::Problems(problems)) => return refuse(&problems, &[]),
+        Err(error @ StartError::Thread(_)) => return fail(&error),
+    };
+    for warning in server.snapshot().warnings(unix_now()) {
+        tracing::warn!("{warning}");
+    }
+    if let Some(banner) = banner {
+        print(banner);
+    }
+    control::run(server, admin, &mut logging).unwrap_or_else(|error| fail(&error))
+}
+
+fn check(path: &Path, strict: bool) -> ExitCode {
+    let (problems, warnings) = match config::load(path) {
+        Err(problems) => (problems.as_slice().to_vec(), Vec::new()),
+        Ok((config, mut warnings)) => match server::load(config) {
+            Err(problems) => (problems, warnings),
+            Ok((_, snapshot)) => {
+                warnings.extend(snapshot.warnings(unix_now()));
+                (Vec::new(), warnings)
+            }
+        },
+    };
+    show(&problems, &warnings);
+    print(&format!("{}\n", cli::summary(path, &problems, &warnings)));
+    ExitCode::from(cli::check_exit_code(&problems, &warnings, strict))
+}
+
+fn refuse(problems: &[Problem], warnings: &[Warning]) -> ExitCode {
+    show(problems, warnings);
+    ExitCode::FAILURE
+}
+
+fn show(problems: &[Problem], warnings: &[Warning]) {
+    let style = if std::io::stderr().is_terminal() {
+        Style::Terminal {
+            colour: std::env::var_os("NO_COLOR").is_none(),
+        }
+    } else {
+        Style::Plain
+    };
+    // Nobody is left to tell when standard error is closed.
+    let _ = std::io::stderr().write_all(cli::messages(problems, warnings, style).as_bytes());
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "ringlock: {error}");
+    ExitCode::FAILURE
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

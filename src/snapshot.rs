@@ -1,19 +1,21 @@
 //! The whole configuration as loaded: files read, names resolved, keys checked. Immutable, built whole or not at all, swapped by
 //! one `Arc`. A session keeps the one it started with.
 
-use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::address::ServerEndpoint;
-use crate::config::{self, Config, IdentityId, NamePattern, ServerAddress, UpstreamId};
+use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, UpstreamId, Warning};
 use crate::crypto::cpu::Cpu;
-use crate::identity::{Identity, NameMap, Selector};
+use crate::identity::{Identity, IdentityError, NameMap, Selector};
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, SERVERS_PER_UPSTREAM_MAX};
 use crate::metrics::ServerMetrics;
 use crate::tls::policy::Policy;
+
+/// A certificate that expires sooner than this is warned of.
+const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 3600;
 
 /// See the module.
 #[derive(Debug)]
@@ -63,43 +65,28 @@ pub struct Server {
     pub metrics: Vec<Arc<ServerMetrics>>,
 }
 
-/// Something in the configuration that cannot be loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoadError {
-    /// Which part: `identity "site"`.
-    pub part: String,
-    /// Which key of it: `certificate`.
-    pub key: &'static str,
-    /// What was found, what was expected, what to do.
-    pub what: String,
-}
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: {}", self.part, self.key, self.what)
-    }
-}
-
 impl Snapshot {
     /// Reads every file and resolves every name. `previous` hands over the connection counts of listeners that stay.
     ///
     /// # Errors
     /// Everything that is wrong, not only the first.
-    pub fn load(config: Config, workers: usize, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<LoadError>> {
-        let mut errors = Vec::new();
-        let identities = collect(&config.identities, &mut errors, load_identity);
-        let upstreams = collect(&config.upstreams, &mut errors, |upstream| {
-            load_upstream(upstream, workers)
+    pub fn load(config: Config, workers: usize, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let places = &config.places;
+        let identities = collect(&config.identities, &mut problems, |identity| {
+            load_identity(identity, places)
         });
-        let listeners = if errors.is_empty() {
-            collect(&config.listeners, &mut errors, |listener| {
-                load_listener(listener, &identities, previous)
-            })
-        } else {
-            Vec::new()
-        };
-        if !errors.is_empty() {
-            return Err(errors);
+        let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
+            load_upstream(upstream, places, workers)
+        });
+        let mut listeners = Vec::new();
+        if problems.is_empty() {
+            listeners = collect(&config.listeners, &mut problems, |listener| {
+                load_listener(listener, places, &identities, previous)
+            });
+        }
+        if !problems.is_empty() {
+            return Err(problems);
         }
         let epoch = previous.map_or(1, |snapshot| snapshot.epoch + 1);
         Ok(Snapshot {
@@ -109,6 +96,37 @@ impl Snapshot {
             upstreams,
             identities,
         })
+    }
+
+    /// What is legal and probably not meant, at `now` in seconds since 1970.
+    #[must_use]
+    pub fn warnings(&self, now: i64) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        for (identity, settings) in self.identities.iter().zip(&self.config.identities) {
+            let key = || format!("identity \"{}\": certificate", settings.name);
+            let mut warn = |what: &str, remedy| {
+                let what = format!("{} {what}", settings.certificate.display());
+                warnings.push(self.config.places.warning(key(), what, remedy));
+            };
+            if identity.not_after < now {
+                warn("has expired: clients will refuse it", "renew it");
+            } else if identity.not_after < now + EXPIRY_WARNING_SECONDS {
+                warn("expires within a week", "renew it");
+            }
+            if identity.not_before > now {
+                warn(
+                    "is not valid yet: clients will refuse it",
+                    "check the clock of this machine and of the issuer",
+                );
+            }
+            if identity.names.is_empty() {
+                warn(
+                    "has no DNS name (subjectAltName): no client can ask for it by name",
+                    "have it issued with the names that clients use",
+                );
+            }
+        }
+        warnings
     }
 
     /// The server that an id of this snapshot's balancer means.
@@ -149,65 +167,75 @@ impl Listener {
     }
 }
 
-fn collect<T, U>(items: &[T], errors: &mut Vec<LoadError>, mut load: impl FnMut(&T) -> Result<U, LoadError>) -> Vec<U> {
+fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(&T) -> Result<U, Problem>) -> Vec<U> {
     items
         .iter()
-        .filter_map(|item| load(item).map_err(|error| errors.push(error)).ok())
+        .filter_map(|item| load(item).map_err(|problem| problems.push(problem)).ok())
         .collect()
 }
 
-fn load_identity(settings: &config::Identity) -> Result<Arc<Identity>, LoadError> {
-    let error = |key, what| LoadError {
-        part: format!("identity \"{}\"", settings.name),
-        key,
-        what,
+fn load_identity(settings: &config::Identity, places: &Places) -> Result<Arc<Identity>, Problem> {
+    const CHAIN: (&str, &str) = (
+        "a PEM chain with the leaf first",
+        "check the path, and that the file holds the chain",
+    );
+    const KEY: (&str, &str) = (
+        "a PEM private key without pass phrase: RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519",
+        "check the path; openssl pkey -in FILE -out PLAIN converts",
+    );
+    const PAIR: (&str, &str) = (
+        "the leaf's key",
+        "check that the chain has the leaf first, and that both files were renewed together",
+    );
+    let problem = |key: &str, path: &Path, found: &str, (expected, remedy): (&str, &str)| {
+        let found = format!("{found} in {}", path.display());
+        places.problem(
+            format!("identity \"{}\": {key}", settings.name),
+            found,
+            expected,
+            remedy,
+        )
     };
-    let certificate = read(&settings.certificate).map_err(|what| error("certificate", what))?;
-    let mut key = read(&settings.key).map_err(|what| error("key", what))?;
-    let identity = Identity::from_pem(&settings.name, &certificate, &key);
-    zeroize::Zeroize::zeroize(&mut key);
-    match identity {
-        Ok(identity) => Ok(Arc::new(identity)),
-        Err(problem) => {
-            let (key, path) = match problem {
-                crate::identity::IdentityError::Key(_) => ("key", &settings.key),
-                crate::identity::IdentityError::Certificate(_)
-                | crate::identity::IdentityError::NoCertificate
-                | crate::identity::IdentityError::Mismatch => ("certificate", &settings.certificate),
-            };
-            Err(error(key, format!("{}: {problem}", path.display())))
-        }
-    }
+    let (certificate_path, key_path) = (&settings.certificate, &settings.key);
+    let certificate = read(certificate_path).map_err(|what| problem("certificate", certificate_path, &what, CHAIN))?;
+    let key = zeroize::Zeroizing::new(read(key_path).map_err(|what| problem("key", key_path, &what, KEY))?);
+    Identity::from_pem(&settings.name, &certificate, &key)
+        .map(Arc::new)
+        .map_err(|error| match &error {
+            IdentityError::Certificate(what) => problem("certificate", certificate_path, what, CHAIN),
+            IdentityError::Key(what) => problem("key", key_path, &what.to_string(), KEY),
+            IdentityError::Mismatch => problem("key", key_path, &error.to_string(), PAIR),
+        })
 }
 
+/// The bytes of a file, or what was found in place of them.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let size = std::fs::metadata(path)
-        .map_err(|e| format!("cannot read {}: {e}", path.display()))?
-        .len();
+    let unreadable = |error: std::io::Error| format!("nothing readable ({error})");
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > CERTIFICATE_FILE_BYTES_MAX {
-        return Err(format!(
-            "{} has {size} bytes, expected at most {CERTIFICATE_FILE_BYTES_MAX}: is it a PEM file?",
-            path.display()
-        ));
+        return Err(format!("{size} bytes, more than {CERTIFICATE_FILE_BYTES_MAX},"));
     }
-    std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+    std::fs::read(path).map_err(unreadable)
 }
 
-fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream, LoadError> {
-    let error = |what| LoadError {
-        part: format!("upstream \"{}\"", settings.name),
-        key: "servers",
-        what,
-    };
+fn load_upstream(settings: &config::Upstream, places: &Places, workers: usize) -> Result<Upstream, Problem> {
+    let key = || format!("upstream \"{}\": servers", settings.name);
     let mut servers = Vec::new();
     for address in &settings.servers {
         let endpoints: Vec<ServerEndpoint> = match address {
             ServerAddress::Unix(path) => vec![ServerEndpoint::Unix(path.clone())],
-            ServerAddress::Host(host, port) => resolve(host, *port)
-                .map_err(error)?
-                .into_iter()
-                .map(ServerEndpoint::Tcp)
-                .collect(),
+            ServerAddress::Host(host, port) => {
+                let resolved = resolve(host, *port).map_err(|what| {
+                    let expected = "a host name that resolves when the configuration is loaded, or an IP address";
+                    places.problem(
+                        key(),
+                        what,
+                        expected,
+                        "correct the name, or ask why it does not resolve here",
+                    )
+                })?;
+                resolved.into_iter().map(ServerEndpoint::Tcp).collect()
+            }
         };
         servers.extend(endpoints.into_iter().map(|endpoint| Server {
             label: endpoint.to_string().into(),
@@ -216,10 +244,9 @@ fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream
         }));
     }
     if servers.len() > SERVERS_PER_UPSTREAM_MAX {
-        let found = servers.len();
-        return Err(error(format!(
-            "the servers have {found} addresses, expected at most {SERVERS_PER_UPSTREAM_MAX}"
-        )));
+        let found = format!("{} addresses", servers.len());
+        let expected = format!("at most {SERVERS_PER_UPSTREAM_MAX}");
+        return Err(places.problem(key(), found, expected, "spread the servers over several upstreams"));
     }
     Ok(Upstream {
         settings: settings.clone(),
@@ -228,14 +255,17 @@ fn load_upstream(settings: &config::Upstream, workers: usize) -> Result<Upstream
 }
 
 fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
-    let addresses: Vec<SocketAddr> = (host, port)
+    let resolved = (host, port)
         .to_socket_addrs()
-        .map_err(|error| {
-            format!("cannot resolve \"{host}\" ({error}); expected a host name that resolves when the configuration is loaded, or an IP address")
-        })?
-        .collect();
+        .map_err(|error| format!("\"{host}\", which does not resolve ({error})"))?;
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in resolved {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
     if addresses.is_empty() {
-        Err(format!("\"{host}\" has no address"))
+        Err(format!("\"{host}\", which has no address"))
     } else {
         Ok(addresses)
     }
@@ -243,24 +273,28 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
 
 fn load_listener(
     settings: &config::Listener,
+    places: &Places,
     identities: &[Arc<Identity>],
     previous: Option<&Snapshot>,
-) -> Result<Listener, LoadError> {
+) -> Result<Listener, Problem> {
     let own = settings
         .identities
         .iter()
         .map(|&IdentityId(position)| Arc::clone(&identities[position]))
         .collect();
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
-    let policy = Policy::new(&settings.tls, selector, Cpu::detect()).map_err(|error| LoadError {
-        part: format!("listener \"{}\"", settings.name),
-        key: "tls",
-        what: error.to_string(),
+    let policy = Policy::new(&settings.tls, selector, Cpu::detect()).map_err(|error| {
+        let key = format!("listener \"{}\": tls", settings.name);
+        places.problem(
+            key,
+            error.to_string(),
+            "settings that go together",
+            "leave out cipher_suites and groups",
+        )
     })?;
     let mut routes = NameMap::default();
     for route in &settings.routes {
-        let pattern: &NamePattern = &route.sni;
-        routes.insert(pattern, route.upstream);
+        routes.insert(&route.sni, route.upstream);
     }
     let same = previous.and_then(|snapshot| snapshot.listeners.iter().find(|l| *l.name == *settings.name));
     Ok(Listener {

@@ -195,7 +195,9 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             Completion::AcceptFailed { token, error } => self.accept_failed(token.slot as usize, error),
             Completion::Received { token, buffer, more } => {
                 let Some(side) = self.side_of(token) else {
-                    buffer.map(|buffer| self.driver.recycle(buffer));
+                    if let Some(buffer) = buffer {
+                        self.driver.recycle(buffer);
+                    }
                     return;
                 };
                 match buffer {

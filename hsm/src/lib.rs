@@ -13,24 +13,20 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 #[derive(Clone)]
 pub struct KeyRef(Arc<dyn SigningKey>);
 
-/// Why a key cannot be used.
+/// Why a key cannot be used: what was found in place of one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KeyError {
     /// The file holds no private key.
-    #[error("found no private key, expected a PEM block PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY")]
+    #[error("no private key")]
     Missing,
     /// The key is protected by a pass phrase.
-    #[error(
-        "the private key is encrypted with a pass phrase, expected a plain PEM key (openssl pkey -in FILE -out PLAIN)"
-    )]
+    #[error("a private key that is encrypted with a pass phrase")]
     Encrypted,
     /// The file is no valid PEM.
-    #[error("not valid PEM: {0}")]
+    #[error("text that is no valid PEM ({0})")]
     Pem(String),
     /// The key's algorithm or encoding is not supported.
-    #[error(
-        "the private key cannot be used: {0}; expected RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519"
-    )]
+    #[error("a private key that cannot be used ({0})")]
     Unsupported(String),
 }
 

@@ -40,10 +40,10 @@ mod tests {
     const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
 
     #[test]
-    fn a_file_without_a_key_says_what_was_expected() {
+    fn a_file_without_a_key_says_so() {
         let error = KeyRef::from_pem(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap_err();
         assert_eq!(error, KeyError::Missing);
-        assert!(error.to_string().contains("EC PRIVATE KEY"));
+        assert_eq!(error.to_string(), "no private key");
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn workers(report: &mut Report, item: Item<'_>) -> Option<Workers> {
     })(report, item)?;
     if let Workers::Cpus(cpus) = &workers
         && let [cpu] = cpus.as_slice()
+        && *cpu > 0
     {
         let what = format!("this is one worker, on processor {cpu}");
         report.warn(&at, what, format!("for {cpu} workers write {cpu} without quotes"));

@@ -20,7 +20,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, names: &mut Names) -> Option<Ident
     })
 }
 
-/// The path of a PEM file. Nothing here repeats the value: a PKCS#11 URI can hold a PIN, and pasted PEM text a key.
+/// The path of a PEM file. What is refused here is not repeated: a PKCS#11 URI can hold a PIN, and pasted PEM text a key.
 fn pem_path(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
     let later = "write the path of a PEM file until a later version supports it";
     let text = item.value.as_str().unwrap_or_default();

@@ -22,6 +22,8 @@ mod units;
 mod upstream;
 
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
@@ -41,7 +43,7 @@ use self::read::Report;
 pub use self::schema::schema;
 
 /// A longer configuration file is refused: thousands of listeners fit, and a wrong path does not fill the memory.
-const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most syntax errors that are told of one file: the later ones are mostly consequences.
 const SYNTAX_ERRORS_MAX: usize = 10;
@@ -145,12 +147,7 @@ fn syntax_problems(text: &str, origin: &Path, errors: &[toml::de::Error]) -> Vec
             .unwrap_or((error.message(), "legal TOML"));
         let problem = if what == "duplicate key" {
             let found = format!("{} a second time", read::shown(&text[position.span.clone()]));
-            Problem::of_file(
-                origin,
-                found,
-                "each key once",
-                "remove one of the two, or make one of both",
-            )
+            Problem::of_file(origin, found, "each key once", "remove one of the two, or merge them")
         } else {
             let found = format!("a syntax error ({what})");
             let remedy = "correct the line, or one before it (toml.io describes the format)";
@@ -298,7 +295,7 @@ pub struct Listener {
     pub strict_sni: bool,
     /// `upstream`: where connections go that no route takes.
     pub upstream: UpstreamId,
-    /// `routes`, in file order; the first that matches wins.
+    /// `routes`: an exact name beats a wildcard; of equal names the first wins.
     pub routes: Vec<Route>,
     /// `connections_max`
     pub connections_max: usize,

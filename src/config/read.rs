@@ -15,6 +15,9 @@ use super::problem::{Places, Position, Problem, Text, Warning};
 /// Most characters of a value that a message repeats.
 const FOUND_CHARS_MAX: usize = 60;
 
+/// Most entries of a list of strings: each is compared with all others.
+const LIST_ENTRIES_MAX: usize = 4096;
+
 /// A key, by the name an operator would call it, and its bytes in the text.
 #[derive(Clone, Debug)]
 pub(super) struct At {
@@ -619,6 +622,16 @@ pub(super) fn list<T: PartialEq>(
         };
         if entries.is_empty() && !may_be_empty {
             report.refuse(&item.at, "an empty list", item.kind.expected(), "name at least one");
+            return None;
+        }
+        if entries.len() > LIST_ENTRIES_MAX {
+            let found = format!("{} entries", entries.len());
+            report.refuse(
+                &item.at,
+                found,
+                format!("at most {LIST_ENTRIES_MAX}"),
+                "shorten the list",
+            );
             return None;
         }
         let mut values: Vec<T> = Vec::with_capacity(entries.len());

@@ -7,7 +7,8 @@ use toml::de::DeValue;
 use super::keys::Kind;
 use super::read::{Item, Refusal, Report, parsed};
 
-const UNITS: [(&str, u64); 5] = [
+/// Each unit and its milliseconds.
+pub(super) const UNITS: [(&str, u64); 5] = [
     ("ms", 1),
     ("s", 1000),
     ("m", 60_000),

@@ -1,5 +1,7 @@
 //! Identities: a certificate chain with its key, and the choice of one for a client.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -30,22 +32,17 @@ pub struct Identity {
     certified: Arc<CertifiedKey>,
 }
 
-/// Why a certificate and key make no identity.
+/// Why a certificate and key make no identity: what was found in place of one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IdentityError {
     /// The certificate file is no valid PEM, or a certificate in it is malformed.
-    #[error("certificate: {0}")]
+    #[error("{0}")]
     Certificate(String),
-    /// The certificate file holds no certificate.
-    #[error("certificate: found no CERTIFICATE block, expected a PEM chain with the leaf first")]
-    NoCertificate,
     /// The key cannot be used.
-    #[error("key: {0}")]
+    #[error("{0}")]
     Key(#[from] KeyError),
     /// The key belongs to another certificate.
-    #[error(
-        "the key does not belong to the first certificate of the chain; expected the leaf's key (is the chain in the wrong order, or was only one of the two files renewed?)"
-    )]
+    #[error("a key that does not belong to the first certificate of the chain")]
     Mismatch,
 }
 
@@ -57,10 +54,12 @@ impl Identity {
     pub fn from_pem(name: &str, certificate: &[u8], key: &[u8]) -> Result<Identity, IdentityError> {
         let chain = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| IdentityError::Certificate(format!("not valid PEM: {error}")))?;
-        let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
+            .map_err(|error| IdentityError::Certificate(format!("text that is no valid PEM ({error})")))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| IdentityError::Certificate("no certificate".into()))?;
         let (_, parsed) = X509Certificate::from_der(leaf)
-            .map_err(|error| IdentityError::Certificate(format!("the first certificate is malformed: {error}")))?;
+            .map_err(|error| IdentityError::Certificate(format!("a malformed first certificate ({error})")))?;
         let (not_before, not_after) = (
             parsed.validity().not_before.timestamp(),
             parsed.validity().not_after.timestamp(),
@@ -96,7 +95,7 @@ impl Identity {
 /// The DNS names a verifier would accept this leaf for.
 fn leaf_names(leaf: &CertificateDer<'_>) -> Result<Vec<NamePattern>, IdentityError> {
     let end_entity = webpki::EndEntityCert::try_from(leaf)
-        .map_err(|error| IdentityError::Certificate(format!("the first certificate is not usable: {error}")))?;
+        .map_err(|error| IdentityError::Certificate(format!("a first certificate that cannot be used ({error})")))?;
     Ok(end_entity
         .valid_dns_names()
         .map(|name| match name.strip_prefix("*.") {
@@ -238,6 +237,6 @@ mod tests {
         );
         assert_eq!(bad.unwrap_err(), IdentityError::Mismatch);
         let none = Identity::from_pem("a", b"", one.signing_key.serialize_pem().as_bytes());
-        assert_eq!(none.unwrap_err(), IdentityError::NoCertificate);
+        assert_eq!(none.unwrap_err(), IdentityError::Certificate("no certificate".into()));
     }
 }

@@ -280,20 +280,15 @@ impl<T: Tls> Session<T> {
                 return Some(Output::ShutdownWrite(side));
             }
         }
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Closing(cause) if self.is_gone() => {
-                debug_assert!(
-                    self.downstream.outbox.queued() + self.upstream.outbox.queued() == 0,
-                    "invariant 7"
-                );
-                Some(Output::Done(cause))
-            }
-            phase => {
-                self.phase = phase;
-                self.check_invariants();
-                None
-            }
+        if self.is_gone()
+            && let Phase::Closing(cause) = &self.phase
+        {
+            let cause = cause.clone();
+            self.phase = Phase::Done;
+            return Some(Output::Done(cause));
         }
+        self.check_invariants();
+        None
     }
 
     /// When [`Session::handle_timeout`] wants to be called.
@@ -501,9 +496,13 @@ impl<T: Tls> Session<T> {
                 self.phase = Phase::Relaying;
                 self.active_at = self.now;
             }
-            (Phase::Connecting, Ok(()) | Err(_)) => {
+            (Phase::Connecting, _) => {
                 self.upstream.leave();
-                cx.balancer.connect_failed(server, self.now);
+                if result.is_err_and(IoError::is_exhaustion) {
+                    cx.balancer.abandoned(server);
+                } else {
+                    cx.balancer.connect_failed(server, self.now);
+                }
                 self.choose_server(cx);
             }
             (_, Ok(()) | Err(_)) => {

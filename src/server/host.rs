@@ -1,27 +1,10 @@
 //! What this machine and this process may do: processors, drivers, users, descriptors.
 
-use std::fmt;
-
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 
-use crate::config::{Config, Io, Workers};
+use crate::config::{Config, Io, Problem, Workers};
 use crate::net::uring::UringDriver;
-
-/// Something that the configuration asks for and this machine does not have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostError {
-    /// The key that asks for it, as `global.io`.
-    pub key: String,
-    /// What was found, what was expected, what to do.
-    pub what: String,
-}
-
-impl fmt::Display for HostError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.what)
-    }
-}
 
 /// Which driver the workers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,34 +41,42 @@ pub struct Plan {
 ///
 /// # Errors
 /// Everything that it cannot do.
-pub fn plan(config: &Config) -> Result<Plan, Vec<HostError>> {
-    let mut errors = Vec::new();
-    let mut keep = |key: String, what: String| errors.push(HostError { key, what });
-    let cpus = choose_cpus(&config.global.workers).unwrap_or_else(|what| {
-        keep("global.workers".into(), what);
-        Vec::new()
-    });
-    let (driver, reason) = choose_driver(config.global.io).unwrap_or_else(|what| {
-        keep("global.io".into(), what);
-        (DriverKind::Epoll, String::new())
-    });
+pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut keep = |key: &str,
+                    Refusal {
+                        found,
+                        expected,
+                        remedy,
+                    }: Refusal| {
+        problems.push(config.places.problem(key, found, expected, remedy));
+    };
+    let cpus = choose_cpus(&config.global.workers).map_err(|refusal| keep("global.workers", refusal));
+    let driver = choose_driver(config.global.io).map_err(|refusal| keep("global.io", refusal));
     if let Some(user) = &config.global.user
-        && let Err(what) = find_user(user)
+        && let Err(refusal) = find_user(user)
     {
-        keep("global.user".into(), what);
+        keep("global.user", refusal);
     }
     for listener in &config.listeners {
         if let Some(name) = &listener.congestion_control
-            && let Err(what) = check_congestion_control(name)
+            && let Err(refusal) = check_congestion_control(name)
         {
-            keep(format!("listener \"{}\": congestion_control", listener.name), what);
+            keep(&format!("listener \"{}\": congestion_control", listener.name), refusal);
         }
     }
-    if errors.is_empty() {
-        Ok(Plan { cpus, driver, reason })
-    } else {
-        Err(errors)
+    match (cpus, driver) {
+        (Ok(cpus), Ok((driver, reason))) if problems.is_empty() => Ok(Plan { cpus, driver, reason }),
+        (_, _) => Err(problems),
     }
+}
+
+/// Why this machine does not do what a key asks for.
+#[derive(Debug)]
+struct Refusal {
+    found: String,
+    expected: String,
+    remedy: String,
 }
 
 /// The processors that the kernel lets this process run on.
@@ -100,25 +91,35 @@ pub fn allowed_cpus() -> Vec<usize> {
     }
 }
 
-fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, String> {
+fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, Refusal> {
     let allowed = allowed_cpus();
+    let refusal = |found, expected, remedy: &str| {
+        Err(Refusal {
+            found,
+            expected,
+            remedy: remedy.into(),
+        })
+    };
     match workers {
         Workers::Auto => Ok(allowed),
         Workers::Count(count) if count.get() <= allowed.len() => Ok(allowed[..count.get()].to_vec()),
-        Workers::Count(count) => Err(format!(
-            "found {count}, expected at most {}: this process may run on processors {allowed:?} only, and more workers than processors only cost; lower the number or use \"auto\"",
-            allowed.len()
-        )),
+        Workers::Count(count) => refusal(
+            format!("{count} workers"),
+            format!("at most one for each processor that this process may run on, {allowed:?}"),
+            "lower the number, or use \"auto\": more workers than processors only cost",
+        ),
         Workers::Cpus(cpus) => match cpus.iter().find(|cpu| !allowed.contains(cpu)) {
             None => Ok(cpus.clone()),
-            Some(cpu) => Err(format!(
-                "found processor {cpu}, expected only processors this process may run on, {allowed:?}; change the list or the process's affinity"
-            )),
+            Some(cpu) => refusal(
+                format!("processor {cpu}"),
+                format!("only processors that this process may run on, {allowed:?}"),
+                "change the list, or the affinity that the process is started with",
+            ),
         },
     }
 }
 
-fn choose_driver(io: Io) -> Result<(DriverKind, String), String> {
+fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
     if io == Io::Epoll {
         return Ok((DriverKind::Epoll, "configured".into()));
     }
@@ -128,10 +129,11 @@ fn choose_driver(io: Io) -> Result<(DriverKind, String), String> {
             DriverKind::Epoll,
             format!("io_uring is not usable: {}", explain(&error)),
         )),
-        (Err(error), Io::IoUring | Io::Epoll) => Err(format!(
-            "found \"io_uring\", which is not usable here: {}; use \"auto\" or \"epoll\", or give this process io_uring",
-            explain(&error)
-        )),
+        (Err(error), Io::IoUring | Io::Epoll) => Err(Refusal {
+            found: format!("\"io_uring\", which is not usable: {}", explain(&error)),
+            expected: "a kernel from 6.1 on that lets this process use io_uring".into(),
+            remedy: "use \"auto\" or \"epoll\"".into(),
+        }),
     }
 }
 
@@ -146,37 +148,46 @@ fn explain(error: &std::io::Error) -> String {
     format!("{hint} ({error})")
 }
 
-fn check_congestion_control(name: &str) -> Result<(), String> {
+fn check_congestion_control(name: &str) -> Result<(), Refusal> {
+    // What cannot be read cannot be checked: binding then says what the kernel thinks of the name.
     let path = "/proc/sys/net/ipv4/tcp_available_congestion_control";
-    match std::fs::read_to_string(path) {
-        Ok(available) if !available.split_whitespace().any(|one| one == name) => Err(format!(
-            "found \"{name}\", expected one that the kernel has loaded: {}; load it (modprobe tcp_{name}) or leave the key out",
-            available.trim()
-        )),
-        Ok(_) | Err(_) => Ok(()),
+    let available = std::fs::read_to_string(path).unwrap_or_else(|_| name.to_owned());
+    if available.split_whitespace().any(|one| one == name) {
+        return Ok(());
     }
+    Err(Refusal {
+        found: format!("\"{name}\""),
+        expected: format!("one that the kernel has loaded: {}", available.trim()),
+        remedy: format!("load it (modprobe tcp_{name}), or leave the key out"),
+    })
 }
 
-fn find_user(name: &str) -> Result<User, String> {
-    match User::from_name(name) {
-        Ok(Some(user)) => Ok(user),
-        Ok(None) => Err(format!(
-            "found \"{name}\", expected a user of this machine; create it (useradd --system {name})"
-        )),
-        Err(error) => Err(format!("cannot look up \"{name}\": {error}")),
-    }
+fn find_user(name: &str) -> Result<User, Refusal> {
+    let found = match User::from_name(name) {
+        Ok(Some(user)) => return Ok(user),
+        Ok(None) => format!("\"{name}\""),
+        Err(error) => format!("\"{name}\", which cannot be looked up ({error})"),
+    };
+    let remedy = format!("create it (useradd --system {name}), or name another");
+    Err(Refusal {
+        found,
+        expected: "a user of this machine".into(),
+        remedy,
+    })
 }
 
-/// Becomes `name`, for good.
+/// Becomes the user that the configuration names, for good.
 ///
 /// # Errors
 /// The user is unknown, or this process may not become it.
-pub fn become_user(name: &str) -> Result<(), HostError> {
-    let error = |what: String| HostError {
-        key: "global.user".into(),
-        what,
-    };
-    let user = find_user(name).map_err(error)?;
+pub fn drop_privileges(config: &Config) -> Result<(), Problem> {
+    let Some(name) = &config.global.user else { return Ok(()) };
+    let problem = |Refusal {
+                       found,
+                       expected,
+                       remedy,
+                   }| config.places.problem("global.user", found, expected, remedy);
+    let user = find_user(name).map_err(problem)?;
     if Uid::effective() == user.uid {
         return Ok(());
     }
@@ -184,10 +195,12 @@ pub fn become_user(name: &str) -> Result<(), HostError> {
     let changed = initgroups(&login, user.gid)
         .and_then(|()| setgid(user.gid))
         .and_then(|()| setuid(user.uid));
-    changed.map_err(|e| {
-        error(format!(
-            "cannot become \"{name}\": {e}; start as root, or as \"{name}\" itself"
-        ))
+    changed.map_err(|error| {
+        problem(Refusal {
+            found: format!("\"{name}\", which this process may not become ({error})"),
+            expected: "a process started as root, or as that user".into(),
+            remedy: "start it so, or leave the key out".into(),
+        })
     })?;
     assert!(
         Uid::effective() == user.uid && Gid::effective() == user.gid,
@@ -214,9 +227,12 @@ mod tests {
     fn more_workers_than_processors_are_refused_with_a_remedy() {
         let count = std::num::NonZeroUsize::new(100_000).unwrap();
         let error = choose_cpus(&Workers::Count(count)).unwrap_err();
-        assert!(error.contains("found 100000") && error.contains("\"auto\""), "{error}");
+        assert!(
+            error.found == "100000 workers" && error.remedy.contains("\"auto\""),
+            "{error:?}"
+        );
         let error = choose_cpus(&Workers::Cpus(vec![99_999])).unwrap_err();
-        assert!(error.contains("found processor 99999"), "{error}");
+        assert_eq!(error.found, "processor 99999");
     }
 
     #[test]
@@ -227,7 +243,12 @@ mod tests {
 
     #[test]
     fn an_unknown_user_and_an_unknown_congestion_control_say_what_to_do() {
-        assert!(find_user("no-such-user-here").unwrap_err().contains("useradd"));
-        assert!(check_congestion_control("no-such").unwrap_err().contains("modprobe"));
+        assert!(find_user("no-such-user-here").unwrap_err().remedy.contains("useradd"));
+        assert!(
+            check_congestion_control("no-such")
+                .unwrap_err()
+                .remedy
+                .contains("modprobe")
+        );
     }
 }

@@ -39,29 +39,20 @@ impl Inherited {
 /// Listens at `address`, once for each worker.
 ///
 /// # Errors
-/// What was tried, why it failed, what to do.
+/// The kernel's; [`explain`] has the words for it.
 pub(super) fn bind(
     address: SocketAddr,
     workers: usize,
     congestion_control: Option<&str>,
     inherited: &Inherited,
-) -> Result<Vec<OwnedFd>, String> {
+) -> std::io::Result<Vec<OwnedFd>> {
     if let Some(listener) = inherited.find(address) {
         // One queue for all workers, as its owner made it.
-        let again = || listener.try_clone().map(OwnedFd::from);
-        let sockets: std::io::Result<Vec<OwnedFd>> = (0..workers).map(|_| again()).collect();
-        return sockets.map_err(|error| format!("cannot use the socket for {address} that was passed: {error}"));
+        return (0..workers).map(|_| listener.try_clone().map(OwnedFd::from)).collect();
     }
-    let mut sockets: Vec<OwnedFd> = Vec::with_capacity(workers);
-    for worker in 0..workers {
-        let first = worker == 0;
-        sockets.push(
-            bind_one(address, first, congestion_control)
-                .map_err(|error| explain(address, &error))?
-                .into(),
-        );
-    }
-    Ok(sockets)
+    (0..workers)
+        .map(|worker| bind_one(address, worker == 0, congestion_control).map(OwnedFd::from))
+        .collect()
 }
 
 fn bind_one(address: SocketAddr, first: bool, congestion_control: Option<&str>) -> std::io::Result<Socket> {
@@ -99,14 +90,21 @@ fn bind_one(address: SocketAddr, first: bool, congestion_control: Option<&str>) 
     Ok(socket)
 }
 
-fn explain(address: SocketAddr, error: &std::io::Error) -> String {
-    let remedy = match error.raw_os_error() {
-        Some(libc::EADDRINUSE) => "another process has it: end that one, or choose another address",
-        Some(libc::EACCES) => {
-            "ports below 1024 need root or CAP_NET_BIND_SERVICE (see `user` for dropping root afterwards)"
-        }
-        Some(libc::EADDRNOTAVAIL) => "this machine does not have that address",
-        Some(_) | None => "choose another address",
-    };
-    format!("cannot listen at {address}: {error}; {remedy}")
+/// What was expected of an address that cannot be listened at, and what to do.
+pub(super) fn explain(error: &std::io::Error) -> (&'static str, &'static str) {
+    match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => (
+            "an address that is free",
+            "end the process that has it, or choose another",
+        ),
+        Some(libc::EACCES) => (
+            "an address that this process may bind",
+            "start as root (`user` drops it afterwards) or with CAP_NET_BIND_SERVICE, or choose a port from 1024 on",
+        ),
+        Some(libc::EADDRNOTAVAIL) => (
+            "an address of this machine",
+            "choose another, or 0.0.0.0 or [::] for all",
+        ),
+        Some(_) | None => ("an address that can be bound", "choose another"),
+    }
 }

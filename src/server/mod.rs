@@ -14,7 +14,7 @@ use crossbeam::queue::ArrayQueue;
 
 use self::host::{DriverKind, Plan};
 use self::listen::Inherited;
-use crate::config::Config;
+use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
 use crate::control::metrics::{CertificateView, ServerView, UpstreamView, View, WorkerView};
 use crate::control::{Condition, Service};
@@ -29,7 +29,37 @@ use crate::tls::handshake::Connection;
 use crate::worker::{Bound, Command, Shared, Worker};
 
 /// Loads the configuration again, for a reload.
-pub type Loader = Box<dyn FnMut() -> Result<Config, String>>;
+pub type Loader = Box<dyn FnMut() -> Result<Config, Problems>>;
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration asks for what is not there.
+    #[error("{}", lines(.0))]
+    Problems(Vec<Problem>),
+    /// A thread, or the driver that is made in it, cannot be started.
+    #[error("cannot start a thread: {0}; check the limits of this process (ulimit -a)")]
+    Thread(#[source] std::io::Error),
+}
+
+impl From<Vec<Problem>> for StartError {
+    fn from(problems: Vec<Problem>) -> Self {
+        StartError::Problems(problems)
+    }
+}
+
+/// Everything that has to be found out before anything is bound or started: what `run` begins with and `check` is.
+///
+/// # Errors
+/// Everything that the configuration asks for and is not there.
+pub fn load(config: Config) -> Result<(Plan, Snapshot), Vec<Problem>> {
+    let plan = host::plan(&config);
+    let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
+    match (plan, Snapshot::load(config, workers, None)) {
+        (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot)),
+        (plan, snapshot) => Err(plan.err().into_iter().chain(snapshot.err()).flatten().collect()),
+    }
+}
 
 /// See the module.
 pub struct Server {
@@ -71,17 +101,14 @@ impl Server {
     /// Loads, binds, drops privileges and starts the workers.
     ///
     /// # Errors
-    /// Why it cannot start, every reason on a line of its own.
-    pub fn start(config: Config, loader: Loader, lines_lost: LinesLost) -> Result<Server, String> {
-        let plan = host::plan(&config).map_err(|errors| lines(&errors))?;
+    /// Why it cannot start, with every reason.
+    pub fn start(config: Config, loader: Loader, lines_lost: LinesLost) -> Result<Server, StartError> {
+        let (plan, snapshot) = load(config)?;
         let descriptors = host::raise_descriptor_limit();
-        let snapshot = Snapshot::load(config, plan.cpus.len(), None).map_err(|errors| lines(&errors))?;
         let snapshot = Arc::new(snapshot);
         let inherited = Inherited::take();
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
-        if let Some(user) = &snapshot.config.global.user {
-            host::become_user(user).map_err(|error| error.to_string())?;
-        }
+        host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
         let mut server = Server {
             loader,
             plan,
@@ -102,8 +129,7 @@ impl Server {
             .iter()
             .map(|worker| Arc::clone(&worker.shared.records))
             .collect();
-        let collector = Collector::start(queues).map_err(|error| format!("cannot start the log thread: {error}"))?;
-        server.collector = Some(collector);
+        server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
         server.serve(snapshot, sockets);
         let Plan { cpus, driver, reason } = &server.plan;
         tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
@@ -116,15 +142,14 @@ impl Server {
         Ok(server)
     }
 
-    fn start_workers(&mut self) -> Result<(), String> {
+    fn start_workers(&mut self) -> Result<(), StartError> {
         for (index, &cpu) in self.plan.cpus.iter().enumerate() {
             let shared = Shared {
                 index,
                 metrics: Arc::new(WorkerMetrics::default()),
                 records: Arc::new(ArrayQueue::new(LOG_QUEUE_RECORDS)),
             };
-            let worker = start_worker(self.plan.driver, cpu, shared)
-                .map_err(|error| format!("cannot start the worker for processor {cpu}: {error}"))?;
+            let worker = start_worker(self.plan.driver, cpu, shared).map_err(StartError::Thread)?;
             self.workers.push(worker);
         }
         Ok(())
@@ -147,24 +172,33 @@ impl Server {
         self.snapshot = snapshot;
     }
 
+    /// What is in force now.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
     fn try_reload(&mut self) -> Result<String, String> {
         if self.draining {
             return Err("the gateway is draining".into());
         }
-        let config = (self.loader)()?;
+        let config = (self.loader)().map_err(|problems| problems.to_string())?;
+        host::plan(&config).map_err(|problems| lines(&problems))?;
         let (old, new) = (&self.snapshot.config.global, &config.global);
+        let (old_log, new_log) = (&old.log, &new.log);
         let fixed = [
             ("workers", old.workers != new.workers),
             ("io", old.io != new.io),
             ("admin", old.admin != new.admin),
             ("user", old.user != new.user),
-            ("log", old.log != new.log),
+            ("log.format", old_log.format != new_log.format),
+            ("log.level", old_log.level != new_log.level),
+            ("log.file", old_log.file != new_log.file),
         ];
-        let plan = host::plan(&config).map_err(|errors| lines(&errors))?;
         let workers = self.plan.cpus.len();
-        drop(plan);
-        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot)).map_err(|errors| lines(&errors))?;
-        let sockets = bind_new(&snapshot, &self.bound, workers, &self.inherited)?;
+        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot)).map_err(|problems| lines(&problems))?;
+        let sockets =
+            bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
         self.serve(Arc::new(snapshot), sockets);
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -284,9 +318,9 @@ fn bind_new(
     bound: &[SocketAddr],
     workers: usize,
     inherited: &Inherited,
-) -> Result<Sockets, String> {
+) -> Result<Sockets, Vec<Problem>> {
     let mut sockets = Vec::new();
-    let mut errors = Vec::new();
+    let mut problems = Vec::new();
     for (position, address) in addresses(snapshot).filter(|(_, address)| !bound.contains(address)) {
         let listener = &snapshot.listeners[position];
         match listen::bind(
@@ -296,13 +330,18 @@ fn bind_new(
             inherited,
         ) {
             Ok(made) => sockets.push((address, made)),
-            Err(error) => errors.push(format!("listener \"{}\": address: {error}", listener.name)),
+            Err(error) => {
+                let key = format!("listener \"{}\": address", listener.name);
+                let found = format!("{address}, which cannot be listened at ({error})");
+                let (expected, remedy) = listen::explain(&error);
+                problems.push(snapshot.config.places.problem(key, found, expected, remedy));
+            }
         }
     }
-    if errors.is_empty() {
+    if problems.is_empty() {
         Ok(sockets)
     } else {
-        Err(errors.join("\n"))
+        Err(problems)
     }
 }
 

@@ -259,7 +259,8 @@ impl Connection {
             None => hello.best_version() >= version,
         };
         let tls13 = self.policy.has_version(TLS13) && offers(TLS13);
-        if !tls13 && !(self.policy.has_version(TLS12) && offers(TLS12)) {
+        let tls12 = self.policy.has_version(TLS12) && offers(TLS12);
+        if !tls13 && !tls12 {
             return Err(HandshakeFailure::VersionTooOld {
                 offered: self.offered_version,
             });
@@ -321,6 +322,10 @@ impl Connection {
         (used, Step::Established)
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "rustls has more errors than an operator can act on"
+    )]
     fn failure(&self, error: &Error) -> HandshakeFailure {
         use PeerIncompatible as P;
         match error {
@@ -347,10 +352,10 @@ impl Connection {
 }
 
 fn describe(error: &Error) -> String {
-    match error {
-        Error::AlertReceived(alert) => format!("peer sent {}", alert_name(*alert)),
-        other => other.to_string(),
+    if let Error::AlertReceived(alert) = error {
+        return format!("peer sent {}", alert_name(*alert));
     }
+    error.to_string()
 }
 
 /// The alert for a refusal of our own. Whoever does not speak TLS gets none.

@@ -1,5 +1,7 @@
 //! TLS on the server side. rustls is reached through this folder alone, by its unbuffered API.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod client_hello;
 pub mod handshake;
 pub mod policy;

@@ -1,0 +1,365 @@
+//! The command line: what was asked, and how problems of a configuration are shown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
+
+use crate::config::{Position, Problem, Warning, schema};
+
+/// Terminates TLS in front of TCP services.
+///
+/// Without a command it runs a demo: a certificate of its own, a small web server behind it, and the lines to try
+/// it with.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(
+    name = "ringlock",
+    version,
+    after_help = "Signals: SIGTERM drains and ends, SIGHUP reloads the configuration, SIGUSR1 reopens log files."
+)]
+pub struct Args {
+    /// What to do; the demo when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Run the gateway
+    Run {
+        /// Configuration file (TOML)
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Tell everything for which `run` would refuse a configuration, and what is probably not meant
+    ///
+    /// Each message names file, line and key, what was found, what was expected and what to do. The exit code is 0
+    /// when there is nothing to tell, 1 when `run` would refuse the configuration, 2 when there are only warnings and
+    /// --strict is given.
+    Check {
+        /// Configuration file (TOML)
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+        /// Exit with code 2 when there are only warnings
+        #[arg(long)]
+        strict: bool,
+    },
+    /// About the configuration file
+    Config {
+        /// What about it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// What about the configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// Print its JSON Schema, for editors and other tools
+    Schema,
+}
+
+/// What `ringlock config schema` prints: indented JSON and a newline.
+#[must_use]
+pub fn schema_text() -> String {
+    format!("{:#}\n", schema())
+}
+
+/// Exit code of `check`: 0 when the configuration is accepted, 1 when it is refused, 2 when `strict` and there are
+/// warnings.
+#[must_use]
+pub fn check_exit_code(problems: &[Problem], warnings: &[Warning], strict: bool) -> u8 {
+    if !problems.is_empty() {
+        1
+    } else if strict && !warnings.is_empty() {
+        2
+    } else {
+        0
+    }
+}
+
+/// How messages are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// One line each, for log files and other programs.
+    Plain,
+    /// With the line of the file, for people.
+    Terminal {
+        /// With colours; false where `NO_COLOR` asks for none.
+        colour: bool,
+    },
+}
+
+/// Problems and warnings as text, problems first, each ending with a newline; empty when there are none.
+///
+/// [`Style::Terminal`] reads the files again to show their lines; of a file that seems to hold a key or a PIN none are.
+#[must_use]
+pub fn messages(problems: &[Problem], warnings: &[Warning], style: Style) -> String {
+    let mut text = String::new();
+    let mut files = BTreeMap::new();
+    for problem in problems {
+        let plain = format!("error: {problem}");
+        let message = Message {
+            severity: Severity::Error,
+            position: problem.position.as_ref(),
+            file: &problem.file,
+            title: titled(
+                &problem.key,
+                &format!("found {}, expected {}", problem.found, problem.expected),
+            ),
+            remedy: &problem.remedy,
+        };
+        push_message(&mut text, &plain, &message, style, &mut files);
+    }
+    for warning in warnings {
+        let plain = format!("warning: {warning}");
+        let message = Message {
+            severity: Severity::Warning,
+            position: warning.position.as_ref(),
+            file: &warning.file,
+            title: titled(&warning.key, &warning.what),
+            remedy: &warning.remedy,
+        };
+        push_message(&mut text, &plain, &message, style, &mut files);
+    }
+    text
+}
+
+/// The last line of `check`: what came of it.
+#[must_use]
+pub fn summary(file: &Path, problems: &[Problem], warnings: &[Warning]) -> String {
+    let count = |number: usize, what: &str| match number {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    };
+    let verdict = match (problems.len(), warnings.len()) {
+        (0, 0) => "no errors, no warnings".to_owned(),
+        (0, warnings) => format!("no errors, {}", count(warnings, "warning")),
+        (errors, 0) => count(errors, "error"),
+        (errors, warnings) => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
+    };
+    format!("{}: {verdict}\n", file.display())
+}
+
+struct Message<'m> {
+    severity: Severity,
+    position: Option<&'m Position>,
+    file: &'m Path,
+    title: String,
+    remedy: &'m str,
+}
+
+fn titled(key: &str, what: &str) -> String {
+    if key.is_empty() {
+        what.to_owned()
+    } else {
+        format!("{key}: {what}")
+    }
+}
+
+fn push_message<'m>(
+    text: &mut String,
+    plain: &str,
+    message: &Message<'m>,
+    style: Style,
+    files: &mut BTreeMap<&'m Path, Option<String>>,
+) {
+    let snippet = match style {
+        Style::Plain => None,
+        Style::Terminal { colour } => {
+            let source = files.entry(message.file).or_insert_with(|| showable_text(message.file));
+            source
+                .as_deref()
+                .zip(message.position)
+                .and_then(|(source, position)| graphical(message, source, position, colour))
+        }
+    };
+    match snippet {
+        Some(snippet) => text.push_str(&snippet),
+        None => writeln!(text, "{plain}").expect("writing to a string does not fail"),
+    }
+}
+
+/// The text of the file; `None` when it cannot be read, or when a line that is shown could hold a secret.
+fn showable_text(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let secret = ["PRIVATE KEY", "pin-value"].iter().any(|mark| text.contains(mark));
+    (!secret).then_some(text)
+}
+
+/// `None` when the file has changed, so that the position is not in it any more.
+fn graphical(message: &Message<'_>, source: &str, position: &Position, colour: bool) -> Option<String> {
+    let value = source.get(position.span.clone())?;
+    let first_line_bytes = value.lines().next().map_or(0, str::len);
+    let mut diagnostic = MietteDiagnostic::new(message.title.clone()).with_severity(message.severity);
+    diagnostic = diagnostic.with_help(message.remedy);
+    diagnostic = diagnostic.with_label(LabeledSpan::new(None, position.span.start, first_line_bytes));
+    let source = NamedSource::new(message.file.display().to_string(), source.to_owned());
+    let theme = if colour {
+        GraphicalTheme::unicode()
+    } else {
+        GraphicalTheme::unicode_nocolor()
+    };
+    let mut text = String::new();
+    GraphicalReportHandler::new_themed(theme)
+        .with_context_lines(1)
+        .render_report(
+            &mut text,
+            miette::Report::new(diagnostic).with_source_code(source).as_ref(),
+        )
+        .ok()?;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::load;
+
+    fn args(line: &[&str]) -> Result<Args, String> {
+        Args::try_parse_from([&["ringlock"], line].concat()).map_err(|error| error.to_string())
+    }
+
+    fn command(line: &[&str]) -> Option<Command> {
+        args(line).expect("it is legal").command
+    }
+
+    #[test]
+    fn clap_finds_no_fault_in_the_definition() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_understood() {
+        let config = || PathBuf::from("a.toml");
+        assert_eq!(command(&[]), None);
+        assert_eq!(
+            command(&["run", "--config", "a.toml"]),
+            Some(Command::Run { config: config() })
+        );
+        assert_eq!(
+            command(&["check", "-c", "a.toml"]),
+            Some(Command::Check {
+                config: config(),
+                strict: false
+            })
+        );
+        assert_eq!(
+            command(&["check", "--strict", "--config=a.toml"]),
+            Some(Command::Check {
+                config: config(),
+                strict: true
+            })
+        );
+        assert_eq!(
+            command(&["config", "schema"]),
+            Some(Command::Config {
+                command: ConfigCommand::Schema
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        for (line, named) in [
+            (&["run"][..], "--config <FILE>"),
+            (&["chekc"], "'check'"),
+            (&["check", "--config", "a", "--strickt"], "'--strict'"),
+            (&["config"], "schema"),
+        ] {
+            let error = args(line).expect_err("it is refused");
+            assert!(error.contains(named), "{line:?}: {error}");
+        }
+        assert!(
+            args(&["--version"])
+                .expect_err("clap ends here")
+                .contains(env!("CARGO_PKG_VERSION"))
+        );
+    }
+
+    fn problem(file: &Path) -> Vec<Problem> {
+        load(file).expect_err("it is refused").as_slice().to_vec()
+    }
+
+    fn warning() -> Warning {
+        Warning {
+            file: "ringlock.toml".into(),
+            position: None,
+            key: "global.admin".to_owned(),
+            what: "it is open".to_owned(),
+            remedy: "close it".to_owned(),
+        }
+    }
+
+    #[test]
+    fn exit_codes_of_check() {
+        let problems = problem(Path::new("/nonexistent"));
+        assert_eq!(check_exit_code(&[], &[], true), 0);
+        assert_eq!(check_exit_code(&[], &[warning()], false), 0);
+        assert_eq!(check_exit_code(&[], &[warning()], true), 2);
+        assert_eq!(check_exit_code(&problems, &[], false), 1);
+        assert_eq!(check_exit_code(&problems, &[warning()], true), 1);
+    }
+
+    #[test]
+    fn plain_messages_have_one_line_each_and_a_summary() {
+        let problems = problem(Path::new("/nonexistent"));
+        assert_eq!(
+            messages(&problems, &[warning()], Style::Plain),
+            "error: /nonexistent: found that it cannot be read (No such file or directory (os error 2)), \
+             expected a TOML file; check the path and its permissions\n\
+             warning: ringlock.toml: global.admin: it is open; close it\n"
+        );
+        let file = Path::new("a.toml");
+        assert_eq!(summary(file, &problems, &[warning()]), "a.toml: 1 error, 1 warning\n");
+        assert_eq!(
+            summary(file, &[problems.clone(), problems].concat(), &[]),
+            "a.toml: 2 errors\n"
+        );
+        assert_eq!(
+            summary(file, &[], &[warning(), warning()]),
+            "a.toml: no errors, 2 warnings\n"
+        );
+        assert_eq!(summary(file, &[], &[]), "a.toml: no errors, no warnings\n");
+    }
+
+    #[test]
+    fn a_terminal_gets_the_line_of_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ringlock.toml");
+        std::fs::write(&file, "listener = []\n\n[global]\nio = \"kqueue\"\n").expect("written");
+        let problems = problem(&file);
+        let text = messages(&problems, &[], Style::Terminal { colour: false });
+        assert!(text.contains("global.io: found \"kqueue\", expected"), "{text}");
+        assert!(text.contains("io = \"kqueue\"\n"), "{text}");
+        assert!(text.contains("help: write one of them"), "{text}");
+        assert!(!text.contains('\u{1b}'), "no colours: {text}");
+        assert!(messages(&problems, &[], Style::Terminal { colour: true }).contains('\u{1b}'));
+
+        std::fs::write(&file, "").expect("the file changes meanwhile");
+        let text = messages(&problems[1..], &[], Style::Terminal { colour: false });
+        assert_eq!(text, messages(&problems[1..], &[], Style::Plain));
+    }
+
+    #[test]
+    fn a_terminal_gets_no_line_that_could_hold_a_secret() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ringlock.toml");
+        let secret = "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n";
+        std::fs::write(&file, secret).expect("written");
+        let problems = problem(&file);
+        let text = messages(&problems, &[], Style::Terminal { colour: false });
+        assert!(text.contains("a pkcs11: URI") && !text.contains("1234"), "{text}");
+    }
+
+    #[test]
+    fn the_schema_is_printed_as_json() {
+        let value: serde_json::Value = serde_json::from_str(&schema_text()).expect("it is JSON");
+        assert_eq!(value, schema());
+    }
+}

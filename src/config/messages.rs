@@ -1,0 +1,361 @@
+//! One test for each message, on a file in which one thing is changed.
+
+use super::tests::{BASE, changed};
+
+/// What follows is read with the change that is named, and this is the whole text: `in_…` adds a line to that table
+/// (to the file for `in_file`), `replaced` exchanges a part of the file.
+macro_rules! messages {
+    ($outcome:ident: $($name:ident: $change:ident($($part:expr),+) => $text:expr;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                assert_eq!($outcome($change($($part),+)), $text);
+            }
+        )+
+    };
+}
+
+type Outcome = Result<(super::Config, Vec<super::Warning>), super::Problems>;
+
+fn refused(outcome: Outcome) -> String {
+    outcome.expect_err("this file is refused").to_string()
+}
+
+fn warned(outcome: Outcome) -> String {
+    let (_, warnings) = outcome.expect("this file is accepted");
+    warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn in_file(added: &str) -> Outcome {
+    changed("", &format!("{added}\n"))
+}
+
+fn in_global(added: &str) -> Outcome {
+    in_file(&format!("[global]\n{added}"))
+}
+
+fn in_listener(added: &str) -> Outcome {
+    after("upstream = \"app\"\n", added)
+}
+
+fn in_tls(added: &str) -> Outcome {
+    in_listener(&format!("[listener.tls]\n{added}"))
+}
+
+fn in_identity(added: &str) -> Outcome {
+    after("key = \"site.key\"\n", added)
+}
+
+fn in_upstream(added: &str) -> Outcome {
+    after("servers = [\"127.0.0.1:8080\"]\n", added)
+}
+
+fn after(line: &str, added: &str) -> Outcome {
+    changed(line, &format!("{line}{added}\n"))
+}
+
+fn replaced(from: &str, to: &str) -> Outcome {
+    changed(from, to)
+}
+
+messages! { refused:
+    a_duration_with_an_unknown_unit: in_listener(r#"handshake_timeout = "10x""#) =>
+        r#"ringlock.toml:6: listener "edge": handshake_timeout: found "10x", expected a duration above zero such as "10s" or "250ms"; write a whole number and one of the units ms, s, m, h, d"#;
+    a_duration_without_a_unit: in_listener("idle_timeout = 300") =>
+        r#"ringlock.toml:6: listener "edge": idle_timeout: found 300, expected a duration above zero such as "10s" or "250ms"; write it with its unit in double quotes, such as "10s" for seconds"#;
+    a_duration_of_zero: in_listener(r#"write_timeout = "0s""#) =>
+        r#"ringlock.toml:6: listener "edge": write_timeout: found "0s", expected a duration above zero such as "10s" or "250ms"; write how long it may take"#;
+    a_duration_beyond_a_year: in_listener(r#"linger_timeout = "400d""#) =>
+        r#"ringlock.toml:6: listener "edge": linger_timeout: found "400d", expected a duration such as "10s" or "250ms"; write at most "365d""#;
+    a_duration_that_is_a_list: in_listener(r#"linger_timeout = ["1s"]"#) =>
+        r#"ringlock.toml:6: listener "edge": linger_timeout: found a list, expected a duration such as "10s" or "250ms"; write it as one string in double quotes"#;
+    a_misspelt_key: in_listener(r#"handshake_timeot = "10s""#) =>
+        r#"ringlock.toml:6: listener "edge": handshake_timeot: found an unknown key, expected "handshake_timeout" (the nearest legal key); correct its name or remove it"#;
+    a_key_that_resembles_none: in_listener("banana = 1") =>
+        r#"ringlock.toml:6: listener "edge": banana: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "congestion_control", "tls" or "client_auth"; correct its name or remove it"#;
+    a_key_of_another_table: in_listener(r#"servers = ["127.0.0.1:1"]"#) =>
+        r#"ringlock.toml:6: listener "edge": servers: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "congestion_control", "tls" or "client_auth"; move it to [[upstream]] or remove it"#;
+    a_misspelt_table: replaced("[[upstream]]", "[[upstreams]]") =>
+        "ringlock.toml:5: listener \"edge\": upstream: found \"app\", expected the name of an [[upstream]], of which there is none; correct the name, or add an [[upstream]] with it\nringlock.toml:12: upstreams: found an unknown key, expected \"upstream\" (the nearest legal key); correct its name or remove it";
+    a_misspelt_key_in_a_sub_table: in_tls(r#"min_verson = "1.3""#) =>
+        r#"ringlock.toml:7: listener "edge": tls.min_verson: found an unknown key, expected "min_version" (the nearest legal key); correct its name or remove it"#;
+    a_misspelt_key_in_a_route: in_listener(r#"routes = [{ sn = "a.example", upstream = "app" }]"#) =>
+        "ringlock.toml:6: listener \"edge\": routes[0].sni: found nothing, expected a host name such as \"api.example.com\" or \"*.example.com\"; add \"sni\" to this table\nringlock.toml:6: listener \"edge\": routes[0].sn: found an unknown key, expected \"sni\" (the nearest legal key); correct its name or remove it";
+    a_flag_in_quotes: in_listener(r#"accept_proxy = "yes""#) =>
+        r#"ringlock.toml:6: listener "edge": accept_proxy: found "yes", expected true or false; write true or false without quotes"#;
+    mode_http: in_listener(r#"mode = "http""#) =>
+        r#"ringlock.toml:6: listener "edge": mode: found "http", which is not supported yet, expected "tcp"; write "tcp" until a later version supports it"#;
+    an_unknown_mode: in_listener(r#"mode = "udp""#) =>
+        r#"ringlock.toml:6: listener "edge": mode: found "udp", expected "tcp"; write one of them, or remove the key for the default"#;
+    a_mode_that_is_no_string: in_listener("mode = 4") =>
+        r#"ringlock.toml:6: listener "edge": mode: found 4, expected "tcp"; write one of them in double quotes"#;
+    a_missing_address: replaced("address = \"127.0.0.1:8443\"\n", "") =>
+        r#"ringlock.toml:1: listener "edge": address: found nothing, expected an IP address and port such as "0.0.0.0:443" or "[::]:443", or a list of them; add "address" to this table"#;
+    a_missing_name: replaced("name = \"edge\"\n", "") =>
+        r#"ringlock.toml:1: listener[0]: name: found nothing, expected a name of 1 to 64 characters; add "name" to this table"#;
+    an_empty_name: replaced(r#""edge""#, r#""""#) =>
+        r#"ringlock.toml:2: listener "": name: found "", expected a name of 1 to 64 characters; fill it in"#;
+    a_name_that_is_no_string: replaced(r#""edge""#, "7") =>
+        "ringlock.toml:2: listener[0]: name: found 7, expected a name of 1 to 64 characters; write it as one string in double quotes";
+    a_long_name: replaced(r#""edge""#, r#""eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee""#) =>
+        r#"ringlock.toml:2: listener "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"…: name: found "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"…, expected a name of 1 to 64 characters; shorten it"#;
+    a_name_with_control_characters: replaced(r#""edge""#, r#""e\u0007dge""#) =>
+        r#"ringlock.toml:2: listener "e\u{7}dge": name: found "e\u{7}dge", expected a name of 1 to 64 characters; remove the control characters"#;
+    a_second_listener_of_the_same_name: replaced("[[identity]]", r#"[[listener]]
+name = "edge"
+address = "127.0.0.1:1"
+identities = ["site"]
+upstream = "app"
+
+[[identity]]"#) =>
+        r#"ringlock.toml:8: listener "edge": name: found "edge", the name of another listener in line 2, expected a name of its own; rename one of the two"#;
+    a_second_identity_of_the_same_name: replaced("[[upstream]]", r#"[[identity]]
+name = "site"
+certificate = "a"
+key = "b"
+
+[[upstream]]"#) =>
+        r#"ringlock.toml:13: identity "site": name: found "site", the name of another identity in line 8, expected a name of its own; rename one of the two"#;
+    a_second_upstream_of_the_same_name: replaced("[[identity]]", r#"[[upstream]]
+name = "app"
+servers = ["127.0.0.1:1"]
+
+[[identity]]"#) =>
+        r#"ringlock.toml:17: upstream "app": name: found "app", the name of another upstream in line 8, expected a name of its own; rename one of the two"#;
+    an_address_without_a_port: replaced(r#""127.0.0.1:8443""#, r#""127.0.0.1""#) =>
+        r#"ringlock.toml:3: listener "edge": address: found "127.0.0.1", expected an IP address and port such as "0.0.0.0:443" or "[::]:443"; add the port: "127.0.0.1:443""#;
+    an_address_that_is_only_a_port: replaced(r#""127.0.0.1:8443""#, r#"":443""#) =>
+        r#"ringlock.toml:3: listener "edge": address: found ":443", expected an IP address and port such as "0.0.0.0:443" or "[::]:443"; for every address write "0.0.0.0:443" or "[::]:443""#;
+    an_ipv6_address_without_brackets: replaced(r#""127.0.0.1:8443""#, r#""::1""#) =>
+        r#"ringlock.toml:3: listener "edge": address: found "::1", expected an IP address and port such as "0.0.0.0:443" or "[::]:443"; put the IPv6 address in brackets and add :port"#;
+    an_address_that_is_a_name: replaced(r#""127.0.0.1:8443""#, r#""localhost:443""#) =>
+        r#"ringlock.toml:3: listener "edge": address: found "localhost:443", expected an IP address and port such as "0.0.0.0:443" or "[::]:443"; write the IP address itself (names are not looked up here) and a port up to 65535"#;
+    an_address_that_is_a_number: replaced(r#""127.0.0.1:8443""#, "443") =>
+        r#"ringlock.toml:3: listener "edge": address: found 443, expected an IP address and port such as "0.0.0.0:443" or "[::]:443", or a list of them; write it in double quotes"#;
+    an_empty_list_of_addresses: replaced(r#""127.0.0.1:8443""#, "[]") =>
+        r#"ringlock.toml:3: listener "edge": address: found an empty list, expected an IP address and port such as "0.0.0.0:443" or "[::]:443", or a list of them; name at least one"#;
+    an_address_twice_in_one_list: replaced(r#""127.0.0.1:8443""#, r#"["127.0.0.1:1", "127.0.0.1:1"]"#) =>
+        r#"ringlock.toml:3: listener "edge": address[1]: found "127.0.0.1:1", which listener "edge": address[0] has in line 3, expected an address that nothing else in this file binds; change or remove one of the two"#;
+    an_address_of_two_listeners: replaced("[[identity]]", r#"[[listener]]
+name = "other"
+address = ["127.0.0.1:1", "127.0.0.1:8443"]
+identities = ["site"]
+upstream = "app"
+
+[[identity]]"#) =>
+        r#"ringlock.toml:9: listener "other": address[1]: found "127.0.0.1:8443", which listener "edge": address has in line 3, expected an address that nothing else in this file binds; change or remove one of the two"#;
+    an_address_of_a_listener_and_the_administrator: in_global(r#"admin = "127.0.0.1:8443""#) =>
+        r#"ringlock.toml:5: listener "edge": address: found "127.0.0.1:8443", which global.admin has in line 2, expected an address that nothing else in this file binds; change or remove one of the two"#;
+    an_unknown_identity: replaced(r#"["site"]"#, r#"["sight"]"#) =>
+        r#"ringlock.toml:4: listener "edge": identities[0]: found "sight", expected "site"; correct the name, or add an [[identity]] with it"#;
+    an_unknown_identity_that_resembles_none: replaced(r#"["site"]"#, r#"["example.com"]"#) =>
+        r#"ringlock.toml:4: listener "edge": identities[0]: found "example.com", expected "site"; correct the name, or add an [[identity]] with it"#;
+    an_identity_twice_in_one_list: replaced(r#"["site"]"#, r#"["site", "site"]"#) =>
+        r#"ringlock.toml:4: listener "edge": identities[1]: found "site" a second time, expected each entry once; remove one of the two"#;
+    an_empty_list_of_identities: replaced(r#"["site"]"#, "[]") =>
+        r#"ringlock.toml:4: listener "edge": identities: found an empty list, expected a list of at least one string, each the name of an [[identity]]; name at least one"#;
+    identities_that_are_a_string: replaced(r#"["site"]"#, r#""site""#) =>
+        r#"ringlock.toml:4: listener "edge": identities: found "site", expected a list of at least one string, each the name of an [[identity]]; write a list of strings: ["…", "…"]"#;
+    identities_that_are_numbers: replaced(r#"["site"]"#, "[1]") =>
+        r#"ringlock.toml:4: listener "edge": identities[0]: found 1, expected a list of at least one string, each the name of an [[identity]]; write a string in double quotes that is not empty"#;
+    an_unknown_upstream: replaced(r#"upstream = "app""#, r#"upstream = "ap""#) =>
+        r#"ringlock.toml:5: listener "edge": upstream: found "ap", expected "app" (the nearest name of an [[upstream]]); correct the name, or add an [[upstream]] with it"#;
+    an_upstream_when_there_is_none: replaced(r#"[[upstream]]
+name = "app"
+servers = ["127.0.0.1:8080"]
+"#, "") =>
+        r#"ringlock.toml:5: listener "edge": upstream: found "app", expected the name of an [[upstream]], of which there is none; correct the name, or add an [[upstream]] with it"#;
+    an_unknown_upstream_of_a_route: in_listener(r#"routes = [{ sni = "a.example", upstream = "api" }]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0].upstream: found "api", expected "app" (the nearest name of an [[upstream]]); correct the name, or add an [[upstream]] with it"#;
+    a_route_without_upstream: in_listener(r#"routes = [{ sni = "a.example" }]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0].upstream: found nothing, expected the name of an [[upstream]]; add "upstream" to this table"#;
+    a_route_that_is_a_string: in_listener(r#"routes = ["a.example"]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0]: found "a.example", expected a table; write each as { sni = … }"#;
+    routes_that_are_a_table: in_listener(r#"routes = { sni = "a.example", upstream = "app" }"#) =>
+        r#"ringlock.toml:6: listener "edge": routes: found a table, expected a list of tables; write each below a header with two brackets: [[listener.routes]]"#;
+    a_wildcard_in_the_middle: in_listener(r#"routes = [{ sni = "api.*.example", upstream = "app" }]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0].sni: found "api.*.example", expected a host name such as "api.example.com" or "*.example.com"; let the wildcard be the whole leftmost label and nothing else"#;
+    a_name_that_is_not_punycode: in_listener(r#"routes = [{ sni = "bücher.example", upstream = "app" }]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0].sni: found "bücher.example", expected a host name such as "api.example.com" or "*.example.com"; write it as punycode (xn--…), as it is sent in SNI"#;
+    connections_max_of_zero: in_listener("connections_max = 0") =>
+        r#"ringlock.toml:6: listener "edge": connections_max: found 0, expected a whole number from 1 to 10000000; write a whole number in that range, without quotes"#;
+    connections_max_below_zero: in_listener("connections_max = -1") =>
+        r#"ringlock.toml:6: listener "edge": connections_max: found -1, expected a whole number from 1 to 10000000; write a whole number in that range, without quotes"#;
+    connections_max_in_quotes: in_listener(r#"connections_max = "1000""#) =>
+        r#"ringlock.toml:6: listener "edge": connections_max: found "1000", expected a whole number from 1 to 10000000; write a whole number in that range, without quotes"#;
+    an_empty_congestion_control: in_listener(r#"congestion_control = """#) =>
+        r#"ringlock.toml:6: listener "edge": congestion_control: found "", expected the name of a TCP congestion control of this kernel; fill it in"#;
+    a_congestion_control_that_is_no_name: in_listener(r#"congestion_control = "cubic or bbr maybe""#) =>
+        r#"ringlock.toml:6: listener "edge": congestion_control: found "cubic or bbr maybe", expected the name of a TCP congestion control of this kernel; take one from /proc/sys/net/ipv4/tcp_available_congestion_control"#;
+    max_version_below_min_version: in_tls("min_version = \"1.3\"\nmax_version = \"1.2\"") =>
+        r#"ringlock.toml:8: listener "edge": tls.max_version: found "1.2", below min_version "1.3", expected at least "1.3"; raise max_version or lower min_version"#;
+    a_version_before_tls_1_2: in_tls(r#"min_version = "1.1""#) =>
+        r#"ringlock.toml:7: listener "edge": tls.min_version: found "1.1", expected "1.2" or "1.3"; versions before TLS 1.2 are insecure and not implemented (RFC 8996): write "1.2""#;
+    a_version_as_nginx_writes_it: in_tls(r#"min_version = "TLSv1.3""#) =>
+        r#"ringlock.toml:7: listener "edge": tls.min_version: found "TLSv1.3", expected "1.2" or "1.3"; write "1.3""#;
+    a_version_that_is_a_number: in_tls("min_version = 1.2") =>
+        r#"ringlock.toml:7: listener "edge": tls.min_version: found 1.2, expected "1.2" or "1.3"; write it in double quotes"#;
+    an_unknown_version: in_tls(r#"max_version = "1.4""#) =>
+        r#"ringlock.toml:7: listener "edge": tls.max_version: found "1.4", expected "1.2" or "1.3"; write one of them, or remove the key for the default"#;
+    a_misspelt_cipher_suite: in_tls("cipher_suites = [\"TLS_AES_128_GCM_SHA265\"]\nmin_version = \"1.3\"") =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites[0]: found "TLS_AES_128_GCM_SHA265", expected "TLS_AES_128_GCM_SHA256" (the nearest suite there is); correct or remove it, or write "auto" for the whole key"#;
+    a_cipher_suite_by_its_openssl_name: in_tls(r#"cipher_suites = ["ECDHE-RSA-AES128-GCM-SHA256"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites[0]: found "ECDHE-RSA-AES128-GCM-SHA256", expected "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256" (its IANA name); correct or remove it, or write "auto" for the whole key"#;
+    a_cipher_suite_twice: in_tls(r#"cipher_suites = ["TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites[1]: found "TLS_AES_128_GCM_SHA256" a second time, expected each entry once; remove one of the two"#;
+    an_empty_list_of_cipher_suites: in_tls("cipher_suites = []") =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites: found an empty list, expected "auto", or a list of "TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384" or "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"; name at least one"#;
+    cipher_suites_that_are_another_word: in_tls(r#"cipher_suites = "fast""#) =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites: found "fast", expected "auto", or a list of "TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384" or "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"; write a list of strings: ["…", "…"]"#;
+    cipher_suites_without_one_for_tls_1_2: in_tls(r#"cipher_suites = ["TLS_AES_128_GCM_SHA256"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites: found no suite for TLS 1.2, which is enabled, expected at least one suite for each enabled version; add one such as "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", or set min_version = "1.3""#;
+    cipher_suites_without_one_for_tls_1_3: in_tls(r#"cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.cipher_suites: found no suite for TLS 1.3, which is enabled, expected at least one suite for each enabled version; add one such as "TLS_AES_128_GCM_SHA256", or set max_version = "1.2""#;
+    tls_1_3_alone_with_suites_of_tls_1_2: in_tls("min_version = \"1.3\"\ncipher_suites = [\"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\"]") =>
+        r#"ringlock.toml:8: listener "edge": tls.cipher_suites: found no suite for TLS 1.3, which is enabled, expected at least one suite for each enabled version; add one such as "TLS_AES_128_GCM_SHA256", or set max_version = "1.2""#;
+    an_unknown_group: in_tls(r#"groups = ["secp521r1"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.groups[0]: found "secp521r1", expected "secp256r1" (the nearest group there is); correct or remove it, or write "auto" for the whole key"#;
+    a_group_by_another_name: in_tls(r#"groups = ["prime256v1"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.groups[0]: found "prime256v1", expected "secp256r1" (its IANA name); correct or remove it, or write "auto" for the whole key"#;
+    a_group_that_resembles_none: in_tls(r#"groups = ["ffdhe2048"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.groups[0]: found "ffdhe2048", expected "X25519MLKEM768", "X25519", "secp256r1" or "secp384r1"; correct or remove it, or write "auto" for the whole key"#;
+    a_group_twice: in_tls(r#"groups = ["X25519", "X25519"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.groups[1]: found "X25519" a second time, expected each entry once; remove one of the two"#;
+    groups_without_one_for_tls_1_2: in_tls(r#"groups = ["X25519MLKEM768"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.groups: found no group for TLS 1.2, which is enabled, expected at least one group for each enabled version; add one such as "X25519", or set min_version = "1.3""#;
+    an_empty_protocol: in_tls(r#"alpn = ["h2", ""]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.alpn[1]: found "", expected a list of strings, each a protocol of 1 to 255 bytes such as "h2"; write a string in double quotes that is not empty"#;
+    a_protocol_twice: in_tls(r#"alpn = ["h2", "h2"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.alpn[1]: found "h2" a second time, expected each entry once; remove one of the two"#;
+    a_protocol_that_is_too_long: in_tls(r#"alpn = ["hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"]"#) =>
+        r#"ringlock.toml:7: listener "edge": tls.alpn[0]: found "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"… of 256 bytes, expected a protocol of 1 to 255 bytes such as "h2"; shorten it"#;
+    tickets: in_tls("tickets = true") =>
+        r#"ringlock.toml:7: listener "edge": tls.tickets: found true, which is not supported yet, expected false; remove it until a later version supports it"#;
+    tls_that_is_a_string: in_listener(r#"tls = "on""#) =>
+        r#"ringlock.toml:6: listener "edge": tls: found "on", expected a table; write its keys below the header [listener.tls]"#;
+    client_auth: in_listener("[listener.client_auth]\nmode = \"required\"") =>
+        r#"ringlock.toml:7: listener "edge": client_auth.mode: found "required", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
+    the_other_keys_of_client_auth: in_listener("[listener.client_auth]\nca = \"ca.pem\"") =>
+        r#"ringlock.toml:7: listener "edge": client_auth.ca: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
+    the_tickets_section: in_file("[tickets]\nsecret = \"random\"") =>
+        "ringlock.toml:1: tickets: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
+    a_token: in_file("[keys.edge]\nmodule = \"/usr/lib/softhsm/libsofthsm2.so\"") =>
+        "ringlock.toml:1: keys: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
+    ocsp_auto: in_identity(r#"ocsp = "auto""#) =>
+        r#"ringlock.toml:11: identity "site": ocsp: found "auto", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
+    ocsp_from_a_file: in_identity(r#"ocsp = "staple.der""#) =>
+        r#"ringlock.toml:11: identity "site": ocsp: found "staple.der", and a path is not supported yet, expected "off"; write "off" until a later version supports it"#;
+    a_pkcs12_certificate: replaced(r#""site.pem""#, r#""site.P12""#) =>
+        r#"ringlock.toml:9: identity "site": certificate: found a PKCS#12 file, which is not supported yet, expected the path of a PEM file with the certificate chain; convert it: openssl pkcs12 -in FILE -nodes -out site.pem"#;
+    a_pkcs11_key_without_its_pin: replaced(r#""site.key""#, r#""pkcs11:token=edge;object=site?pin-value=1234""#) =>
+        r#"ringlock.toml:10: identity "site": key: found a pkcs11: URI, which is not supported yet, expected the path of a PEM file with the private key; write the path of a PEM file until a later version supports it"#;
+    a_key_in_the_file_itself: replaced(r#""site.key""#, "\"\"\"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqG\n-----END PRIVATE KEY-----\"\"\"") =>
+        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a PEM file with the private key; write it to a file that only its owner can read, and its path here"#;
+    a_missing_key: replaced("key = \"site.key\"\n", "") =>
+        r#"ringlock.toml:7: identity "site": key: found nothing, expected the path of a PEM file with the private key; add "key" to this table"#;
+    a_path_with_nul: replaced(r#""site.pem""#, r#""site\u0000.pem""#) =>
+        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a PEM file with the certificate chain; remove the NUL character"#;
+    a_path_that_is_a_number: replaced(r#""site.pem""#, "7") =>
+        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a PEM file with the certificate chain; write it as one string in double quotes"#;
+    a_server_without_a_port: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"127.0.0.1\"]\n") =>
+        r#"ringlock.toml:14: upstream "app": servers[0]: found "127.0.0.1", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; add the port"#;
+    a_server_with_a_scheme: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"https://app:80\"]\n") =>
+        r#"ringlock.toml:14: upstream "app": servers[0]: found "https://app:80", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; remove the scheme: bytes are passed on as they are"#;
+    a_server_that_is_a_path: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"/run/app.sock\"]\n") =>
+        r#"ringlock.toml:14: upstream "app": servers[0]: found "/run/app.sock", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; for a UNIX socket put unix: in front of its path; a server has no other path"#;
+    a_server_twice: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"app:80\", \"APP:80\"]\n") =>
+        r#"ringlock.toml:14: upstream "app": servers[1]: found "APP:80" a second time, expected each entry once; remove one of the two"#;
+    too_many_servers: replaced(r#"["127.0.0.1:8080"]"#, &format!("[{}]", r#""app:1","#.repeat(4097))) =>
+        r#"ringlock.toml:14: upstream "app": servers: found 4097 entries, expected at most 4096; shorten the list"#;
+    a_server_port_of_zero: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"app:0\"]\n") =>
+        r#"ringlock.toml:14: upstream "app": servers[0]: found "app:0", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; write a port from 1 to 65535 after the colon"#;
+    a_server_path_that_is_too_long: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"unix:/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]\n") =>
+        r#"ringlock.toml:14: upstream "app": servers[0]: found "unix:/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…, expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; shorten the path: with its folder it has 108 bytes, a UNIX socket can have 107"#;
+    an_unknown_balance: in_upstream(r#"balance = "round-robin""#) =>
+        r#"ringlock.toml:15: upstream "app": balance: found "round-robin", expected "round_robin" or "least_connections"; "round_robin" is the nearest"#;
+    an_unknown_connect_on: in_upstream(r#"connect_on = "accept""#) =>
+        r#"ringlock.toml:15: upstream "app": connect_on: found "accept", expected "handshake" or "first_byte"; write one of them, or remove the key for the default"#;
+    an_unknown_send_proxy: in_upstream(r#"send_proxy = "v3""#) =>
+        r#"ringlock.toml:15: upstream "app": send_proxy: found "v3", expected "off", "v1" or "v2"; write one of them, or remove the key for the default"#;
+    a_connect_timeout_of_zero: in_upstream(r#"connect_timeout = "0ms""#) =>
+        r#"ringlock.toml:15: upstream "app": connect_timeout: found "0ms", expected a duration above zero such as "10s" or "250ms"; write how long it may take"#;
+    zero_workers: in_global("workers = 0") =>
+        r#"ringlock.toml:2: global.workers: found 0, expected "auto", a number of threads, or a list of processors such as "0-3,8"; write a number from 1 to 1024"#;
+    workers_below_zero: in_global("workers = -2") =>
+        r#"ringlock.toml:2: global.workers: found -2, expected "auto", a number of threads, or a list of processors such as "0-3,8"; write a number from 1 to 1024"#;
+    more_workers_than_processors_can_be: in_global("workers = 5000") =>
+        r#"ringlock.toml:2: global.workers: found 5000, expected "auto", a number of threads, or a list of processors such as "0-3,8"; write a number from 1 to 1024"#;
+    workers_that_are_another_word: in_global(r#"workers = "all""#) =>
+        r#"ringlock.toml:2: global.workers: found "all", expected "auto", a number of threads, or a list of processors such as "0-3,8"; write processors and ranges with commas between, such as "0-3,8""#;
+    a_processor_twice: in_global(r#"workers = "0-3,2""#) =>
+        r#"ringlock.toml:2: global.workers: found "0-3,2", expected "auto", a number of threads, or a list of processors such as "0-3,8"; name processor 2 once"#;
+    an_unknown_io: in_global(r#"io = "kqueue""#) =>
+        r#"ringlock.toml:2: global.io: found "kqueue", expected "auto", "io_uring" or "epoll"; write one of them, or remove the key for the default"#;
+    a_misspelt_io: in_global(r#"io = "iouring""#) =>
+        r#"ringlock.toml:2: global.io: found "iouring", expected "auto", "io_uring" or "epoll"; "io_uring" is the nearest"#;
+    an_admin_address_without_a_port: in_global(r#"admin = "localhost""#) =>
+        r#"ringlock.toml:2: global.admin: found "localhost", expected an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock"; write the IP address itself (names are not looked up here) and a port up to 65535"#;
+    an_admin_path_that_is_too_long: in_global(r#"admin = "/run/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa""#) =>
+        r#"ringlock.toml:2: global.admin: found "/run/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…, expected an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock"; shorten the path: with its folder it has 112 bytes, a UNIX socket can have 107"#;
+    an_empty_user: in_global(r#"user = """#) =>
+        r#"ringlock.toml:2: global.user: found "", expected the name of a user; fill it in"#;
+    an_unknown_log_format: in_global(r#"log.format = "logfmt""#) =>
+        r#"ringlock.toml:2: global.log.format: found "logfmt", expected "text" or "json"; write one of them, or remove the key for the default"#;
+    an_unknown_log_level: in_global(r#"log.level = "trace""#) =>
+        r#"ringlock.toml:2: global.log.level: found "trace", expected "error", "warn", "info" or "debug"; write one of them, or remove the key for the default"#;
+    an_unknown_choice_of_connections: in_global(r#"log.connections = "some""#) =>
+        r#"ringlock.toml:2: global.log.connections: found "some", expected "off", "failures" or "all"; write one of them, or remove the key for the default"#;
+    a_sample_above_one: in_global("log.connections_sample = 1.5") =>
+        "ringlock.toml:2: global.log.connections_sample: found 1.5, expected a number from 0.0 to 1.0; write a share such as 0.01 for one in a hundred, without quotes";
+    a_sample_that_is_no_number: in_global("log.connections_sample = nan") =>
+        "ringlock.toml:2: global.log.connections_sample: found nan, expected a number from 0.0 to 1.0; write a share such as 0.01 for one in a hundred, without quotes";
+    a_multibuffer_library: in_file("[crypto]\nmultibuffer = \"/usr/lib/libcrypto_mb.so\"") =>
+        r#"ringlock.toml:2: crypto.multibuffer: found "/usr/lib/libcrypto_mb.so", and a path is not supported yet, expected "auto" or "off"; write "auto" or "off" until a later version supports it"#;
+    made_ahead_on: in_file("[crypto]\nmade_ahead = \"on\"") =>
+        r#"ringlock.toml:2: crypto.made_ahead: found "on", which is not supported yet, expected "auto" or "off"; write "auto" or "off" until a later version supports it"#;
+    no_listener: replaced(BASE, "") =>
+        "ringlock.toml:1: listener: found none, expected at least one [[listener]]; add a [[listener]] table";
+    a_listener_with_single_brackets: replaced("[[listener]]", "[listener]") =>
+        "ringlock.toml:1: listener: found a table, expected a list of tables; write each below a header with two brackets: [[listener]]";
+    an_empty_list_of_listeners: replaced(BASE, "listener = []\n") =>
+        "ringlock.toml:1: listener: found none, expected at least one [[listener]]; add a [[listener]] table";
+    a_syntax_error: replaced(r#""edge""#, r#""edge"#) =>
+        r#"ringlock.toml:2: found a syntax error (invalid basic string), expected `"`; correct the line, or one before it (toml.io describes the format)"#;
+    a_key_twice: replaced("name = \"edge\"\n", "name = \"edge\"\nname = \"edge\"\n") =>
+        r#"ringlock.toml:3: found "name" a second time, expected each key once; remove one of the two, or merge them"#;
+    a_table_twice: in_file("[global]\n[global]") =>
+        r#"ringlock.toml:2: found "global" a second time, expected each key once; remove one of the two, or merge them"#;
+}
+
+messages! { warned:
+    an_unused_identity: replaced("[[upstream]]", r#"[[identity]]
+name = "spare"
+certificate = "a"
+key = "b"
+
+[[upstream]]"#) =>
+        r#"ringlock.toml:13: identity "spare": name: no listener uses this identity; refer to it from a [[listener]], or remove it"#;
+    an_unused_upstream: replaced("[[identity]]", r#"[[upstream]]
+name = "spare"
+servers = ["app:80"]
+
+[[identity]]"#) =>
+        r#"ringlock.toml:8: upstream "spare": name: no listener uses this upstream; refer to it from a [[listener]], or remove it"#;
+    an_admin_address_for_everyone: in_global(r#"admin = "0.0.0.0:9180""#) =>
+        r#"ringlock.toml:2: global.admin: 0.0.0.0 is every address of this machine: metrics are open to whoever can reach it; name one address such as "127.0.0.1:9180", or the path of a UNIX socket"#;
+    port_zero: replaced(r#""127.0.0.1:8443""#, r#""127.0.0.1:0""#) =>
+        r#"ringlock.toml:3: listener "edge": address: port 0 makes the kernel choose a free port at every start; name the port"#;
+    one_processor_in_quotes: in_global(r#"workers = "4""#) =>
+        "ringlock.toml:2: global.workers: this is one worker, on processor 4; for 4 workers write 4 without quotes";
+    a_sample_of_lines_that_are_not_logged: in_global("log.connections = \"failures\"\nlog.connections_sample = 0.5") =>
+        r#"ringlock.toml:3: global.log.connections_sample: it has no effect: successful connections are not logged; set connections = "all" or remove it"#;
+    suites_of_a_version_that_is_not_enabled: in_tls("min_version = \"1.3\"\ncipher_suites = [\"TLS_AES_128_GCM_SHA256\", \"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\"]") =>
+        r#"ringlock.toml:8: listener "edge": tls.cipher_suites: "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256" has no effect: TLS 1.2 is not enabled; remove it, or change min_version or max_version"#;
+    a_route_that_an_earlier_one_covers: in_listener(r#"routes = [{ sni = "*.example", upstream = "api" }, { sni = "a.example", upstream = "app" }]
+[[upstream]]
+name = "api"
+servers = ["api:80"]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[1].sni: this route has no effect: listener "edge": routes[0] takes its names first; remove it, or move it to the front"#;
+    a_route_to_where_its_names_go_anyway: in_listener(r#"routes = [{ sni = "a.example", upstream = "app" }]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0].sni: this route has no effect: its upstream is the listener's; remove it or change its upstream"#;
+}
