@@ -237,13 +237,15 @@ pub enum Cause {
     UpstreamUnreachable,
     /// The upstream's connection failed.
     UpstreamReset,
+    /// No descriptor, memory or local port for a connection to the upstream: limits are too low for what is served.
+    Exhausted,
     /// A defect of ours: the text says where.
     Internal(&'static str),
 }
 
 impl Cause {
     /// Every label, for metrics that start at zero. The order is [`Cause::index`]'s.
-    pub const LABELS: [&'static str; 16] = [
+    pub const LABELS: [&'static str; 17] = [
         "finished",
         "closed_before_hello",
         "drained",
@@ -259,6 +261,7 @@ impl Cause {
         "key_update_flood",
         "upstream_unreachable",
         "upstream_reset",
+        "exhausted",
         "internal",
     ];
 
@@ -281,7 +284,8 @@ impl Cause {
             Cause::KeyUpdateFlood => 12,
             Cause::UpstreamUnreachable => 13,
             Cause::UpstreamReset => 14,
-            Cause::Internal(_) => 15,
+            Cause::Exhausted => 15,
+            Cause::Internal(_) => 16,
         }
     }
 
@@ -300,6 +304,7 @@ impl Cause {
             Cause::WriteTimeout { upstream: true } | Cause::UpstreamUnreachable | Cause::UpstreamReset => {
                 Fault::Upstream
             }
+            Cause::Exhausted => Fault::Operator,
             Cause::Internal(_) => Fault::Us,
             Cause::ProxyHeader(_)
             | Cause::HandshakeTimeout
@@ -333,6 +338,9 @@ impl fmt::Display for Cause {
             Cause::KeyUpdateFlood => f.write_str("client sent too many KeyUpdates"),
             Cause::UpstreamUnreachable => f.write_str("no upstream server accepted a connection"),
             Cause::UpstreamReset => f.write_str("upstream connection failed"),
+            Cause::Exhausted => f.write_str(
+                "no descriptor, memory or local port for an upstream connection; raise the limits (ulimit -n)",
+            ),
             Cause::Internal(place) => write!(f, "internal error in {place}"),
         }
     }

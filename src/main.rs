@@ -11,7 +11,7 @@ use ringlock::config::{self, Problem, Warning};
 use ringlock::control::admin::Admin;
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
-use ringlock::server::{self, Server, StartError};
+use ringlock::server::{self, Inherited, Server, StartError};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -34,6 +34,8 @@ fn run_demo() -> ExitCode {
 
 /// The gateway, until a signal or a failure ends it. The banner is printed once it listens.
 fn run(path: &Path, banner: Option<&str>) -> ExitCode {
+    // First, while every other descriptor is still closed.
+    let inherited = Inherited::take();
     let (config, warnings) = match config::load(path) {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(problems.as_slice(), &[]),
@@ -51,7 +53,7 @@ fn run(path: &Path, banner: Option<&str>) -> ExitCode {
     };
     let file = path.to_owned();
     let loader = Box::new(move || config::load(&file).map(|(config, _)| config));
-    let server = match Server::start(config, loader, logging.lines_lost()) {
+    let server = match Server::start(config, inherited, loader, logging.lines_lost()) {
         Ok(server) => server,
         Err(StartError::Problems(problems)) => return refuse(&problems, &[]),
         Err(error @ StartError::Thread(_)) => return fail(&error),
@@ -77,7 +79,7 @@ fn check(path: &Path, strict: bool) -> ExitCode {
         },
     };
     show(&problems, &warnings);
-    print(&format!("{}\n", cli::summary(path, &problems, &warnings)));
+    print(&cli::summary(path, &problems, &warnings));
     ExitCode::from(cli::check_exit_code(&problems, &warnings, strict))
 }
 

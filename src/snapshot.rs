@@ -66,7 +66,8 @@ pub struct Server {
 }
 
 impl Snapshot {
-    /// Reads every file and resolves every name. `previous` hands over the connection counts of listeners that stay.
+    /// Reads every file and resolves every name. `previous` hands over the connection counts of listeners that stay, and
+    /// the counters of upstream servers that stay.
     ///
     /// # Errors
     /// Everything that is wrong, not only the first.
@@ -77,7 +78,7 @@ impl Snapshot {
             load_identity(identity, places)
         });
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
-            load_upstream(upstream, places, workers)
+            load_upstream(upstream, places, workers, previous)
         });
         let mut listeners = Vec::new();
         if problems.is_empty() {
@@ -218,9 +219,16 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(unreadable)
 }
 
-fn load_upstream(settings: &config::Upstream, places: &Places, workers: usize) -> Result<Upstream, Problem> {
+fn load_upstream(
+    settings: &config::Upstream,
+    places: &Places,
+    workers: usize,
+    previous: Option<&Snapshot>,
+) -> Result<Upstream, Problem> {
     let key = || format!("upstream \"{}\": servers", settings.name);
-    let mut servers = Vec::new();
+    let same = previous.and_then(|snapshot| snapshot.upstreams.iter().find(|u| u.settings.name == settings.name));
+    let known = |endpoint: &ServerEndpoint| same?.servers.iter().find(|server| server.endpoint == *endpoint);
+    let mut servers: Vec<Server> = Vec::new();
     for address in &settings.servers {
         let endpoints: Vec<ServerEndpoint> = match address {
             ServerAddress::Unix(path) => vec![ServerEndpoint::Unix(path.clone())],
@@ -237,11 +245,20 @@ fn load_upstream(settings: &config::Upstream, places: &Places, workers: usize) -
                 resolved.into_iter().map(ServerEndpoint::Tcp).collect()
             }
         };
-        servers.extend(endpoints.into_iter().map(|endpoint| Server {
-            label: endpoint.to_string().into(),
-            endpoint,
-            metrics: (0..workers).map(|_| Arc::default()).collect(),
-        }));
+        for endpoint in endpoints {
+            // Several names may mean one address; it is still one server, with one share of the connections.
+            if servers.iter().any(|server| server.endpoint == endpoint) {
+                continue;
+            }
+            servers.push(Server {
+                label: endpoint.to_string().into(),
+                metrics: match known(&endpoint) {
+                    Some(server) => server.metrics.clone(),
+                    None => (0..workers).map(|_| Arc::default()).collect(),
+                },
+                endpoint,
+            });
+        }
     }
     if servers.len() > SERVERS_PER_UPSTREAM_MAX {
         let found = format!("{} addresses", servers.len());

@@ -15,7 +15,7 @@ use crate::buffers::SendPool;
 use crate::crypto::{CryptoOp, OpId, inline};
 use crate::error::{Cause, IoError};
 use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
-use crate::metrics::WorkerMetrics;
+use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
 use crate::net::timer::{Entry, TimerWheel};
 use crate::proxy::session::{Context, Input, Output, Phase, Session, Side};
@@ -389,7 +389,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     fn close_socket(&mut self, slot: u32, side: Side, reset: bool) {
         if side == Side::Upstream {
-            self.mirror_server(slot);
+            if let Some(metrics) = self.server_metrics(slot) {
+                metrics.connections.sub(1);
+            }
+            self.mirror_ejection(slot);
         }
         // A server that could not even be tried has no socket.
         if let Some(socket) = self.socket_mut(slot, side).take() {
@@ -401,29 +404,24 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn connect(&mut self, slot: u32, server: ServerId) {
         let token = self.token(slot, Role::Upstream);
         let snapshot = self.snapshot_of(slot);
-        let started = self
-            .driver
-            .connect(token, &snapshot.server(server.group, server.index).endpoint);
-        match started {
-            Ok(socket) => {
-                *self.socket_mut(slot, Side::Upstream) = Some(socket);
-                self.mirror_server(slot);
-            }
+        let target = snapshot.server(server.group, server.index);
+        // Until the session closes this side, which it does also when there is no socket.
+        target.metrics[self.shared.index].connections.add(1);
+        match self.driver.connect(token, &target.endpoint) {
+            Ok(socket) => *self.socket_mut(slot, Side::Upstream) = Some(socket),
             Err(error) => self.connected(token, Err(error)),
         }
     }
 
     fn connected(&mut self, token: Token, result: Result<(), IoError>) {
-        let snapshot = self.snapshot_of(token.slot);
-        let session = &self.live_mut(token.slot).session;
         // A session that connects no more has given the attempt up; one that does, and hears that it was cancelled, found
         // the server too slow.
-        let wanted = *session.phase() == Phase::Connecting;
-        if let Some(server) = session.server() {
-            let metrics = &snapshot.server(server.group, server.index).metrics[self.shared.index];
+        let wanted = *self.live_mut(token.slot).session.phase() == Phase::Connecting;
+        if let Some(metrics) = self.server_metrics(token.slot) {
             match result {
                 Ok(()) => metrics.connected.add(1),
-                Err(_) if wanted => metrics.connect_failures.add(1),
+                // Lack of descriptors or ports is not the server's doing.
+                Err(error) if wanted && !error.is_exhaustion() => metrics.connect_failures.add(1),
                 Err(_) => {}
             }
         }
@@ -438,12 +436,22 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 session.handle(now, Input::Connected(result), cx);
             },
         );
-        self.mirror_server(token.slot);
+        self.mirror_ejection(token.slot);
         self.obey_session(token.slot);
     }
 
-    /// Copies what the balancer knows of the session's server to the counters that others read.
-    fn mirror_server(&mut self, slot: u32) {
+    /// The counters of the session's server; none before one was chosen.
+    fn server_metrics(&self, slot: u32) -> Option<Arc<ServerMetrics>> {
+        let live = self.slots[slot as usize].live.as_ref()?;
+        let generation = self.generations[live.config].as_ref()?;
+        let server = live.session.server()?;
+        let server = generation.snapshot.server(server.group, server.index);
+        Some(Arc::clone(&server.metrics[self.shared.index]))
+    }
+
+    /// Copies what the balancer knows of the session's server to the gauge that others read. Sessions of an old snapshot
+    /// have a balancer of their own, which says nothing about new connections.
+    fn mirror_ejection(&mut self, slot: u32) {
         let live = self.slots[slot as usize]
             .live
             .as_ref()
@@ -451,9 +459,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         let generation = self.generations[live.config]
             .as_ref()
             .expect("a live session's generation is kept");
-        if let Some(server) = live.session.server() {
+        if let Some(server) = live.session.server()
+            && live.config == self.current
+        {
             let metrics = &generation.snapshot.server(server.group, server.index).metrics[self.shared.index];
-            metrics.connections.set(generation.balancer.connections(server) as u64);
             metrics.ejected.set(u64::from(generation.balancer.ejected(server)));
         }
     }
@@ -609,6 +618,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             })
             .collect();
         let balancer = Balancer::new(&groups, self.shared.index);
+        // A new balancer begins with every server in favour.
+        for server in snapshot.upstreams.iter().flat_map(|upstream| &upstream.servers) {
+            server.metrics[self.shared.index].ejected.set(0);
+        }
         if let Some(old) = self.generations.get_mut(self.current)
             && old.as_ref().is_some_and(|generation| generation.sessions == 0)
         {

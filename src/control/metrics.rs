@@ -431,6 +431,7 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "peer",
     "upstream",
     "upstream",
+    "operator",
     "us",
 ];
 

@@ -502,12 +502,14 @@ impl<T: Tls> Session<T> {
             }
             (Phase::Connecting, _) => {
                 self.upstream.leave();
-                if result.is_err_and(IoError::is_exhaustion) {
+                let cause = if result.is_err_and(IoError::is_exhaustion) {
                     cx.balancer.abandoned(server);
+                    Cause::Exhausted
                 } else {
                     cx.balancer.connect_failed(server, self.now);
-                }
-                self.choose_server(cx);
+                    Cause::UpstreamUnreachable
+                };
+                self.choose_server(cause, cx);
             }
             (_, Ok(()) | Err(_)) => {
                 self.upstream.leave();
@@ -705,14 +707,15 @@ impl<T: Tls> Session<T> {
 impl<T: Tls> Session<T> {
     fn connect_upstream(&mut self, cx: &mut Context<'_>) {
         self.phase = Phase::Connecting;
-        self.choose_server(cx);
+        self.choose_server(Cause::UpstreamUnreachable, cx);
     }
 
-    fn choose_server(&mut self, cx: &mut Context<'_>) {
+    /// Connects to the next server; where none is left, the session ends for this cause.
+    fn choose_server(&mut self, otherwise: Cause, cx: &mut Context<'_>) {
         self.connect = cx.balancer.choose(self.upstream_id, &mut self.tried, self.now);
         self.phase_deadline = self.now + cx.snapshot.upstreams[self.upstream_id.0].settings.connect_timeout;
         if self.connect.is_none() {
-            self.linger(Cause::UpstreamUnreachable, cx);
+            self.linger(otherwise, cx);
         }
     }
 
@@ -832,6 +835,7 @@ impl<T: Tls> Session<T> {
                 | Cause::ClosedInHandshake
                 | Cause::UpstreamUnreachable
                 | Cause::UpstreamReset
+                | Cause::Exhausted
                 | Cause::Internal(_) => false,
             },
             (Phase::Closing(Cause::WriteTimeout { .. }), Side::Downstream) => true,

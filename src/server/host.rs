@@ -1,9 +1,11 @@
 //! What this machine and this process may do: processors, drivers, users, descriptors.
 
+use std::path::Path;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 
-use crate::config::{Config, Io, Problem, Workers};
+use crate::config::{AdminAddress, Config, Io, Problem, Workers};
 use crate::net::uring::UringDriver;
 
 /// Which driver the workers use.
@@ -57,6 +59,18 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
         && let Err(refusal) = find_user(user)
     {
         keep("global.user", refusal);
+    }
+    let socket = match &config.global.admin {
+        Some(AdminAddress::Unix(path)) => Some(path.as_path()),
+        Some(AdminAddress::Tcp(_)) | None => None,
+    };
+    for (key, file) in [
+        ("global.log.file", config.global.log.file.as_deref()),
+        ("global.admin", socket),
+    ] {
+        if let Some(Err(refusal)) = file.map(check_folder) {
+            keep(key, refusal);
+        }
     }
     for listener in &config.listeners {
         if let Some(name) = &listener.congestion_control
@@ -162,6 +176,22 @@ fn check_congestion_control(name: &str) -> Result<(), Refusal> {
     })
 }
 
+/// A file that is made when it is missing needs a directory that is there.
+fn check_folder(file: &Path) -> Result<(), Refusal> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    Err(Refusal {
+        found: format!("{}, whose directory is not there", file.display()),
+        expected: "a file in a directory that exists".into(),
+        remedy: format!(
+            "make the directory (mkdir -p {}), or correct the path",
+            folder.display()
+        ),
+    })
+}
+
 fn find_user(name: &str) -> Result<User, Refusal> {
     let found = match User::from_name(name) {
         Ok(Some(user)) => return Ok(user),
@@ -233,6 +263,13 @@ mod tests {
         );
         let error = choose_cpus(&Workers::Cpus(vec![99_999])).unwrap_err();
         assert_eq!(error.found, "processor 99999");
+    }
+
+    #[test]
+    fn a_file_needs_its_directory() {
+        assert!(check_folder(Path::new("/no-such-directory/ringlock.log")).is_err_and(|r| r.remedy.contains("mkdir")));
+        assert!(check_folder(Path::new("/ringlock.log")).is_ok());
+        assert!(check_folder(Path::new("ringlock.log")).is_ok());
     }
 
     #[test]

@@ -10,12 +10,13 @@ use crate::limits::LISTEN_BACKLOG;
 
 /// Sockets that systemd has bound for us, by address.
 #[derive(Debug, Default)]
-pub(super) struct Inherited(Vec<(SocketAddr, TcpListener)>);
+pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
 
 impl Inherited {
-    /// Takes them from the environment (`LISTEN_FDS`). What is no TCP listener is left alone.
+    /// Takes them from the environment (`LISTEN_FDS`). What is no TCP listener is left alone. To be called before anything is
+    /// opened: should the environment promise more than there is, a descriptor of our own would have the number.
     #[must_use]
-    pub(super) fn take() -> Inherited {
+    pub fn take() -> Inherited {
         let mut passed = ListenFd::from_env();
         let mut sockets = Vec::new();
         for index in 0..passed.len() {
@@ -26,6 +27,14 @@ impl Inherited {
             }
         }
         Inherited(sockets)
+    }
+
+    /// Those addresses that nobody in `used` has.
+    pub(super) fn unused(&self, used: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
+        self.0
+            .iter()
+            .map(|(bound, _)| *bound)
+            .filter(|bound| !used.contains(bound))
     }
 
     fn find(&self, address: SocketAddr) -> Option<&TcpListener> {

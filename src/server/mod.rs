@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
 
 use self::host::{DriverKind, Plan};
-use self::listen::Inherited;
+pub use self::listen::Inherited;
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
 use crate::control::metrics::{CertificateView, ServerView, UpstreamView, View, WorkerView};
@@ -102,11 +102,15 @@ impl Server {
     ///
     /// # Errors
     /// Why it cannot start, with every reason.
-    pub fn start(config: Config, loader: Loader, lines_lost: LinesLost) -> Result<Server, StartError> {
+    pub fn start(
+        config: Config,
+        inherited: Inherited,
+        loader: Loader,
+        lines_lost: LinesLost,
+    ) -> Result<Server, StartError> {
         let (plan, snapshot) = load(config)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
-        let inherited = Inherited::take();
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
         host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
         let mut server = Server {
@@ -133,6 +137,11 @@ impl Server {
         server.serve(snapshot, sockets);
         let Plan { cpus, driver, reason } = &server.plan;
         tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
+        for address in server.inherited.unused(&server.bound) {
+            tracing::warn!(
+                "a socket for {address} was passed (LISTEN_FDS) and no listener has that address: its clients wait"
+            );
+        }
         if let Ok(mask) = std::env::var("OPENSSL_ia32cap") {
             tracing::warn!(
                 mask,

@@ -16,7 +16,7 @@ use super::{Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, eventually, free_addr
 
 /// A configuration in the making: one listener and one upstream, with lines of TOML added where a test needs them.
 pub(crate) struct Setup {
-    io: Io,
+    io_name: &'static str,
     workers: usize,
     identities: Vec<(String, Vec<String>, KeyKind)>,
     servers: Vec<String>,
@@ -26,6 +26,8 @@ pub(crate) struct Setup {
     upstream: String,
     more: String,
     environment: Vec<(String, String)>,
+    log: String,
+    through: Vec<String>,
 }
 
 impl Setup {
@@ -33,7 +35,7 @@ impl Setup {
     /// choices is one.
     pub(crate) fn new<S: ToString>(io: Io, servers: &[S]) -> Setup {
         Setup {
-            io,
+            io_name: io.name(),
             workers: 1,
             identities: vec![("site".into(), vec![SITE.into()], KeyKind::Ecdsa)],
             servers: servers.iter().map(S::to_string).collect(),
@@ -43,6 +45,8 @@ impl Setup {
             upstream: String::new(),
             more: String::new(),
             environment: Vec::new(),
+            log: "format = \"json\"".into(),
+            through: Vec::new(),
         }
     }
 
@@ -101,6 +105,24 @@ impl Setup {
         self
     }
 
+    /// Leaves the choice of the driver to the gateway.
+    pub(crate) fn automatic_io(mut self) -> Setup {
+        self.io_name = "auto";
+        self
+    }
+
+    /// Replaces what is in `[global.log]`: JSON on standard error.
+    pub(crate) fn log(mut self, lines: &str) -> Setup {
+        lines.clone_into(&mut self.log);
+        self
+    }
+
+    /// Starts the gateway by this program and these arguments of it, to which its own command line is added.
+    pub(crate) fn through(mut self, program: &[&str]) -> Setup {
+        self.through = program.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Writes the files, starts the gateway and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(self) -> Gateway {
@@ -113,7 +135,7 @@ impl Setup {
         let (address, admin) = (free_address(), free_address());
         let config = self.to_toml(address, admin);
         std::fs::write(folder.path().join("ringlock.toml"), config).unwrap();
-        Gateway::start(folder, ca, address, admin, &self.environment)
+        Gateway::start(folder, ca, address, admin, &self.through, &self.environment)
     }
 
     /// The file, for these addresses of the listener and of the admin server.
@@ -126,13 +148,14 @@ impl Setup {
             upstream,
             more,
             servers,
+            log,
             ..
         } = self;
-        let io = self.io.name();
+        let io = self.io_name;
         let names: Vec<&String> = self.identities.iter().map(|(name, ..)| name).collect();
         let mut toml = format!(
             "[global]\nworkers = {workers}\nio = \"{io}\"\nadmin = \"{admin}\"\n{global}\n\
-             [global.log]\nformat = \"json\"\n\n\
+             [global.log]\n{log}\n\n\
              [[listener]]\nname = \"edge\"\naddress = \"{address}\"\nidentities = {names:?}\nupstream = \"app\"\n{listener}\n\
              [listener.tls]\n{tls}\n"
         );
@@ -177,9 +200,13 @@ impl Gateway {
         ca: Ca,
         address: SocketAddr,
         admin: SocketAddr,
+        through: &[String],
         environment: &[(String, String)],
     ) -> Gateway {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringlock"))
+        let binary = env!("CARGO_BIN_EXE_ringlock").to_owned();
+        let mut words = through.iter().chain([&binary]);
+        let mut child = Command::new(words.next().expect("there is the binary"))
+            .args(words)
             .args(["run", "--config"])
             .arg(folder.path().join("ringlock.toml"))
             .envs(environment.iter().map(|(name, value)| (name, value)))

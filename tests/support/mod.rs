@@ -25,27 +25,36 @@
 #![allow(
     dead_code,
     unused_imports,
+    unused_macros,
     clippy::unwrap_used,
     reason = "every test uses a part of this, and an error here is a failed test"
 )]
 
+mod balancers;
 mod certificates;
 mod client;
+mod exposition;
 mod gateway;
 mod hello;
 mod metrics;
+mod operation;
 mod origin;
+mod proxy_header;
 mod tools;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+pub(crate) use balancers::Balancer;
 pub(crate) use certificates::{Ca, KeyKind};
 pub(crate) use client::{Client, Connection, End};
+pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
 pub(crate) use hello::{Alert, Hello, read_alert, record};
 pub(crate) use metrics::Metrics;
+pub(crate) use operation::{cpu_time, exchange, raw_request, try_exchange, wait_for_metric};
 pub(crate) use origin::{Origin, Stream, reset};
+pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use tools::{Program, Ran, python, run, tool};
 
 /// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.

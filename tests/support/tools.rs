@@ -106,6 +106,12 @@ impl Program {
         }
     }
 
+    /// True while it lives.
+    pub(crate) fn is_running(&self) -> bool {
+        // A child that was not waited for stays a zombie, which has no memory map.
+        std::fs::read_link(format!("/proc/{}/exe", self.pid())).is_ok()
+    }
+
     /// Process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

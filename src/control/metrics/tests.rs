@@ -261,6 +261,7 @@ fn the_fault_of_each_label_is_the_fault_of_its_cause() {
         Cause::KeyUpdateFlood,
         Cause::UpstreamUnreachable,
         Cause::UpstreamReset,
+        Cause::Exhausted,
         Cause::Internal(""),
     ] {
         assert_eq!(FAULTS[cause.index()], cause.fault().label(), "{cause:?}");

@@ -1,0 +1,357 @@
+//! `ringlock check` and what this machine, its files and its names have to do with the configuration. Messages about the
+//! text of the file alone have their tests beside the reader (`src/config/messages.rs`).
+
+#[macro_use]
+mod support;
+use support::*;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"[global]
+drain_timeout = "1s"
+
+[[listener]]
+name = "edge"
+address = "ADDRESS"
+identities = ["site"]
+upstream = "app"
+
+[[identity]]
+name = "site"
+certificate = "site.pem"
+key = "site.key"
+
+[[upstream]]
+name = "app"
+servers = ["127.0.0.1:9"]
+"#;
+
+struct File {
+    folder: TempDir,
+    ca: Ca,
+    path: PathBuf,
+}
+
+impl File {
+    /// The configuration with each `from` replaced by its `to`, and an identity that is in order.
+    fn with(changes: &[(&str, &str)]) -> File {
+        let folder = TempDir::new().unwrap();
+        let ca = Ca::new(folder.path());
+        ca.issue("site", &[SITE], KeyKind::Ecdsa);
+        let mut text = CONFIG.replace("ADDRESS", &free_address().to_string());
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from:?} is not in the file");
+            text = text.replacen(from, to, 1);
+        }
+        let path = folder.path().join("ringlock.toml");
+        std::fs::write(&path, text).unwrap();
+        File { folder, ca, path }
+    }
+
+    fn ringlock(&self, arguments: &[&str]) -> Ran {
+        let mut all = arguments.to_vec();
+        all.extend(["--config", self.path.to_str().unwrap()]);
+        ringlock(&all)
+    }
+
+    fn certificate(&self) -> String {
+        self.folder.path().join("site.pem").display().to_string()
+    }
+
+    fn key(&self) -> String {
+        self.folder.path().join("site.key").display().to_string()
+    }
+
+    /// `check` and `run` refuse it with one line that begins with this place and key and has these parts.
+    #[track_caller]
+    fn refused(&self, line: usize, key: &str, parts: &[&str]) {
+        for command in ["check", "run"] {
+            let ran = self.ringlock(&[command]);
+            assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+            let start = format!("error: {}:{line}: {key}: found ", self.path.display());
+            assert!(ran.stderr.starts_with(&start), "expected {start:?}: {ran:?}");
+            assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+            for part in parts {
+                assert!(ran.stderr.contains(part), "{part:?} is missing: {ran:?}");
+            }
+        }
+    }
+
+    /// `check` warns, and fails only when it is to be strict.
+    #[track_caller]
+    fn warned(&self, line: usize, key: &str, parts: &[&str]) {
+        for (arguments, code) in [(&["check"][..], 0), (&["check", "--strict"], 2)] {
+            let ran = self.ringlock(arguments);
+            assert_eq!(ran.status.code(), Some(code), "{ran:?}");
+            let start = format!("warning: {}:{line}: {key}: ", self.path.display());
+            assert!(ran.stderr.starts_with(&start), "expected {start:?}: {ran:?}");
+            for part in parts {
+                assert!(ran.stderr.contains(part), "{part:?} is missing: {ran:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_configuration_in_order_is_accepted_even_strictly() {
+    let file = File::with(&[]);
+    let ran = file.ringlock(&["check", "--strict"]).ok();
+    assert_eq!(ran.stdout, format!("{}: no errors, no warnings\n", file.path.display()));
+    assert_eq!(ran.stderr, "");
+}
+
+#[test]
+fn a_missing_certificate_file() {
+    let file = File::with(&[]);
+    std::fs::remove_file(file.certificate()).unwrap();
+    file.refused(
+        12,
+        "identity \"site\": certificate",
+        &[
+            "No such file",
+            &file.certificate(),
+            "expected a PEM chain",
+            "check the path",
+        ],
+    );
+}
+
+#[test]
+fn a_missing_key_file() {
+    let file = File::with(&[]);
+    std::fs::remove_file(file.key()).unwrap();
+    file.refused(
+        13,
+        "identity \"site\": key",
+        &["No such file", &file.key(), "check the path"],
+    );
+}
+
+#[test]
+fn a_certificate_file_without_a_certificate() {
+    let file = File::with(&[]);
+    std::fs::write(file.certificate(), "hello\n").unwrap();
+    file.refused(
+        12,
+        "identity \"site\": certificate",
+        &[&file.certificate(), "expected a PEM chain"],
+    );
+}
+
+#[test]
+fn a_key_file_without_a_key() {
+    let file = File::with(&[]);
+    std::fs::copy(file.certificate(), file.key()).unwrap();
+    file.refused(13, "identity \"site\": key", &[&file.key()]);
+}
+
+#[test]
+fn a_key_that_does_not_fit() {
+    let file = File::with(&[]);
+    file.ca.issue("other", &[SITE], KeyKind::Ecdsa);
+    std::fs::copy(file.folder.path().join("other.key"), file.key()).unwrap();
+    file.refused(
+        13,
+        "identity \"site\": key",
+        &["does not belong", &file.key(), "renewed together"],
+    );
+}
+
+#[test]
+fn an_expired_certificate_is_a_warning() {
+    let file = File::with(&[]);
+    certificate_until(&file, -1);
+    file.warned(
+        12,
+        "identity \"site\": certificate",
+        &[&file.certificate(), "has expired", "renew it"],
+    );
+}
+
+#[test]
+fn a_certificate_that_expires_soon_is_a_warning() {
+    let file = File::with(&[]);
+    certificate_until(&file, 3);
+    file.warned(
+        12,
+        "identity \"site\": certificate",
+        &["expires within a week", "renew it"],
+    );
+}
+
+#[test]
+fn a_certificate_without_a_name_is_a_warning() {
+    let file = File::with(&[]);
+    file.ca.issue("site", &[], KeyKind::Ecdsa);
+    file.warned(12, "identity \"site\": certificate", &["no DNS name", "subjectAltName"]);
+}
+
+/// Replaces the certificate by one for the same key that ends this long after (or before) now.
+fn certificate_until(file: &File, days: i64) {
+    let key = KeyPair::from_pem(&std::fs::read_to_string(file.key()).unwrap()).unwrap();
+    let mut params = CertificateParams::new(vec![SITE.to_owned()]).unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let distance = day * u32::try_from(days.unsigned_abs()).unwrap();
+    let now = SystemTime::now();
+    let end = if days < 0 { now - distance } else { now + distance };
+    params.not_before = (now - 30 * day).into();
+    params.not_after = end.into();
+    std::fs::write(file.certificate(), params.self_signed(&key).unwrap().pem()).unwrap();
+}
+
+#[test]
+fn an_unknown_congestion_control() {
+    let file = File::with(&[(
+        "upstream = \"app\"",
+        "upstream = \"app\"\ncongestion_control = \"vegetable\"",
+    )]);
+    file.refused(
+        9,
+        "listener \"edge\": congestion_control",
+        &["\"vegetable\"", "the kernel has", "modprobe tcp_vegetable"],
+    );
+}
+
+#[test]
+fn a_processor_that_is_not_allowed() {
+    let file = File::with(&[("[global]", "[global]\nworkers = \"0,900\"")]);
+    file.refused(2, "global.workers", &["processor 900", "may run on", "change the list"]);
+}
+
+#[test]
+fn more_workers_than_processors() {
+    let file = File::with(&[("[global]", "[global]\nworkers = 4000")]);
+    file.refused(2, "global.workers", &["4000", "\"auto\""]);
+}
+
+#[test]
+fn an_unknown_user() {
+    let file = File::with(&[("[global]", "[global]\nuser = \"no-such-user\"")]);
+    file.refused(2, "global.user", &["\"no-such-user\"", "expected a user", "useradd"]);
+}
+
+#[test]
+fn a_host_that_does_not_resolve() {
+    let file = File::with(&[("127.0.0.1:9", "no-such-host.invalid:80")]);
+    file.refused(
+        17,
+        "upstream \"app\": servers",
+        &["\"no-such-host.invalid\"", "does not resolve", "correct the name"],
+    );
+}
+
+#[test]
+fn an_address_that_is_in_use_is_refused_by_run() {
+    let taken = TcpListener::bind((own_ip(), 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let file = File::with(&[]);
+    let text = std::fs::read_to_string(&file.path).unwrap();
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    lines[5] = format!("address = \"{address}\"");
+    std::fs::write(&file.path, lines.join("\n")).unwrap();
+    let ran = file.ringlock(&["run"]);
+    assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    let start = format!(
+        "error: {}:6: listener \"edge\": address: found {address}",
+        file.path.display()
+    );
+    assert!(ran.stderr.starts_with(&start), "{ran:?}");
+    assert!(ran.stderr.contains("Address already in use"), "{ran:?}");
+    // The gateway may well be running while its next configuration is checked.
+    file.ringlock(&["check", "--strict"]).ok();
+}
+
+#[test]
+fn an_admin_address_that_is_in_use_is_refused_by_run() {
+    let taken = TcpListener::bind((own_ip(), 0)).unwrap();
+    let address = taken.local_addr().unwrap();
+    let file = File::with(&[("[global]", &format!("[global]\nadmin = \"{address}\""))]);
+    let ran = file
+        .ringlock(&["run"])
+        .says(&format!("admin = \"{address}\""))
+        .says("in use");
+    assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+}
+
+#[test]
+fn a_log_file_that_cannot_be_opened() {
+    let file = File::with(&[("[global]", "[global]\nlog.file = \"missing/ringlock.log\"")]);
+    for command in ["check", "run"] {
+        let ran = file.ringlock(&[command]).says("missing/ringlock.log").says("directory");
+        assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    }
+}
+
+#[test]
+fn an_admin_socket_without_its_directory() {
+    let file = File::with(&[("[global]", "[global]\nadmin = \"/no-such-directory/admin.sock\"")]);
+    for command in ["check", "run"] {
+        let ran = file
+            .ringlock(&[command])
+            .says("/no-such-directory/admin.sock")
+            .says("directory");
+        assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    }
+}
+
+#[test]
+fn io_uring_where_it_is_forbidden() {
+    let file = File::with(&[("[global]", "[global]\nio = \"io_uring\"")]);
+    let path = file.path.to_str().unwrap();
+    for command in ["check", "run"] {
+        let mut arguments = vec!["tests/support/without_io_uring.py", env!("CARGO_BIN_EXE_ringlock")];
+        arguments.extend([command, "--config", path]);
+        let ran = run("python3", &arguments, b"");
+        assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+        let start = format!("error: {path}:2: global.io: found ");
+        assert!(ran.stderr.starts_with(&start), "{ran:?}");
+        for part in ["not usable", "containers", "\"epoll\""] {
+            assert!(ran.stderr.contains(part), "{part:?} is missing: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn everything_is_said_at_once() {
+    let file = File::with(&[
+        ("[global]", "[global]\nworkers = \"0,900\"\nuser = \"no-such-user\""),
+        ("127.0.0.1:9", "no-such-host.invalid:80"),
+    ]);
+    std::fs::remove_file(file.certificate()).unwrap();
+    for command in ["check", "run"] {
+        let ran = file.ringlock(&[command]);
+        assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+        let keys: Vec<&str> = ran.stderr.lines().filter_map(|line| line.split(": ").nth(2)).collect();
+        assert_eq!(ran.stderr.lines().count(), 4, "{ran:?}");
+        assert_eq!(
+            keys,
+            ["global.workers", "global.user", "identity \"site\"", "upstream \"app\""],
+            "in the order of the file: {ran:?}"
+        );
+    }
+    let ran = file.ringlock(&["check"]);
+    assert_eq!(ran.stdout, format!("{}: 4 errors\n", file.path.display()));
+}
+
+#[test]
+fn the_text_of_the_file_is_checked_first_and_every_key_is_named() {
+    let file = File::with(&[
+        ("upstream = \"app\"", "upstraem = \"app\""),
+        ("[[upstream]]", "[tickets]\nsecret = \"random\"\n\n[[upstream]]"),
+        ("drain_timeout", "drain_timeuot"),
+    ]);
+    let ran = file.ringlock(&["check"]);
+    assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    for part in [
+        ":2: global.drain_timeuot: found an unknown key, expected \"drain_timeout\"",
+        ":8: listener \"edge\": upstraem: found an unknown key, expected \"upstream\"",
+        "not supported yet",
+    ] {
+        assert!(ran.stderr.contains(part), "{part:?} is missing: {ran:?}");
+    }
+}

@@ -1,0 +1,69 @@
+//! What tests of operating the gateway share.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use super::{Client, End, Gateway, eventually};
+
+/// A whole connection: handshake, a message to an echoing origin and back, the end both ways.
+pub(crate) fn try_exchange(client: &Client<'_>) -> io::Result<()> {
+    let mut connection = client.try_connect()?;
+    let message = b"there and back";
+    connection.try_send(message)?;
+    let mut back = Vec::new();
+    let mut buffer = [0; 64];
+    while back.len() < message.len() {
+        match connection.read(&mut buffer)? {
+            Ok(length) => back.extend_from_slice(&buffer[..length]),
+            Err(end) => return Err(io::Error::other(format!("the stream ended: {end:?}"))),
+        }
+    }
+    if back != message {
+        return Err(io::Error::other(format!("other bytes came back: {back:?}")));
+    }
+    connection.tls.send_close_notify();
+    connection.flush()?;
+    match connection.read(&mut buffer)? {
+        Err(End::CloseNotify) => Ok(()),
+        Err(end) => Err(io::Error::other(format!("not the end it should be: {end:?}"))),
+        Ok(length) => Err(io::Error::other(format!("{length} bytes after the last"))),
+    }
+}
+
+/// The same, which has to succeed.
+#[track_caller]
+pub(crate) fn exchange(gateway: &Gateway) {
+    if let Err(error) = try_exchange(&Client::new(gateway)) {
+        panic!("{error}\n{}", gateway.log());
+    }
+}
+
+/// Waits until a metric has this value.
+#[track_caller]
+pub(crate) fn wait_for_metric(gateway: &Gateway, name: &str, labels: &[(&str, &str)], value: f64) {
+    eventually(&format!("{name}{labels:?} to be {value}"), || {
+        (gateway.metrics().sum(name, labels) == value).then_some(())
+    });
+}
+
+/// User and system time of a process so far, all threads.
+pub(crate) fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let behind_name = stat.rsplit_once(')').expect("the name is in parentheses").1;
+    let fields: Vec<&str> = behind_name.split_whitespace().collect();
+    let ticks: u64 = [11, 12]
+        .iter()
+        .map(|&field| fields[field].parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// Sends a GET request with these further header lines (each with its CRLF); returns head and body of the answer.
+#[track_caller]
+pub(crate) fn raw_request(mut stream: impl Read + Write, path: &str, headers: &str) -> (String, String) {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: admin\r\n{headers}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+    (head.to_owned(), body.to_owned())
+}
