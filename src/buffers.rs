@@ -112,6 +112,8 @@ impl SendPool {
 pub struct Outbox {
     rest: Option<SendBuffer>,
     filling: Option<SendBuffer>,
+    /// Room that `filling` gets when it is taken or grows; 0 when nothing is expected.
+    expected_bytes: usize,
     in_flight_bytes: usize,
 }
 
@@ -142,6 +144,7 @@ impl Outbox {
         let buffer = self.rest.take().or_else(|| self.filling.take())?;
         debug_assert!(!buffer.is_empty(), "an empty buffer is given back, not kept");
         self.in_flight_bytes = buffer.len();
+        self.expected_bytes = 0;
         Some(buffer)
     }
 
@@ -167,10 +170,19 @@ impl Outbox {
         }
     }
 
+    /// About `bytes` more will be appended before the next [`Outbox::take`]: they get a buffer that holds them all, instead
+    /// of one that grows, which copies.
+    pub fn expect(&mut self, bytes: usize) {
+        let pending = self.filling.as_ref().map_or(0, SendBuffer::len);
+        let largest = POOL_CLASS_BYTES[POOL_CLASS_BYTES.len() - 1];
+        self.expected_bytes = (pending + bytes).min(largest);
+    }
+
     /// A place to append bytes.
     pub fn sink<'a>(&'a mut self, pool: &'a mut SendPool) -> Sink<'a> {
         Sink {
             filling: &mut self.filling,
+            expected_bytes: self.expected_bytes,
             pool,
         }
     }
@@ -179,6 +191,7 @@ impl Outbox {
 /// Appends to an [`Outbox`].
 pub struct Sink<'a> {
     filling: &'a mut Option<SendBuffer>,
+    expected_bytes: usize,
     pool: &'a mut SendPool,
 }
 
@@ -220,7 +233,7 @@ impl Sink<'_> {
     fn grow(&mut self, bytes: usize) {
         let old = self.filling.take();
         let pending = old.as_ref().map_or(0, SendBuffer::len);
-        let mut buffer = self.pool.take(pending + bytes);
+        let mut buffer = self.pool.take((pending + bytes).max(self.expected_bytes));
         if let Some(old) = old {
             buffer.bytes[..pending].copy_from_slice(old.pending());
             buffer.end = pending;
@@ -256,6 +269,30 @@ mod tests {
         }
         assert_eq!(output, input);
         assert_eq!(pool.lent_bytes(), 0, "an empty outbox holds no buffer");
+    }
+
+    #[test]
+    fn what_is_expected_gets_room_once_and_holds_nothing_until_it_comes() {
+        let mut pool = SendPool::default();
+        let mut outbox = Outbox::default();
+        outbox.expect(60_000);
+        assert_eq!(pool.lent_bytes(), 0);
+        for _ in 0..4 {
+            outbox.sink(&mut pool).write(&[7; 15_000]);
+            assert_eq!(
+                pool.lent_bytes(),
+                72 * 1024,
+                "the first write already has the buffer for all"
+            );
+        }
+        let buffer = outbox.take().unwrap();
+        outbox.returned(buffer, 60_000, &mut pool);
+        outbox.sink(&mut pool).write(&[7; 10]);
+        assert_eq!(pool.lent_bytes(), 4 * 1024, "an expectation ends with the send");
+        outbox.clear(&mut pool);
+        outbox.expect(usize::MAX / 2);
+        outbox.sink(&mut pool).write(&[7; 10]);
+        assert_eq!(pool.lent_bytes(), 328 * 1024, "no buffer is larger than the pool has");
     }
 
     #[test]

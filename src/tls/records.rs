@@ -91,7 +91,10 @@ pub(super) fn process(
         processed.discard += discard;
         // What rustls queued before it failed, its alert last, is still handed out. Then it must not see the same input
         // again: it would fail anew and queue another alert.
-        if waiting || (processed.error.is_some() && !connection.wants_write()) {
+        let failed = processed.error.is_some() && !connection.wants_write();
+        // Data asks for no answer: when nothing is left to read, another call would only say that rustls waits.
+        let read = processed.data && processed.discard == received.len();
+        if waiting || failed || read {
             return processed;
         }
     }

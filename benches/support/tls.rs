@@ -1,0 +1,268 @@
+//! TLS in memory: a site with a certificate, rustls clients, and the two servers that are compared.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rcgen::{CertifiedKey, KeyPair, RsaKeySize};
+use ringlock::buffers::{Outbox, SendPool};
+use ringlock::crypto::inline;
+use ringlock::snapshot::Snapshot;
+use ringlock::tls::handshake::Connection;
+use ringlock::tls::policy::Policy;
+use ringlock::tls::{Outboxes, Step, Tls};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::NoServerSessionStorage;
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, NamedGroup, RootCertStore, ServerConfig, ServerConnection,
+    SupportedProtocolVersion,
+};
+
+/// The key of a site.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Key {
+    /// ECDSA with P-256.
+    P256,
+    /// RSA with 2,048 bits.
+    #[allow(dead_code, reason = "records do not depend on the key")]
+    Rsa2048,
+}
+
+/// A name, its self-signed certificate, and a gateway's configuration that serves it.
+pub(crate) struct Site {
+    /// Loaded as `ringlock run` loads it.
+    pub(crate) snapshot: Snapshot,
+    certified: CertifiedKey<KeyPair>,
+}
+
+impl Site {
+    pub(crate) fn new(key: Key) -> Site {
+        let key = match key {
+            Key::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+            Key::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
+        };
+        let signing_key = key.expect("aws-lc makes keys of both kinds");
+        let cert = rcgen::CertificateParams::new(vec!["localhost".to_owned()])
+            .and_then(|params| params.self_signed(&signing_key))
+            .expect("localhost is a name");
+        let folder = tempfile::tempdir().expect("there is room for two small files");
+        let write = |name: &str, text: String| {
+            std::fs::write(folder.path().join(name), text).expect("there is room for two small files");
+        };
+        write("chain.pem", cert.pem());
+        write("key.pem", signing_key.serialize_pem());
+        let (config, _) =
+            ringlock::config::parse(CONFIG, &folder.path().join("bench.toml")).expect("the configuration is legal");
+        Site {
+            snapshot: Snapshot::load(config, 1, None).expect("certificate and key fit"),
+            certified: CertifiedKey { cert, signing_key },
+        }
+    }
+
+    /// Clients that offer one version, one group, and every suite in rustls' order: AES-256-GCM-SHA384 first.
+    pub(crate) fn client(&self, version: &'static SupportedProtocolVersion, group: NamedGroup) -> Arc<ClientConfig> {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.kx_groups.retain(|kx| kx.name() == group);
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(self.certified.cert.der().clone())
+            .expect("a self-signed certificate is its own anchor");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[version])
+            .expect("aws-lc has suites of both versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    }
+
+    /// What Ringlock's connections share.
+    pub(crate) fn ringlock(&self) -> Shared {
+        Shared {
+            policy: Arc::clone(&self.snapshot.listeners[0].policy),
+            pool: SendPool::default(),
+            now: Instant::now(),
+        }
+    }
+
+    /// rustls as it comes: the client's order of suites, two tickets.
+    #[allow(dead_code, reason = "records are compared with the same suite")]
+    pub(crate) fn rustls_stock(&self) -> Arc<ServerConfig> {
+        Arc::new(self.rustls(aws_lc_rs::default_provider()))
+    }
+
+    /// rustls set up as Ringlock sets it up: AES-128-GCM-SHA256 first whatever the client says, no tickets. What is left
+    /// between the two is the adapter.
+    pub(crate) fn rustls_tuned(&self) -> Arc<ServerConfig> {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.cipher_suites.sort_by_key(|suite| !is_aes128(suite.suite()));
+        let mut config = self.rustls(provider);
+        config.ignore_client_order = true;
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Arc::new(config)
+    }
+
+    fn rustls(&self, provider: CryptoProvider) -> ServerConfig {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.certified.signing_key.serialize_der()));
+        ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc has suites of both versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certified.cert.der().clone()], key)
+            .expect("certificate and key fit")
+    }
+}
+
+const CONFIG: &str = r#"
+    [[listener]]
+    name = "bench"
+    address = "127.0.0.1:8443"
+    identities = ["site"]
+    upstream = "app"
+
+    [[identity]]
+    name = "site"
+    certificate = "chain.pem"
+    key = "key.pem"
+
+    [[upstream]]
+    name = "app"
+    servers = ["127.0.0.1:8080"]
+"#;
+
+fn is_aes128(suite: CipherSuite) -> bool {
+    [
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    ]
+    .contains(&suite)
+}
+
+/// The server's side of one connection.
+pub(crate) trait Server {
+    /// What connections of a worker share.
+    type Shared;
+
+    fn accept(shared: &mut Self::Shared) -> Self;
+
+    /// Takes one flight of the client's handshake and appends the answer.
+    fn receive(&mut self, shared: &mut Self::Shared, flight: &mut [u8], answer: &mut Vec<u8>);
+
+    fn is_established(&self) -> bool;
+}
+
+/// What Ringlock's connections share.
+pub(crate) struct Shared {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) pool: SendPool,
+    /// A worker looks at the clock once a turn.
+    #[allow(dead_code, reason = "a handshake has no use for it")]
+    pub(crate) now: Instant,
+}
+
+/// Ringlock's adapter, driven as a session drives it; key exchanges are computed inline.
+pub(crate) struct Ringlock {
+    pub(crate) tls: Connection,
+    /// For the client.
+    pub(crate) sealed: Outbox,
+    /// For the upstream.
+    pub(crate) plain: Outbox,
+}
+
+impl Server for Ringlock {
+    type Shared = Shared;
+
+    fn accept(shared: &mut Shared) -> Self {
+        Ringlock {
+            tls: Connection::accept(&shared.policy),
+            sealed: Outbox::default(),
+            plain: Outbox::default(),
+        }
+    }
+
+    fn receive(&mut self, shared: &mut Shared, flight: &mut [u8], answer: &mut Vec<u8>) {
+        let mut at = 0;
+        loop {
+            let mut outboxes = Outboxes {
+                plain: &mut self.plain,
+                sealed: &mut self.sealed,
+                pool: &mut shared.pool,
+            };
+            let (used, step) = self.tls.handshake(&mut flight[at..], &mut outboxes);
+            at += used;
+            match step {
+                Step::Crypto(op) => self.tls.crypto_done(inline::run(&op)),
+                Step::NeedsInput | Step::Established => break,
+                Step::Failed(failure) => panic!("the handshake failed: {failure:?}"),
+            }
+        }
+        assert_eq!(at, flight.len(), "a flight is used up");
+        while let Some(buffer) = self.sealed.take() {
+            answer.extend_from_slice(buffer.pending());
+            let sent = buffer.len();
+            self.sealed.returned(buffer, sent, &mut shared.pool);
+        }
+    }
+
+    fn is_established(&self) -> bool {
+        self.tls.negotiated().is_some()
+    }
+}
+
+/// rustls' buffered connection, which most servers use.
+pub(crate) struct Rustls(pub(crate) ServerConnection);
+
+impl Server for Rustls {
+    type Shared = Arc<ServerConfig>;
+
+    fn accept(config: &mut Arc<ServerConfig>) -> Self {
+        let mut connection = ServerConnection::new(Arc::clone(config)).expect("the configuration is complete");
+        connection.set_buffer_limit(None);
+        Rustls(connection)
+    }
+
+    fn receive(&mut self, _: &mut Arc<ServerConfig>, flight: &mut [u8], answer: &mut Vec<u8>) {
+        let mut rest = &*flight;
+        while !rest.is_empty() {
+            self.0.read_tls(&mut rest).expect("memory can be read");
+            self.0.process_new_packets().expect("the client speaks TLS");
+        }
+        while self.0.wants_write() {
+            self.0.write_tls(answer).expect("memory can be written");
+        }
+    }
+
+    fn is_established(&self) -> bool {
+        !self.0.is_handshaking()
+    }
+}
+
+/// A client that has sent nothing.
+pub(crate) fn client(config: &Arc<ClientConfig>) -> ClientConnection {
+    let name = ServerName::try_from("localhost").expect("localhost is a name");
+    let mut client = ClientConnection::new(Arc::clone(config), name).expect("the configuration is complete");
+    client.set_buffer_limit(None);
+    client
+}
+
+/// What the client sends next; nothing when it waits.
+pub(crate) fn flight(client: &mut ClientConnection, bytes: &mut Vec<u8>) {
+    bytes.clear();
+    while client.wants_write() {
+        client.write_tls(bytes).expect("memory can be written");
+    }
+}
+
+/// Gives the client what the server sent.
+pub(crate) fn deliver(client: &mut ClientConnection, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        client.read_tls(&mut bytes).expect("memory can be read");
+        client.process_new_packets().expect("the server speaks TLS");
+    }
+}
+
+/// More flights than any handshake has.
+pub(crate) const FLIGHTS_MAX: usize = 8;
