@@ -43,6 +43,7 @@ mod proxy_header;
 mod tools;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use balancers::Balancer;
@@ -98,10 +99,16 @@ macro_rules! both_drivers {
     )+};
 }
 
-/// An address where nothing listens. Each test process has a loopback IP address of its own, and clients connect from 127.0.0.1,
-/// so nobody else takes the port meanwhile.
+/// An address where nothing listens. Each test process has a loopback IP address of its own, and the ports are below those that the
+/// kernel chooses, so nobody else takes it meanwhile; no two calls give the same.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind((own_ip(), 0)).unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    loop {
+        let address = SocketAddr::new(own_ip(), NEXT.fetch_add(1, Ordering::Relaxed));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// The loopback address of this test process: 127.64.0.0 and up, by process id.
