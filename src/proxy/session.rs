@@ -16,7 +16,6 @@ use crate::crypto::{CryptoOp, CryptoResult, OpId};
 use crate::error::{Cause, HandshakeFailure, IoError};
 use crate::limits::{
     HANDSHAKE_BYTES_MAX, HIGH_WATER_BYTES, LINGER_BYTES_MAX, POOL_CLASS_BYTES, PROXY_HEADER_BYTES_MAX,
-    RECEIVE_BYTES_MAX,
 };
 use crate::metrics::{self, WorkerMetrics};
 use crate::snapshot::{Listener, Snapshot};
@@ -372,10 +371,7 @@ impl<T: Tls> Session<T> {
             Receive::Idle
         };
         leg.more = more;
-        // A full receive with more behind it is the beginning of a gathered send.
-        let gathers = more && bytes.len() > RECEIVE_BYTES_MAX / 2;
-        let expected = if gathers { HIGH_WATER_BYTES } else { bytes.len() };
-        self.leg_mut(side.other()).outbox.expect(expected);
+        self.leg_mut(side.other()).outbox.expect(bytes.len());
         self.active_at = self.now;
         self.heard |= side == Side::Downstream && !bytes.is_empty();
         match (&self.phase, side) {
