@@ -93,11 +93,16 @@ const _: () = assert!(
     "a ClientHello fits one receive"
 );
 
-/// Size classes of send buffers: a handshake flight or a small message; one full record; the high-water mark plus one receive,
-/// sealed (at most 29 bytes for each 16 KiB).
-pub const POOL_CLASS_BYTES: [usize; 3] = [4 * 1024, 24 * 1024, 392 * 1024];
+/// Size classes of send buffers: a handshake flight or a small message; one full record; the high-water mark and one receive,
+/// either sealed (at most 29 bytes for each 16 KiB), or with the record that this receive completes.
+pub const POOL_CLASS_BYTES: [usize; 3] = [4 * 1024, 24 * 1024, 408 * 1024];
 
-/// Free buffers a worker keeps of each class (at most 12 MiB); what comes back beyond that goes to the allocator.
+const _: () = assert!(
+    POOL_CLASS_BYTES[2] >= HIGH_WATER_BYTES + RECEIVE_BYTES_MAX + RECORD_BYTES_MAX,
+    "what one side may have queued fits one buffer"
+);
+
+/// Free buffers a worker keeps of each class (at most 13 MiB); what comes back beyond that goes to the allocator.
 pub const POOL_CLASS_KEEP: [usize; 3] = [256, 64, 24];
 
 /// Large receive buffers of a worker (1 MiB). A completion gives its buffer back within one turn, so these bound a turn, not the
