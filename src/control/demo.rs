@@ -121,7 +121,7 @@ impl Demo {
 origin of its own. Certificate and key were made for this run and go with it ({folder}).
 
   curl --cacert {ca} https://localhost:{port}/
-  curl --cacert {ca} -o /dev/null https://localhost:{port}/bytes/1000000000
+  curl --cacert {ca} -o /dev/null -w '%{{size_download}} bytes\\n' https://localhost:{port}/bytes/100000000
   openssl s_client -connect {https} -CAfile {ca} -servername localhost
 
   metrics  http://{admin}/metrics
