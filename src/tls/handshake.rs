@@ -165,6 +165,13 @@ impl Tls for Connection {
             }
             used = end;
         }
+        if records::is_oversized(received, used) {
+            // rustls refuses the header and has the alert for it.
+            let error = records::process(rustls, &mut received[used..], outboxes).error;
+            let why = error.map_or_else(|| "a record is longer than any may be".into(), |error| describe(&error));
+            self.state = State::Dead;
+            return (received.len(), Opened::Failed(Cause::Record(why)));
+        }
         (used, Opened::Open)
     }
 

@@ -6,6 +6,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedS
 
 use super::Outboxes;
 use crate::buffers::Sink;
+use crate::limits::RECORD_BYTES_MAX;
 
 /// Bytes of a record's header: type, version, length.
 pub const HEADER_BYTES: usize = 5;
@@ -19,6 +20,12 @@ const FRAGMENT_BYTES: usize = 16 * 1024;
 pub fn record_end(bytes: &[u8], at: usize) -> Option<usize> {
     let end = at + HEADER_BYTES + declared(bytes, at)?;
     (end <= bytes.len()).then_some(end)
+}
+
+/// The record that starts at `at` says that it is longer than any may be: it is not worth waiting for.
+#[must_use]
+pub fn is_oversized(bytes: &[u8], at: usize) -> bool {
+    declared(bytes, at).is_some_and(|length| HEADER_BYTES + length > RECORD_BYTES_MAX)
 }
 
 fn declared(bytes: &[u8], at: usize) -> Option<usize> {
@@ -163,5 +170,6 @@ mod tests {
         assert_eq!(missing(&[23, 3, 3, 0, 2, 9, 9, 23]), 4);
         assert_eq!(record_end(&[23, 3, 3, 0, 2, 9, 9, 23], 0), Some(7));
         assert_eq!(record_end(&[23, 3, 3, 0, 2, 9, 9, 23], 7), None);
+        assert!(is_oversized(&[23, 3, 3, 255, 255], 0) && !is_oversized(&[23, 3, 3, 64, 255], 0));
     }
 }
