@@ -1,10 +1,8 @@
 //! Ringlock: hardware-accelerated TLS termination. The modules below are in layer order, lowest first; imports go down
 //! only (`tests/tidy.rs`). ARCHITECTURE.md has the map.
 
-pub mod cli;
-pub mod config;
-pub mod error;
 pub mod limits;
+pub mod mutants;
 
 pub mod error;
 
@@ -24,5 +22,6 @@ pub mod proxy;
 
 pub mod worker;
 
+pub mod cli;
 pub mod control;
 pub mod server;
