@@ -91,6 +91,13 @@ impl Leg {
         }
     }
 
+    /// Before the socket is closed: if our end is all that is left to send, closing sends it.
+    pub(super) fn finish_by_close(&mut self) {
+        if self.is_connected() && self.write == Write::Finishing && self.outbox.queued() == 0 {
+            self.write = Write::Finished;
+        }
+    }
+
     fn in_flight(&self) -> bool {
         self.connecting || self.receive == Receive::Armed || self.outbox.in_flight()
     }

@@ -717,6 +717,7 @@ impl<T: Tls> Session<T> {
         self.give_back_chosen(cx);
         for side in [Side::Downstream, Side::Upstream] {
             let leg = self.leg_mut(side);
+            leg.finish_by_close();
             leg.outbox.clear(cx.pool);
             leg.leave();
         }
@@ -797,25 +798,10 @@ impl<T: Tls> Session<T> {
 
     fn close_leg(&mut self, side: Side, cx: &mut Context<'_>) -> Output {
         let reset = match (&self.phase, side) {
-            // The server must be able to tell a request that was cut off from one that ended.
-            (Phase::Closing(cause), Side::Upstream) => match cause {
-                Cause::Truncated
-                | Cause::PeerReset
-                | Cause::Record(_)
-                | Cause::KeyUpdateFlood
-                | Cause::WriteTimeout { .. } => true,
-                Cause::Finished
-                | Cause::ClosedBeforeHello
-                | Cause::Drained
-                | Cause::ProxyHeader(_)
-                | Cause::HandshakeTimeout
-                | Cause::IdleTimeout
-                | Cause::Handshake(_)
-                | Cause::ClosedInHandshake
-                | Cause::UpstreamUnreachable
-                | Cause::UpstreamReset
-                | Cause::Internal(_) => false,
-            },
+            // The server must be able to tell a stream that was cut off, for whatever reason, from one that ended.
+            (Phase::Closing(cause), Side::Upstream) => {
+                self.counted && *cause != Cause::Finished && self.upstream.write != Write::Finished
+            }
             (Phase::Closing(Cause::WriteTimeout { .. }), Side::Downstream) => true,
             (_, _) => false,
         };
