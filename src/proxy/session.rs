@@ -521,6 +521,10 @@ impl<T: Tls> Session<T> {
                 let mut inbox = std::mem::take(&mut self.inbox);
                 let used = self.consume(&mut inbox, cx);
                 debug_assert!(used == inbox.len() || !self.carries_data(), "a whole record is used up");
+                if self.downstream.receive == Receive::Ended {
+                    // RFC 8446 section 6.1: what follows a close_notify is ignored.
+                    return;
+                }
             }
         }
         if self.inbox.is_empty() {
