@@ -97,6 +97,8 @@ pub struct SimDriver {
     active: BTreeSet<Peer>,
     /// Times at which something may happen.
     agenda: BTreeSet<Instant>,
+    /// Times at which the scripted peers want to act.
+    wakes: BTreeSet<Instant>,
     attempts: VecDeque<Attempt>,
     /// The client of each session, by slot and generation.
     clients: BTreeMap<(u32, u32), Peer>,
@@ -125,6 +127,7 @@ impl SimDriver {
             connections: Vec::new(),
             active: BTreeSet::new(),
             agenda: BTreeSet::new(),
+            wakes: BTreeSet::new(),
             attempts: VecDeque::new(),
             clients: BTreeMap::new(),
             listeners_taken: 0,
@@ -206,7 +209,7 @@ impl SimDriver {
 
     /// Ends the current or next wait at `at`.
     pub fn wake_at(&mut self, at: Instant) {
-        self.agenda.insert(at);
+        self.wakes.insert(at);
     }
 
     /// Ends the next wait at once.
@@ -721,12 +724,16 @@ impl Driver for SimDriver {
         loop {
             self.deliver();
             self.complete(completions);
-            let news = std::mem::take(&mut self.news);
+            let later = self.now + Duration::from_nanos(1);
+            let woken = self.wakes.first().is_some_and(|at| *at < later);
+            self.wakes = self.wakes.split_off(&later);
+            self.agenda = self.agenda.split_off(&later);
+            let news = std::mem::take(&mut self.news) || woken;
             if news || !completions.is_empty() || deadline.is_some_and(|at| at <= self.now) {
                 break;
             }
-            self.agenda = self.agenda.split_off(&(self.now + Duration::from_nanos(1)));
-            match self.agenda.first().copied().into_iter().chain(deadline).min() {
+            let planned = [self.agenda.first().copied(), self.wakes.first().copied(), deadline];
+            match planned.into_iter().flatten().min() {
                 Some(at) => self.now = at,
                 None => {
                     self.asleep = true;

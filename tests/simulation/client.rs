@@ -168,9 +168,11 @@ impl<C: ClientTls> Client<C> {
         }
         self.read(net, now, server);
         self.write(net, now);
-        let over = self.saw_end && (self.shut || self.plan.mischief != Some(Mischief::Stays));
+        // After a close_notify the other direction goes on.
+        let over = self.saw_end && (self.shut || !self.saw_close_notify) && self.plan.mischief != Some(Mischief::Stays);
         if over || self.saw_reset || net.is_closed_by_worker(self.peer) && !self.reads_on() {
             net.close(self.peer);
+            self.shut = true;
         }
         if net.is_closed_by_worker(self.peer) && (self.saw_end || self.saw_reset || !self.reads_on()) {
             net.close(self.peer);

@@ -24,6 +24,7 @@ pub(crate) const SLACK: Duration = Duration::from_millis(200);
 /// A certificate and its key, made once a process.
 pub(crate) struct Site {
     folder: tempfile::TempDir,
+    #[expect(dead_code)]
     pub(crate) certificate: rustls::pki_types::CertificateDer<'static>,
 }
 

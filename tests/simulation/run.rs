@@ -154,7 +154,8 @@ impl<C: ClientTls> World<C> {
     }
 
     fn is_over(&self) -> bool {
-        self.expected.is_empty() && self.actions.is_empty() && self.clients.iter().all(|client| client.finished)
+        let peers_left = self.clients.iter().all(|client| client.finished) && self.servers.iter().all(|server| server.finished);
+        self.expected.is_empty() && self.actions.is_empty() && peers_left
     }
 
     /// Lets the peers do what they can do now.

@@ -50,6 +50,8 @@ pub(crate) struct Server {
     pub(crate) received: usize,
     /// Has ended its stream, in order.
     pub(crate) shut: bool,
+    /// Its end looks orderly from the gateway: it closed, with nothing unread or the gateway not knowing.
+    pub(crate) closed: bool,
     /// Has closed or reset before the end.
     pub(crate) broke_off: bool,
     pub(crate) saw_end: bool,
@@ -58,7 +60,7 @@ pub(crate) struct Server {
     pub(crate) client_ended_first: bool,
     next_send: Instant,
     next_read: Instant,
-    finished: bool,
+    pub(crate) finished: bool,
 }
 
 impl Server {
@@ -71,6 +73,7 @@ impl Server {
             sent: 0,
             received: 0,
             shut: false,
+            closed: false,
             broke_off: false,
             saw_end: false,
             saw_reset: false,
@@ -152,6 +155,7 @@ impl Server {
             }
             Some(Mischief::CloseAt(at)) if self.sent >= at => {
                 self.broke_off = true;
+                self.closed = true;
                 return net.close(self.peer);
             }
             _ => {}

@@ -126,10 +126,10 @@ impl Wire {
 
     /// Takes some bytes from whoever is here; none when the way is full.
     pub(super) fn send(&mut self, from: Place, bytes: &[u8], weather: &mut Weather<'_>) -> Result<usize, IoError> {
-        assert!(!self.end(from).shut, "nothing is sent after the end of the stream");
         if self.end(from).reset {
             return Err(IoError(libc::EPIPE));
         }
+        assert!(!self.end(from).shut, "nothing is sent after the end of the stream");
         let mut taken = bytes.len().min(self.room(from, weather.faults));
         if taken > 1 && weather.random.chance(weather.faults.partial_send) {
             taken = weather.random.between(1, taken);
