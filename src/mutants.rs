@@ -60,8 +60,8 @@ pub enum Mutant {
     SnapshotDroppedEarly,
     /// What was held back to gather more is sent only when more comes.
     HeldBytesForgotten,
-    /// Relayed bytes are sealed out of order.
-    RecordsSwapped,
+    /// Relayed bytes change their order.
+    BytesOutOfOrder,
 }
 
 impl Mutant {
@@ -95,7 +95,7 @@ impl Mutant {
         Mutant::AcceptNotRetried,
         Mutant::SnapshotDroppedEarly,
         Mutant::HeldBytesForgotten,
-        Mutant::RecordsSwapped,
+        Mutant::BytesOutOfOrder,
     ];
 }
 

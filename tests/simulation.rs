@@ -54,3 +54,36 @@ fn sweep<C: ClientTls>(seeds: u64) {
 fn no_seed_breaks_an_invariant() {
     sweep::<ScriptedClient>(SEEDS);
 }
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 0..24 {
+        assert_eq!(
+            run::<ScriptedClient>(seed, false),
+            run::<ScriptedClient>(seed, false),
+            "seed {seed} takes another course the second time"
+        );
+    }
+}
+
+/// Every planted bug fails some seed: `cargo nextest run --features mutants -E 'test(/mutant/)'`.
+#[cfg(feature = "mutants")]
+#[test]
+fn every_planted_mutant_is_found() {
+    use ringlock::mutants::{Mutant, plant};
+
+    let mut survivors = Vec::new();
+    for mutant in Mutant::ALL {
+        plant(Some(mutant));
+        let found = (0..SEEDS).find_map(|seed| Some((seed, run::<ScriptedClient>(seed, false).err()?)));
+        plant(None);
+        match found {
+            Some((seed, failure)) => {
+                let first = failure.lines().next().unwrap_or_default();
+                eprintln!("{mutant:?}: seed {seed}: {first}");
+            }
+            None => survivors.push(mutant),
+        }
+    }
+    assert!(survivors.is_empty(), "not found in {SEEDS} seeds: {survivors:?}");
+}

@@ -91,10 +91,10 @@ pub struct SimDriver {
     random: Random,
     faults: Faults,
     sockets: Table<Entry>,
-    open: BTreeSet<u32>,
+    open: Vec<u32>,
     connections: Vec<Connection>,
     /// Those that have not ended.
-    active: BTreeSet<Peer>,
+    active: Vec<Peer>,
     /// Times at which something may happen.
     agenda: BTreeSet<Instant>,
     /// Times at which the scripted peers want to act.
@@ -123,9 +123,9 @@ impl SimDriver {
             lent: std::iter::repeat_with(|| None).take(faults.receive_buffers).collect(),
             faults,
             sockets: Table::default(),
-            open: BTreeSet::new(),
+            open: Vec::new(),
             connections: Vec::new(),
-            active: BTreeSet::new(),
+            active: Vec::new(),
             agenda: BTreeSet::new(),
             wakes: BTreeSet::new(),
             attempts: VecDeque::new(),
@@ -229,7 +229,7 @@ impl SimDriver {
     fn add(&mut self, connection: Connection) -> Peer {
         let peer = Peer(self.connections.len());
         self.connections.push(connection);
-        self.active.insert(peer);
+        self.active.push(peer);
         peer
     }
 
@@ -285,7 +285,7 @@ impl SimDriver {
         });
         self.note(format_args!("client {} dials listener {listener}", peer.0));
         self.news = true;
-        for index in self.open.clone() {
+        for &index in &self.open {
             if let Some(Entry::Listener(open)) = self.sockets.get_mut(Socket(index))
                 && open.number == listener
             {
@@ -409,7 +409,8 @@ impl SimDriver {
 /// Completions.
 impl SimDriver {
     fn deliver(&mut self) {
-        for peer in self.active.clone() {
+        let mut active = std::mem::take(&mut self.active);
+        active.retain(|&peer| {
             let (connections, mut weather) = self.weather();
             let wire = &mut connections[peer.0].wire;
             let due = wire.next_arrival().is_some_and(|at| at <= weather.now);
@@ -419,17 +420,16 @@ impl SimDriver {
             }
             let wire = &self.connections[peer.0].wire;
             let next = wire.next_arrival();
-            let over = wire.is_over();
+            let goes_on = !wire.is_over();
             self.agenda.extend(next);
-            if over {
-                self.active.remove(&peer);
-            }
-        }
+            goes_on
+        });
+        self.active = active;
     }
 
     fn complete(&mut self, completions: &mut Vec<Completion>) {
-        for index in self.open.clone() {
-            let socket = Socket(index);
+        for position in 0..self.open.len() {
+            let socket = Socket(self.open[position]);
             match self.sockets.get(socket) {
                 Some(Entry::Listener(_)) => self.complete_accepts(socket, completions),
                 Some(Entry::Stream(_)) => self.complete_stream(socket, completions),
@@ -471,7 +471,7 @@ impl SimDriver {
             cancelled: None,
             moved_at: self.now,
         }));
-        self.open.insert(socket.0);
+        self.open.push(socket.0);
         socket
     }
 
@@ -637,7 +637,7 @@ impl Driver for SimDriver {
             backlog: VecDeque::new(),
         }));
         self.listeners_taken += 1;
-        self.open.insert(socket.0);
+        self.open.push(socket.0);
         Ok(socket)
     }
 
@@ -770,7 +770,7 @@ impl Driver for SimDriver {
 
     fn close(&mut self, socket: Socket, how: Close) {
         self.note(format_args!("socket {} closes: {how:?}", socket.0));
-        self.open.remove(&socket.0);
+        self.open.retain(|index| *index != socket.0);
         match self.sockets.remove(socket) {
             Entry::Listener(listener) => {
                 for peer in listener.backlog {

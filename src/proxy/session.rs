@@ -16,6 +16,7 @@ use crate::crypto::{CryptoOp, CryptoResult, OpId};
 use crate::error::{Cause, HandshakeFailure, IoError};
 use crate::limits::{HANDSHAKE_BYTES_MAX, HIGH_WATER_BYTES, LINGER_BYTES_MAX, PROXY_HEADER_BYTES_MAX};
 use crate::metrics::{self, WorkerMetrics};
+use crate::mutants::{Mutant, active};
 use crate::snapshot::{Listener, Snapshot};
 use crate::tls::records::missing;
 use crate::tls::{Opened, Outboxes, Step, Tls, handshake};
@@ -270,7 +271,7 @@ impl<T: Tls> Session<T> {
             }
         }
         match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Closing(cause) if self.is_gone() => {
+            Phase::Closing(cause) if self.is_gone() && !active(Mutant::DoneMissing) => {
                 debug_assert!(
                     self.downstream.outbox.queued() + self.upstream.outbox.queued() == 0,
                     "invariant 7"
@@ -285,21 +286,40 @@ impl<T: Tls> Session<T> {
         }
     }
 
+    /// Whether bytes are held back because a receive is expected to bring more at once. Then call
+    /// [`Session::end_of_turn`] after each turn of the worker, while this is so.
+    #[must_use]
+    pub fn holds_bytes(&self) -> bool {
+        self.holds_for(Side::Downstream) || self.holds_for(Side::Upstream)
+    }
+
+    /// The worker has seen all that completed. A receive that should have completed by now does not hold bytes back any longer:
+    /// a driver's word that more is there is a hint.
+    pub fn end_of_turn(&mut self) {
+        for leg in [&mut self.downstream, &mut self.upstream] {
+            leg.more &= !leg.overdue || active(Mutant::HeldBytesForgotten);
+            leg.overdue = true;
+        }
+    }
+
     /// When [`Session::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self, snapshot: &Snapshot) -> Option<Instant> {
         let settings = self.settings(snapshot);
         match &self.phase {
             Phase::ProxyHeader | Phase::Handshaking | Phase::AwaitingCrypto(_) => {
-                Some(self.accepted_at + settings.handshake_timeout)
+                (!active(Mutant::HandshakeTimeoutNotArmed)).then(|| self.accepted_at + settings.handshake_timeout)
             }
-            Phase::Connecting => (self.upstream.socket == Socket::Open).then_some(self.phase_deadline),
+            Phase::Connecting => {
+                let waits = self.upstream.socket == Socket::Open && !active(Mutant::ConnectTimeoutNotArmed);
+                waits.then_some(self.phase_deadline)
+            }
             Phase::AwaitingFirstByte | Phase::Relaying => {
-                let idle = self.active_at + settings.idle_timeout;
+                let idle = (!active(Mutant::IdleTimeoutNotArmed)).then(|| self.active_at + settings.idle_timeout);
                 let stalls = [self.downstream.stalls_at(settings), self.upstream.stalls_at(settings)];
-                stalls.into_iter().flatten().chain([idle]).min()
+                stalls.into_iter().flatten().chain(idle).min()
             }
-            Phase::Lingering(_) => Some(self.phase_deadline),
+            Phase::Lingering(_) => (!active(Mutant::LingerTimeoutNotArmed)).then_some(self.phase_deadline),
             Phase::Closing(_) | Phase::Done => None,
         }
     }
@@ -362,6 +382,7 @@ impl<T: Tls> Session<T> {
             Receive::Idle
         };
         leg.more = more;
+        leg.overdue = false;
         self.active_at = self.now;
         self.heard |= side == Side::Downstream && !bytes.is_empty();
         match (&self.phase, side) {
@@ -371,6 +392,9 @@ impl<T: Tls> Session<T> {
             (_, Side::Downstream) => self.take_in(bytes, cx),
             (_, Side::Upstream) if bytes.is_empty() => self.on_upstream_end(cx),
             (_, Side::Upstream) => {
+                if active(Mutant::BytesOutOfOrder) {
+                    bytes.rotate_left(1);
+                }
                 self.tls.seal(bytes, &mut self.downstream.outbox.sink(cx.pool));
                 self.sent += bytes.len() as u64;
             }
@@ -391,6 +415,7 @@ impl<T: Tls> Session<T> {
                 );
             }
             Phase::Relaying if self.upstream.receive == Receive::Ended => {}
+            Phase::Relaying if active(Mutant::TruncationPassedAsEnd) => self.upstream.finish(),
             Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying => self.linger(Cause::Truncated, cx),
             Phase::Lingering(_) | Phase::Closing(_) | Phase::Done => {}
         }
@@ -400,7 +425,9 @@ impl<T: Tls> Session<T> {
         if self.upstream.write == Write::Failed {
             return self.linger(Cause::UpstreamReset, cx);
         }
-        self.tls.close_notify(&mut self.downstream.outbox.sink(cx.pool));
+        if !active(Mutant::CloseNotifyMissing) {
+            self.tls.close_notify(&mut self.downstream.outbox.sink(cx.pool));
+        }
         self.downstream.finish();
     }
 
@@ -470,7 +497,7 @@ impl<T: Tls> Session<T> {
                 }
             }
         }
-        if matches!(self.phase, Phase::Closing(_)) {
+        if matches!(self.phase, Phase::Closing(_)) && !active(Mutant::BufferLeakedWhileClosing) {
             self.leg_mut(side).outbox.clear(cx.pool);
         }
     }
@@ -489,6 +516,9 @@ impl<T: Tls> Session<T> {
             (Phase::Connecting, Ok(()) | Err(_)) => {
                 self.upstream.leave();
                 cx.balancer.connect_failed(server, self.now);
+                if active(Mutant::NextServerNotTried) {
+                    return self.linger(Cause::UpstreamUnreachable, cx);
+                }
                 self.choose_server(cx);
             }
             (_, Ok(()) | Err(_)) => {
@@ -499,7 +529,7 @@ impl<T: Tls> Session<T> {
     }
 
     fn on_crypto_done(&mut self, id: OpId, result: CryptoResult, cx: &mut Context<'_>) {
-        if self.phase != Phase::AwaitingCrypto(id) {
+        if self.phase != Phase::AwaitingCrypto(id) && !active(Mutant::StaleCryptoResult) {
             return;
         }
         self.phase = Phase::Handshaking;
@@ -632,7 +662,9 @@ impl<T: Tls> Session<T> {
     }
 
     fn on_close_notify(&mut self, cx: &mut Context<'_>) {
-        self.downstream.receive = Receive::Ended;
+        if !active(Mutant::WriteAfterShutdown) {
+            self.downstream.receive = Receive::Ended;
+        }
         self.upstream.finish();
         if self.phase == Phase::AwaitingFirstByte && self.received == 0 {
             self.tls.close_notify(&mut self.downstream.outbox.sink(cx.pool));
@@ -775,9 +807,9 @@ impl<T: Tls> Session<T> {
             Side::Downstream => (&self.downstream, &self.upstream),
             Side::Upstream => (&self.upstream, &self.downstream),
         };
-        let room = other.outbox.queued() < HIGH_WATER_BYTES;
+        let room = other.outbox.queued() < HIGH_WATER_BYTES || active(Mutant::NoBackpressure);
         leg.is_connected()
-            && leg.receive == Receive::Idle
+            && (leg.receive == Receive::Idle || leg.receive == Receive::Armed && active(Mutant::ReceiveArmedTwice))
             && match (&self.phase, side) {
                 (Phase::ProxyHeader | Phase::Handshaking | Phase::Lingering(_), Side::Downstream) => true,
                 (Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying, _) => room,
@@ -788,29 +820,35 @@ impl<T: Tls> Session<T> {
 
     /// The next buffer for this side, unless more is about to be gathered into it: bytes per send decide the throughput.
     fn next_send(&mut self, side: Side) -> Option<SendBuffer> {
-        let now = self.now;
-        let (leg, other) = match side {
-            Side::Downstream => (&mut self.downstream, &self.upstream),
-            Side::Upstream => (&mut self.upstream, &self.downstream),
-        };
-        let gathering = other.more && other.receive == Receive::Armed && leg.outbox.ready() < HIGH_WATER_BYTES;
-        if gathering && self.phase == Phase::Relaying {
+        if self.holds_for(side) {
             return None;
         }
-        leg.take_send(now)
+        let now = self.now;
+        self.leg_mut(side).take_send(now)
+    }
+
+    /// Bytes for this side wait for those that the other side is about to bring.
+    fn holds_for(&self, side: Side) -> bool {
+        let (leg, other) = match side {
+            Side::Downstream => (&self.downstream, &self.upstream),
+            Side::Upstream => (&self.upstream, &self.downstream),
+        };
+        let more = other.more && other.receive == Receive::Armed && self.phase == Phase::Relaying;
+        more && (1..HIGH_WATER_BYTES).contains(&leg.outbox.ready())
     }
 
     fn close_leg(&mut self, side: Side, cx: &mut Context<'_>) -> Output {
         let reset = match (&self.phase, side) {
             // The server must be able to tell a stream that was cut off, for whatever reason, from one that ended.
             (Phase::Closing(cause), Side::Upstream) => {
-                self.counted && *cause != Cause::Finished && self.upstream.write != Write::Finished
+                let cut_off = *cause != Cause::Finished && self.upstream.write != Write::Finished;
+                self.counted && cut_off && !active(Mutant::ResetNotPassedOn)
             }
             (Phase::Closing(Cause::WriteTimeout { .. }), Side::Downstream) => true,
             (_, _) => false,
         };
         self.leg_mut(side).socket = Socket::Absent;
-        if side == Side::Upstream && std::mem::take(&mut self.counted) {
+        if side == Side::Upstream && std::mem::take(&mut self.counted) && !active(Mutant::ServerCountKept) {
             cx.balancer
                 .released(self.server.expect("a counted connection has a server"));
         }

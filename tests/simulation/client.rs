@@ -8,6 +8,7 @@ use ringlock::net::sim::random::Random;
 use ringlock::net::sim::{Peer, SimDriver};
 use ringlock::tls::Tls;
 
+use crate::server::Server;
 use crate::stream;
 
 /// The client's end of a kind of TLS.
@@ -71,6 +72,15 @@ pub(crate) enum Mischief {
     Stays,
 }
 
+/// When a client that has sent all sends close_notify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ends {
+    AtOnce,
+    /// When all that the server has to send is there: nothing may be held back for more to come.
+    AfterAnswer,
+    AfterServer,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct ClientPlan {
     pub(crate) at: Duration,
@@ -81,8 +91,8 @@ pub(crate) struct ClientPlan {
     /// Between chunks, and between reads.
     pub(crate) pace: Duration,
     pub(crate) read_max: usize,
-    /// Sends close_notify when all is sent, instead of after the server's end.
-    pub(crate) ends_first: bool,
+    /// When it ends its stream, once all is sent.
+    pub(crate) ends: Ends,
     /// Ends TCP right after close_notify.
     pub(crate) fin_with_close: bool,
     pub(crate) mischief: Option<Mischief>,
@@ -162,12 +172,12 @@ impl<C: ClientTls> Client<C> {
     }
 
     /// Does what can be done now. `server` is the other end of this client's session.
-    pub(crate) fn step(&mut self, net: &mut SimDriver, now: Instant, server: Option<Peer>) {
+    pub(crate) fn step(&mut self, net: &mut SimDriver, now: Instant, server: Option<&Server>) {
         if self.finished {
             return;
         }
-        self.read(net, now, server);
-        self.write(net, now);
+        self.read(net, now, server.map(|server| server.peer));
+        self.write(net, now, server);
         // After a close_notify the other direction goes on.
         let over = self.saw_end && (self.shut || !self.saw_close_notify) && self.plan.mischief != Some(Mischief::Stays);
         if over || self.saw_reset || net.is_closed_by_worker(self.peer) && !self.reads_on() {
@@ -226,7 +236,7 @@ impl<C: ClientTls> Client<C> {
         }
     }
 
-    fn write(&mut self, net: &mut SimDriver, now: Instant) {
+    fn write(&mut self, net: &mut SimDriver, now: Instant, server: Option<&Server>) {
         if self.broke_off || self.shut || self.saw_reset {
             return;
         }
@@ -253,7 +263,7 @@ impl<C: ClientTls> Client<C> {
             } else {
                 net.wake();
             }
-        } else if self.plan.ends_first || self.saw_close_notify {
+        } else if self.may_end(server) {
             self.tls.close_notify(&mut self.out);
             self.sent_close_notify = true;
             if let Some(Mischief::TailAfterClose(length)) = self.plan.mischief {
@@ -263,6 +273,15 @@ impl<C: ClientTls> Client<C> {
             }
         }
         self.flush(net);
+    }
+
+    fn may_end(&self, server: Option<&Server>) -> bool {
+        let of_itself = match self.plan.ends {
+            Ends::AtOnce => true,
+            Ends::AfterAnswer => server.is_some_and(|server| self.received == server.plan.download),
+            Ends::AfterServer => false,
+        };
+        of_itself || self.saw_close_notify
     }
 
     fn flush(&mut self, net: &mut SimDriver) {

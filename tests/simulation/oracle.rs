@@ -6,7 +6,7 @@ use ringlock::error::Cause;
 use ringlock::net::sim::SimDriver;
 use ringlock::record::ConnectionRecord;
 
-use crate::client::{Client, ClientTls, Mischief};
+use crate::client::{Client, ClientTls, Ends, Mischief};
 use crate::plan::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, SLACK, WRITE_TIMEOUT};
 use crate::run::World;
 use crate::server::Server;
@@ -118,11 +118,11 @@ fn the_record_is_true<C: ClientTls>(world: &World<C>, net: &SimDriver, client: &
 fn expects_all<C: ClientTls>(world: &World<C>, net: &SimDriver, client: &Client<C>, server: Option<&Server>) -> bool {
     let good_client = matches!(client.plan.mischief, None | Some(Mischief::Stays | Mischief::KeyUpdates(..=16)));
     let good_server = server.is_none_or(|server| {
-        let ends = client.plan.ends_first || server.plan.ends_first;
+        let ends = client.plan.ends != Ends::AfterServer || server.plan.ends_first;
         server.plan.mischief.is_none() && ends && !net.is_faulted(server.peer)
     });
     // Neither side begins: with connect_on = "first_byte" there is no server before the client has sent something.
-    let begins = server.is_some() || client.plan.upload > 0 || client.plan.ends_first;
+    let begins = server.is_some() || client.plan.upload > 0 || client.plan.ends == Ends::AtOnce;
     good_client
         && good_server
         && begins

@@ -6,11 +6,12 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ringlock::config;
+use ringlock::limits::RECEIVE_BYTES_MAX;
 use ringlock::net::sim::faults::Faults;
 use ringlock::net::sim::random::Random;
 use ringlock::snapshot::Snapshot;
 
-use crate::client::{self, ClientPlan, Hello};
+use crate::client::{self, ClientPlan, Ends, Hello};
 use crate::server::{self, Health, ServerPlan};
 
 /// The timeouts of the configuration.
@@ -58,16 +59,20 @@ pub(crate) struct Plan {
     pub(crate) send_proxy: bool,
     pub(crate) clients: Vec<ClientPlan>,
     pub(crate) actions: Vec<(Duration, Action)>,
+    /// Sessions end so many turns after the first was accepted, and then the other clients come: slots are taken anew while
+    /// results for those who had them are outstanding.
+    pub(crate) upheaval_after_turns: Option<usize>,
     connections_max: usize,
     first_byte: bool,
     round_robin: bool,
-    bulk: bool,
+    /// Largest stream of an ordinary connection, and of a few.
+    sizes: (usize, usize),
     /// Every peer does as it should.
     calm: bool,
 }
 
 impl Plan {
-    pub(crate) fn draw(random: &mut Random, faults: &Faults) -> Plan {
+    pub(crate) fn draw(random: &mut Random, faults: &mut Faults) -> Plan {
         let servers = random.between(1, 4);
         let mut health: Vec<Health> = std::iter::repeat_with(|| random.pick(&[Health::Up, Health::Refuses, Health::Silent]))
             .take(servers)
@@ -77,20 +82,30 @@ impl Plan {
             health[up] = Health::Up;
         }
         let burst = random.chance(150);
-        let bulk = faults.carries_bulk() && !burst;
+        let upheaval_after_turns = (burst && random.chance(700)).then(|| random.between(1, 8));
+        if upheaval_after_turns.is_some() {
+            // All hellos arrive together, so that there is a queue for the key exchanges.
+            faults.latency_max = Duration::ZERO;
+            faults.receive_max = RECEIVE_BYTES_MAX;
+            faults.receive_buffers = 128;
+        }
+        let sizes = if burst {
+            (300, 300)
+        } else if faults.carries_bulk() {
+            (70_000, 900_000)
+        } else {
+            // In so many steps at most.
+            let most = faults.segment_max.min(faults.receive_max) * 100;
+            (most.min(70_000), most.min(70_000))
+        };
         let calm = random.chance(250);
-        let count = if burst { 70 } else { random.between(4, 14) };
-        let clients = (0..count).map(|_| draw_client(random, faults, burst, bulk, calm)).collect();
+        let count = if burst { 110 } else { random.between(4, 14) };
+        let clients = (0..count).map(|_| draw_client(random, faults, burst, sizes, calm)).collect();
         let mut actions = Vec::new();
         for action in [Action::Reload, Action::ReloadListeners, Action::EndSessions] {
             if random.chance(250) {
                 actions.push((Duration::from_micros(random.below(20_000) as u64 * 100), action));
             }
-        }
-        if burst && random.chance(800) {
-            // While the first wave waits for its key exchanges.
-            let at = 1_000 + faults.latency_max.as_micros() as usize * 2;
-            actions.push((Duration::from_micros(random.below(at / 100 + 1) as u64 * 100), Action::EndSessions));
         }
         actions.sort_by_key(|(at, _)| *at);
         Plan {
@@ -98,17 +113,18 @@ impl Plan {
             send_proxy: random.chance(300),
             clients,
             actions,
+            upheaval_after_turns,
             connections_max: if random.chance(150) { random.between(1, 6) } else { 1000 },
             first_byte: random.chance(400),
             round_robin: random.chance(500),
-            bulk,
+            sizes,
             calm,
         }
     }
 
     pub(crate) fn draw_server(&self, random: &mut Random) -> ServerPlan {
         use server::Mischief as M;
-        let download = size(random, self.bulk);
+        let download = size(random, self.sizes);
         let mischief = match random.below(20) {
             _ if self.calm => None,
             0 => Some(M::ResetAt(random.below(download + 1))),
@@ -172,14 +188,14 @@ pub(crate) fn listener_addresses() -> [SocketAddr; 2] {
     ["192.0.2.1:443", "192.0.2.1:444"].map(|address| address.parse().unwrap())
 }
 
-fn size(random: &mut Random, bulk: bool) -> usize {
+fn size(random: &mut Random, (ordinary, bulk): (usize, usize)) -> usize {
     match random.below(10) {
         0 => 0,
         1 => 1,
-        2 if bulk => random.between(300_000, 900_000),
-        2 | 3 => random.between(10_000, 70_000),
-        4 => 64 * 1024,
-        _ => random.between(1, 8_000),
+        2 => random.between(bulk / 3, bulk),
+        3 => random.between(1, ordinary),
+        4 => ordinary.min(64 * 1024),
+        _ => random.between(1, ordinary.min(8_000)),
     }
 }
 
@@ -187,9 +203,9 @@ fn pace(random: &mut Random) -> Duration {
     Duration::from_micros(random.pick(&[0, 0, 0, 100, 5_000]))
 }
 
-fn draw_client(random: &mut Random, faults: &Faults, burst: bool, bulk: bool, calm: bool) -> ClientPlan {
+fn draw_client(random: &mut Random, faults: &Faults, burst: bool, sizes: (usize, usize), calm: bool) -> ClientPlan {
     use client::Mischief as M;
-    let upload = if burst { random.below(300) } else { size(random, bulk) };
+    let upload = size(random, sizes);
     // Positions fall into the handshake as often as into the data.
     let position = |random: &mut Random| {
         if random.chance(500) {
@@ -225,7 +241,7 @@ fn draw_client(random: &mut Random, faults: &Faults, burst: bool, bulk: bool, ca
         chunk: random.pick(&[300, 5_000, 40_000, 200_000]),
         pace: pace(random),
         read_max: random.pick(&[1000, 20_000, 200_000]),
-        ends_first: random.chance(600),
+        ends: random.pick(&[Ends::AtOnce, Ends::AfterAnswer, Ends::AfterServer]),
         fin_with_close: random.chance(400),
         mischief,
     }

@@ -36,8 +36,8 @@ pub(crate) struct World<C> {
     expected: Vec<ClientPlan>,
     pub(crate) clients: Vec<Client<C>>,
     pub(crate) servers: Vec<Server>,
-    /// The server that each client's session has tried last.
-    partners: BTreeMap<Peer, Peer>,
+    /// The server that each client's session has tried last: its position, if it accepted.
+    partners: BTreeMap<Peer, Option<usize>>,
     /// Not done yet, latest first.
     actions: Vec<(Duration, Action)>,
     commands: Sender<Command>,
@@ -61,8 +61,8 @@ pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<u64, String> {
 
 fn play<C: ClientTls>(seed: u64, print: bool) -> u64 {
     let mut random = Random::new(seed);
-    let faults = Faults::draw(&mut random);
-    let plan = Plan::draw(&mut random, &faults);
+    let mut faults = Faults::draw(&mut random);
+    let plan = Plan::draw(&mut random, &mut faults);
     let start = Instant::now();
     let mut driver = SimDriver::new(start, random.fork(), faults, print);
     driver.note(format_args!("{:?}", driver.faults().clone()));
@@ -93,8 +93,11 @@ fn play<C: ClientTls>(seed: u64, print: bool) -> u64 {
     }
     world.command(Command::StopAccepting);
     world.command(Command::Exit);
-    worker.run();
+    for _ in 0..100 {
+        worker.turn(&mut completions);
+    }
     assert_eq!(worker.sessions(), 0, "sessions at the end");
+    worker.run();
     assert_eq!(worker.lent_bytes(), 0, "invariant 7: send buffers are missing at the end");
     assert_eq!(worker.driver().open_sockets(), 0, "sockets are open at the end");
     world.collect();
@@ -161,13 +164,16 @@ impl<C: ClientTls> World<C> {
     /// Lets the peers do what they can do now.
     fn step(&mut self, net: &mut SimDriver, now: Instant) {
         self.act(net, now);
+        self.upheave(net, now);
         self.dial(net, now);
         while let Some(attempt) = net.attempt() {
             self.answer(net, &attempt, now);
         }
         for client in &mut self.clients {
-            let server = self.partners.get(&client.peer).copied();
-            client.step(net, now, server);
+            if !client.finished {
+                let server = self.partners.get(&client.peer).copied().flatten();
+                client.step(net, now, server.map(|position| &self.servers[position]));
+            }
         }
         for server in &mut self.servers {
             server.step(net, now);
@@ -191,6 +197,26 @@ impl<C: ClientTls> World<C> {
                     self.command(Command::EndSessions);
                 }
             }
+        }
+    }
+
+    /// Ends all sessions and lets all clients that are left come at once.
+    fn upheave(&mut self, net: &mut SimDriver, now: Instant) {
+        if self.shared.metrics.accepted.value() == 0 {
+            return;
+        }
+        match &mut self.plan.upheaval_after_turns {
+            Some(0) => {
+                self.plan.upheaval_after_turns = None;
+                net.note(format_args!("upheaval"));
+                self.ended_sessions = true;
+                self.command(Command::EndSessions);
+                for plan in &mut self.expected {
+                    plan.at = now - self.start;
+                }
+            }
+            Some(turns) => *turns -= 1,
+            None => {}
         }
     }
 
@@ -220,7 +246,7 @@ impl<C: ClientTls> World<C> {
         let ServerEndpoint::Tcp(SocketAddr::V4(address)) = attempt.endpoint else {
             panic!("the configuration has no such server");
         };
-        self.partners.insert(client, peer);
+        self.partners.insert(client, None);
         match self.plan.health[usize::from(address.ip().octets()[3])] {
             Health::Silent => {}
             Health::Refuses => net.answer(peer, Err(IoError(libc::ECONNREFUSED))),
@@ -231,6 +257,7 @@ impl<C: ClientTls> World<C> {
                 let known = self.clients.iter().find(|known| known.peer == client);
                 let known = known.expect("sessions belong to clients");
                 let header = self.plan.send_proxy.then(|| known.announced.unwrap_or(known.address));
+                self.partners.insert(client, Some(self.servers.len()));
                 self.servers.push(Server::new(plan, peer, client, header, now));
             }
         }
@@ -260,8 +287,8 @@ impl<C: ClientTls> World<C> {
 
     /// The server that a client's session tried last, if it accepted.
     pub(crate) fn server_of(&self, client: Peer) -> Option<&Server> {
-        let partner = self.partners.get(&client)?;
-        self.servers.iter().find(|server| server.peer == *partner)
+        let position = self.partners.get(&client).copied().flatten()?;
+        Some(&self.servers[position])
     }
 
     /// The record of a client's session.
