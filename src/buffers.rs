@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::limits::{POOL_CLASS_BYTES, POOL_CLASS_KEEP};
+use crate::mutants::{Mutant, active};
 
 /// Bytes on their way out: `start..end` is pending, what follows is free. 0 <= start <= end <= capacity.
 pub struct SendBuffer {
@@ -155,7 +156,11 @@ impl Outbox {
             "only the buffer that was taken comes back"
         );
         self.in_flight_bytes = 0;
-        buffer.consume(sent);
+        buffer.consume(if sent > 0 && active(Mutant::PartialSendForgotten) {
+            buffer.len()
+        } else {
+            sent
+        });
         if buffer.is_empty() {
             pool.give(buffer);
         } else {

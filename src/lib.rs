@@ -2,6 +2,7 @@
 //! only (`tests/tidy.rs`). ARCHITECTURE.md has the map.
 
 pub mod limits;
+pub mod mutants;
 
 pub mod error;
 

@@ -105,9 +105,9 @@ const _: () = assert!(
 /// Free buffers a worker keeps of each class (at most 13 MiB); what comes back beyond that goes to the allocator.
 pub const POOL_CLASS_KEEP: [usize; 3] = [256, 64, 24];
 
-/// Large receive buffers of a worker (1 MiB). A completion gives its buffer back within one turn, so these bound a turn, not the
+/// Large receive buffers of a worker (512 KiB). A completion gives its buffer back within one turn, so these bound a turn, not the
 /// number of connections. More of them no longer fit the processor's cache: with 2 MiB bulk transfers cost 20 % more.
-pub const RECEIVE_LARGE_BUFFERS: usize = 8;
+pub const RECEIVE_LARGE_BUFFERS: usize = 4;
 
 /// Small receive buffers of a worker (512 KiB): as many small messages are taken in one turn.
 pub const RECEIVE_SMALL_BUFFERS: usize = 128;

@@ -16,6 +16,7 @@ use crate::crypto::{CryptoOp, OpId, inline};
 use crate::error::{Cause, IoError};
 use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
 use crate::metrics::{ServerMetrics, WorkerMetrics};
+use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
 use crate::net::timer::{Entry, TimerWheel};
 use crate::proxy::session::{Context, Input, Output, Phase, Session, Side};
@@ -71,6 +72,8 @@ struct Slot<T> {
     generation: u32,
     /// When the timer wheel will look at this slot; `None` when it will not.
     timer: Option<Instant>,
+    /// In the worker's list of sessions that hold bytes back.
+    held: bool,
     live: Option<Live<T>>,
 }
 
@@ -107,6 +110,8 @@ pub struct Worker<D, T> {
     pool: SendPool,
     /// Crypto operations in the order they were asked for.
     operations: VecDeque<(Token, OpId, CryptoOp)>,
+    /// Slots whose sessions hold bytes back until the end of a turn.
+    held: Vec<u32>,
     live: usize,
     /// Connections that ended without a failure: chooses those that are logged.
     sample: u64,
@@ -129,6 +134,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             timers: TimerWheel::new(now),
             pool: SendPool::default(),
             operations: VecDeque::new(),
+            held: Vec::new(),
             live: 0,
             sample: 0,
             exiting: false,
@@ -150,6 +156,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         for completion in completions.drain(..) {
             self.complete(completion);
         }
+        self.release_held();
         self.run_operations();
         self.expire_timers();
         self.retry_accepts();
@@ -178,7 +185,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        if !self.operations.is_empty() {
+        if !self.operations.is_empty() || !self.held.is_empty() {
             return Some(self.driver.now());
         }
         let retries = self
@@ -211,7 +218,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                     ),
                     Some(buffer) => {
                         self.received(token, side, &buffer, more);
-                        self.driver.recycle(buffer);
+                        let lose = active(Mutant::ReceiveBufferLost)
+                            && matches!(self.live_mut(token.slot).session.phase(), Phase::Closing(_));
+                        if !lose {
+                            self.driver.recycle(buffer);
+                        }
                         self.obey_session(token.slot);
                     }
                 }
@@ -236,7 +247,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     /// The side that a completion is about; `None` when its session is over (invariant 4).
     fn side_of(&self, token: Token) -> Option<Side> {
         let slot = self.slots.get(token.slot as usize)?;
-        let current = slot.generation == token.generation && slot.live.is_some();
+        let current = slot.generation == token.generation || active(Mutant::NoSlotGeneration);
+        let current = current && slot.live.is_some();
         match token.role {
             Role::Downstream => current.then_some(Side::Downstream),
             Role::Upstream => current.then_some(Side::Upstream),
@@ -273,6 +285,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 self.slots.push(Slot {
                     generation: 0,
                     timer: None,
+                    held: false,
                     live: None,
                 });
                 u32::try_from(self.slots.len() - 1).expect("a process has fewer than 2^32 connections")
@@ -292,6 +305,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         let now = self.driver.now();
         if let Some(listening) = self.listening.get_mut(position).and_then(Option::as_mut)
             && error != IoError::CANCELLED
+            && !active(Mutant::AcceptNotRetried)
         {
             listening.retry_at = Some(now + ACCEPT_BACKOFF);
         }
@@ -372,7 +386,28 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 Some(Output::Close { side, reset }) => self.close_socket(slot, side, reset),
             }
         }
+        self.note_held(slot);
         self.arm_timer(slot);
+    }
+
+    fn note_held(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        if !entry.held && entry.live.as_ref().is_some_and(|live| live.session.holds_bytes()) {
+            entry.held = true;
+            self.held.push(slot);
+        }
+    }
+
+    /// Lets go what sessions hold back in vain.
+    fn release_held(&mut self) {
+        for slot in std::mem::take(&mut self.held) {
+            let entry = &mut self.slots[slot as usize];
+            entry.held = false;
+            if let Some(live) = entry.live.as_mut().filter(|live| live.session.holds_bytes()) {
+                live.session.end_of_turn();
+                self.obey_session(slot);
+            }
+        }
     }
 
     fn submit(&mut self, slot: u32, side: Side, op: impl FnOnce(Socket) -> Op) {
@@ -395,7 +430,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             self.mirror_ejection(slot);
         }
         // A server that could not even be tried has no socket.
-        if let Some(socket) = self.socket_mut(slot, side).take() {
+        let leak = side == Side::Upstream && active(Mutant::SocketLeakedWhileClosing);
+        if let Some(socket) = self.socket_mut(slot, side).take().filter(|_| !leak) {
             self.driver
                 .close(socket, if reset { Close::Reset } else { Close::Orderly });
         }
@@ -487,8 +523,13 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         if generation.sessions == 0 && live.config != self.current {
             self.generations[live.config] = None;
         }
-        snapshot.listeners[live.session.listener()].leave();
+        if !active(Mutant::ListenerCountKept) {
+            snapshot.listeners[live.session.listener()].leave();
+        }
         self.record(&snapshot, &live.session, cause);
+        if active(Mutant::DoneTwice) {
+            self.record(&snapshot, &live.session, cause);
+        }
     }
 
     fn record(&mut self, snapshot: &Snapshot, session: &Session<T>, cause: &Cause) {
@@ -523,6 +564,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             let Some((token, id, op)) = self.operations.pop_front() else {
                 return;
             };
+            let next = self
+                .operations
+                .front()
+                .filter(|_| active(Mutant::CryptoResultToWrongSlot));
+            let token = next.map_or(token, |(next, _, _)| *next);
             if self.side_of(token).is_some() {
                 let result = inline::run(&op);
                 self.shared.metrics.crypto_operations.add(1);
@@ -623,7 +669,9 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             server.metrics[self.shared.index].ejected.set(0);
         }
         if let Some(old) = self.generations.get_mut(self.current)
-            && old.as_ref().is_some_and(|generation| generation.sessions == 0)
+            && old
+                .as_ref()
+                .is_some_and(|generation| generation.sessions == 0 || active(Mutant::SnapshotDroppedEarly))
         {
             *old = None;
         }

@@ -16,7 +16,7 @@ use support::*;
 both_drivers!(
     a_slow_loris_is_closed_by_the_handshake_timeout,
     silence_before_and_within_the_handshake_ends_as_well,
-    an_idle_connection_ends_with_close_notify,
+    an_idle_connection_ends_and_nobody_takes_it_for_the_end_of_the_stream,
     traffic_in_either_direction_is_no_idleness,
     a_client_that_reads_nothing_is_cut_off,
     an_origin_that_reads_nothing_is_cut_off,
@@ -77,7 +77,7 @@ fn silence_before_and_within_the_handshake_ends_as_well(io: Io) {
     assert_eq!(quick.receive(1), b"x");
 }
 
-fn an_idle_connection_ends_with_close_notify(io: Io) {
+fn an_idle_connection_ends_and_nobody_takes_it_for_the_end_of_the_stream(io: Io) {
     let origin = Origin::echo();
     let gateway = Setup::new(io, &[origin.address()])
         .listener("idle_timeout = \"300ms\"")
@@ -86,7 +86,7 @@ fn an_idle_connection_ends_with_close_notify(io: Io) {
         let mut connection = client.connect();
         connection.send(b"x");
         assert_eq!(connection.receive(1), b"x");
-        assert_eq!(connection.receive_to_end(), (Vec::new(), End::CloseNotify));
+        assert_eq!(connection.receive_to_end(), (Vec::new(), End::Truncated));
     }
     gateway.wait_for_ended("idle_timeout", 2);
     gateway.wait_until_quiet();

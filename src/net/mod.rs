@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod driver;
 pub mod epoll;
+pub mod sim;
 mod socket;
 pub mod timer;
 pub mod uring;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::buffers::{Outbox, SendBuffer};
 use crate::config;
+use crate::mutants::{Mutant, active};
 
 /// The socket of a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub(super) struct Leg {
     send_since: Option<Instant>,
     /// The last receive said that the next one will complete at once.
     pub(super) more: bool,
+    /// A turn of the worker has gone by since, and the next one has not completed.
+    pub(super) overdue: bool,
 }
 
 impl Leg {
@@ -69,6 +72,7 @@ impl Leg {
             outbox: Outbox::default(),
             send_since: None,
             more: false,
+            overdue: false,
         }
     }
 
@@ -91,6 +95,13 @@ impl Leg {
         }
     }
 
+    /// Before the socket is closed: if our end is all that is left to send, closing sends it.
+    pub(super) fn finish_by_close(&mut self) {
+        if self.is_connected() && self.write == Write::Finishing && self.outbox.queued() == 0 {
+            self.write = Write::Finished;
+        }
+    }
+
     fn in_flight(&self) -> bool {
         self.connecting || self.receive == Receive::Armed || self.outbox.in_flight()
     }
@@ -105,12 +116,13 @@ impl Leg {
     }
 
     pub(super) fn is_ready_to_close(&self) -> bool {
-        matches!(self.socket, Socket::Leaving { .. }) && !self.in_flight()
+        matches!(self.socket, Socket::Leaving { .. }) && (!self.in_flight() || active(Mutant::CloseWithoutJoin))
     }
 
     /// True once, when our end is due.
     pub(super) fn take_shutdown(&mut self) -> bool {
-        let due = self.is_connected() && self.write == Write::Finishing && self.outbox.queued() == 0;
+        let empty = self.outbox.queued() == 0 || active(Mutant::EarlyHalfClose);
+        let due = self.is_connected() && self.write == Write::Finishing && empty;
         if due {
             self.write = Write::Finished;
         }
@@ -132,6 +144,7 @@ impl Leg {
 
     /// When a peer that takes nothing has done so for too long.
     pub(super) fn stalls_at(&self, settings: &config::Listener) -> Option<Instant> {
-        self.send_since.map(|since| since + settings.write_timeout)
+        let since = self.send_since.filter(|_| !active(Mutant::WriteTimeoutNotArmed));
+        since.map(|since| since + settings.write_timeout)
     }
 }

@@ -1,0 +1,126 @@
+//! Bugs planted on purpose, one at a time, to see that the simulation finds each (`docs/simulator.md`). They exist under the
+//! feature `mutants` only: without it [`active`] is a constant, and what it guards is gone from the program.
+
+/// A planted bug. Its place in the program is where [`active`] names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A socket is closed while operations are in flight on it.
+    CloseWithoutJoin,
+    /// Results reach whoever has the slot, not the session that asked.
+    NoSlotGeneration,
+    /// The rest of a partial send is dropped.
+    PartialSendForgotten,
+    /// Both sides are read however much is queued.
+    NoBackpressure,
+    /// A crypto result is taken in whatever the session waits for.
+    StaleCryptoResult,
+    /// A crypto result is given to another session.
+    CryptoResultToWrongSlot,
+    /// Our end is sent before what is queued.
+    EarlyHalfClose,
+    /// What is left of a cancelled send stays with a session that is over.
+    BufferLeakedWhileClosing,
+    /// A receive buffer of a session that is over is not given back.
+    ReceiveBufferLost,
+    /// The server's socket is forgotten, not closed.
+    SocketLeakedWhileClosing,
+    /// The client is not told that the server's stream ended in order.
+    CloseNotifyMissing,
+    /// A client's stream that was cut off looks to the server like one that ended.
+    TruncationPassedAsEnd,
+    /// A session that ends early does so towards the server as if the client had.
+    ResetNotPassedOn,
+    /// A receive is armed while one is in flight.
+    ReceiveArmedTwice,
+    /// The handshake has no deadline.
+    HandshakeTimeoutNotArmed,
+    /// A server that does not answer is waited for.
+    ConnectTimeoutNotArmed,
+    /// A silent connection lives for ever.
+    IdleTimeoutNotArmed,
+    /// A peer that reads nothing is waited for.
+    WriteTimeoutNotArmed,
+    /// A client that does not close is waited for.
+    LingerTimeoutNotArmed,
+    /// The first connect failure ends the session.
+    NextServerNotTried,
+    /// The listener counts a connection for ever.
+    ListenerCountKept,
+    /// The balancer counts a connection for ever.
+    ServerCountKept,
+    /// Bytes after a close_notify are still relayed.
+    WriteAfterShutdown,
+    /// A session that has closed everything does not say so.
+    DoneMissing,
+    /// A session is done twice.
+    DoneTwice,
+    /// An accept that failed is never tried again.
+    AcceptNotRetried,
+    /// A reload lets go of the snapshot that sessions still use.
+    SnapshotDroppedEarly,
+    /// What was held back to gather more is sent only when more comes.
+    HeldBytesForgotten,
+    /// Relayed bytes change their order.
+    BytesOutOfOrder,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 29] = [
+        Mutant::CloseWithoutJoin,
+        Mutant::NoSlotGeneration,
+        Mutant::PartialSendForgotten,
+        Mutant::NoBackpressure,
+        Mutant::StaleCryptoResult,
+        Mutant::CryptoResultToWrongSlot,
+        Mutant::EarlyHalfClose,
+        Mutant::BufferLeakedWhileClosing,
+        Mutant::ReceiveBufferLost,
+        Mutant::SocketLeakedWhileClosing,
+        Mutant::CloseNotifyMissing,
+        Mutant::TruncationPassedAsEnd,
+        Mutant::ResetNotPassedOn,
+        Mutant::ReceiveArmedTwice,
+        Mutant::HandshakeTimeoutNotArmed,
+        Mutant::ConnectTimeoutNotArmed,
+        Mutant::IdleTimeoutNotArmed,
+        Mutant::WriteTimeoutNotArmed,
+        Mutant::LingerTimeoutNotArmed,
+        Mutant::NextServerNotTried,
+        Mutant::ListenerCountKept,
+        Mutant::ServerCountKept,
+        Mutant::WriteAfterShutdown,
+        Mutant::DoneMissing,
+        Mutant::DoneTwice,
+        Mutant::AcceptNotRetried,
+        Mutant::SnapshotDroppedEarly,
+        Mutant::HeldBytesForgotten,
+        Mutant::BytesOutOfOrder,
+    ];
+}
+
+#[cfg(feature = "mutants")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug for the calling thread, or with `None` takes it out.
+#[cfg(feature = "mutants")]
+pub fn plant(mutant: Option<Mutant>) {
+    PLANTED.set(mutant);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn active(mutant: Mutant) -> bool {
+    PLANTED.get() == Some(mutant)
+}
+
+/// Whether this bug is planted: never, without the feature.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+#[must_use]
+pub const fn active(_: Mutant) -> bool {
+    false
+}
