@@ -73,6 +73,10 @@ fn what_is_still_open_at_the_deadline_is_cut_off(io: Io) {
     client.send(b"before");
     assert_eq!(client.receive(6), b"before");
     let half_open = gateway.connect_tcp();
+    eventually("both to be accepted", || {
+        let accepted = gateway.metrics().sum("ringlock_connections_accepted_total", &[]);
+        (accepted == 2.0).then_some(())
+    });
 
     gateway.signal(Signal::TERM);
     let (rest, end) = client.receive_to_end();
