@@ -92,6 +92,8 @@ struct Listening {
     listener: usize,
     /// Accepting failed for lack of something; tried again then.
     retry_at: Option<Instant>,
+    /// Accepting has been cancelled: closed as soon as that is done, so that nothing accepted before is lost.
+    stopping: bool,
 }
 
 /// See the module.
@@ -301,6 +303,15 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn accept_failed(&mut self, position: usize, error: IoError) {
+        let stopping = |listening: &Listening| listening.stopping;
+        if self
+            .listening
+            .get(position)
+            .and_then(Option::as_ref)
+            .is_some_and(stopping)
+        {
+            return self.stop_listening(position);
+        }
         self.shared.metrics.accept_failures.add(1);
         let now = self.driver.now();
         if let Some(listening) = self.listening.get_mut(position).and_then(Option::as_mut)
@@ -695,6 +706,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                         address,
                         listener,
                         retry_at: None,
+                        stopping: false,
                     },
                 );
                 self.driver.submit(listener_token(position), Op::Accept(socket));
@@ -712,7 +724,17 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     fn stop_accepting(&mut self) {
         for position in 0..self.listening.len() {
-            self.stop_listening(position);
+            let Some(listening) = &mut self.listening[position] else {
+                continue;
+            };
+            if listening.retry_at.is_some() {
+                // Nothing is under way.
+                self.stop_listening(position);
+            } else if !listening.stopping {
+                listening.stopping = true;
+                let socket = listening.socket;
+                self.driver.submit(listener_token(position), Op::Cancel(socket));
+            }
         }
     }
 

@@ -45,7 +45,8 @@ pub enum Op {
     Receive(Socket),
     /// Send some or all of the buffer; at most one of these per socket (invariant 1).
     Send(Socket, SendBuffer),
-    /// End what is in flight on the socket. Each operation still completes, mostly as cancelled.
+    /// End what is in flight on the socket. Each operation still completes, mostly as cancelled; what was accepted before
+    /// is handed out first.
     Cancel(Socket),
 }
 

@@ -166,7 +166,8 @@ impl EpollDriver {
             entry.queued = false;
             if entry.cancelled {
                 entry.cancelled = false;
-                Self::complete_cancelled(entry, completions);
+                self.run_accept(socket, completions);
+                Self::complete_cancelled(self.sockets.open_mut(socket), completions);
                 continue;
             }
             if entry.writable {

@@ -64,6 +64,7 @@ struct Listener {
     /// In the order in which the worker took listeners over.
     number: usize,
     accept: Option<Token>,
+    cancelled: bool,
     backlog: VecDeque<Peer>,
 }
 
@@ -444,6 +445,10 @@ impl SimDriver {
             let Entry::Listener(listener) = self.sockets.open_mut(socket) else {
                 return;
             };
+            if let Some(token) = listener.accept.take_if(|_| listener.cancelled) {
+                let error = IoError::CANCELLED;
+                completions.push(Completion::AcceptFailed { token, error });
+            }
             let (Some(token), Some(&peer)) = (listener.accept, listener.backlog.front()) else {
                 return;
             };
@@ -634,6 +639,7 @@ impl Driver for SimDriver {
         let socket = self.sockets.insert(Entry::Listener(Listener {
             number: self.listeners_taken,
             accept: None,
+            cancelled: false,
             backlog: VecDeque::new(),
         }));
         self.listeners_taken += 1;
@@ -688,7 +694,15 @@ impl Driver for SimDriver {
                 listener.accept = Some(token);
                 return;
             }
-            Op::Receive(socket) | Op::Send(socket, _) | Op::Cancel(socket) => *socket,
+            Op::Cancel(socket) => {
+                if let Entry::Listener(listener) = self.sockets.open_mut(*socket) {
+                    listener.cancelled = true;
+                    self.news = true;
+                    return;
+                }
+                *socket
+            }
+            Op::Receive(socket) | Op::Send(socket, _) => *socket,
         };
         let stream = self.stream(socket);
         let owner = *stream.owner.get_or_insert(token);
