@@ -186,6 +186,15 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         self.pool.lent_bytes()
     }
 
+    /// Connections to servers, open or opening, that balancers count.
+    #[must_use]
+    pub fn balanced_connections(&self) -> usize {
+        let generations = self.generations.iter().flatten();
+        generations
+            .map(|generation| generation.balancer.all_connections())
+            .sum()
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
         if !self.operations.is_empty() || !self.held.is_empty() {
             return Some(self.driver.now());

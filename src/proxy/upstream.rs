@@ -185,6 +185,13 @@ impl Balancer {
         self.server(server).connections()
     }
 
+    /// Connections of this worker to all servers, open or opening.
+    #[must_use]
+    pub fn all_connections(&self) -> usize {
+        let servers = self.groups.iter().flat_map(|group| &group.servers);
+        servers.map(Server::connections).sum()
+    }
+
     /// Whether the server is held for failing: true from the failure that ejects it until a connection to it succeeds,
     /// trials included.
     #[must_use]

@@ -109,6 +109,7 @@ pub(crate) struct Client<C> {
     out: VecDeque<u8>,
     raw_sent: usize,
     pub(crate) established: bool,
+    updated_keys: bool,
     /// Bytes of data given to TLS, and come out of it.
     pub(crate) sent: usize,
     pub(crate) received: usize,
@@ -156,6 +157,7 @@ impl<C: ClientTls> Client<C> {
             out,
             raw_sent: 0,
             established: false,
+            updated_keys: false,
             sent: 0,
             received: 0,
             sent_close_notify: false,
@@ -247,8 +249,8 @@ impl<C: ClientTls> Client<C> {
         if self.next_send > now {
             return net.wake_at(self.next_send);
         }
-        if self.sent == 0
-            && let Some(Mischief::KeyUpdates(count)) = self.plan.mischief
+        if let Some(Mischief::KeyUpdates(count)) = self.plan.mischief
+            && !std::mem::replace(&mut self.updated_keys, true)
         {
             for _ in 0..count {
                 self.tls.key_update(&mut self.out);

@@ -11,9 +11,10 @@ use crate::plan::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, SLACK, WRITE_TIMEOUT};
 use crate::run::World;
 use crate::server::Server;
 
-/// Panics with what is wrong.
-pub(crate) fn judge<C: ClientTls>(world: &World<C>, net: &SimDriver) {
+/// Panics with what is wrong. Returns how many sessions had no excuse for anything but a perfect end.
+pub(crate) fn judge<C: ClientTls>(world: &World<C>, net: &SimDriver) -> u64 {
     counts_add_up(world);
+    let mut perfect = 0;
     for client in &world.clients {
         let server = world.server_of(client.peer);
         let record = world.record_of(client);
@@ -22,19 +23,25 @@ pub(crate) fn judge<C: ClientTls>(world: &World<C>, net: &SimDriver) {
             if let Some(record) = record {
                 the_record_is_true(world, net, client, record);
             }
-            if expects_all(world, net, client, server) {
+            let expected = expects_all(world, net, client, server);
+            if expected {
                 all_went_well(client, server, record);
             }
+            u64::from(expected)
         });
-        if let Err(panic) = std::panic::catch_unwind(judged) {
-            eprintln!("{}\n{record:?}", client.describe());
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(judged) {
+            Ok(expected) => perfect += expected,
+            Err(panic) => {
+                eprintln!("{}\n{record:?}", client.describe());
+                std::panic::resume_unwind(panic);
+            }
         }
     }
     for server in &world.servers {
         let client = world.clients.iter().find(|client| client.peer == server.client);
         what_the_server_heard_is_true(client.expect("servers belong to clients"), server);
     }
+    perfect
 }
 
 fn counts_add_up<C: ClientTls>(world: &World<C>) {
@@ -106,10 +113,13 @@ fn the_record_is_true<C: ClientTls>(world: &World<C>, net: &SimDriver, client: &
     let mischief = client.plan.mischief;
     let forever = Duration::MAX;
     match &record.cause {
-        Cause::HandshakeTimeout => within(HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT + SLACK),
+        Cause::HandshakeTimeout => {
+            within(HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT + SLACK);
+            assert!(faulted || mischief.is_some(), "a good client was not answered in time");
+        }
         Cause::IdleTimeout => within(IDLE_TIMEOUT, forever),
         Cause::WriteTimeout { .. } => within(WRITE_TIMEOUT, forever),
-        Cause::Drained => assert!(world.ended_sessions),
+        Cause::Drained => assert!(!world.ended_sessions.is_empty()),
         Cause::Handshake(_) | Cause::ClosedInHandshake | Cause::ProxyHeader(_) | Cause::ClosedBeforeHello => {
             assert!(mischief.is_some(), "{:?} of a good client", record.cause);
         }
@@ -142,7 +152,7 @@ fn expects_all<C: ClientTls>(world: &World<C>, net: &SimDriver, client: &Client<
         && good_server
         && begins
         && !net.is_faulted(client.peer)
-        && !world.ended_sessions
+        && world.ended_sessions.is_empty()
         && !world.plan.sheds()
         && world.plan.has_server()
 }

@@ -25,7 +25,6 @@ pub(crate) const SLACK: Duration = Duration::from_millis(200);
 /// A certificate and its key, made once a process.
 pub(crate) struct Site {
     folder: tempfile::TempDir,
-    #[expect(dead_code)]
     pub(crate) certificate: rustls::pki_types::CertificateDer<'static>,
 }
 
@@ -83,10 +82,12 @@ impl Plan {
             health[up] = Health::Up;
         }
         let burst = random.chance(150);
-        let upheaval_after_turns = (burst && random.chance(700)).then(|| random.between(1, 8));
+        let upheaval_after_turns = (burst && random.chance(700)).then(|| random.between(1, 4));
         if upheaval_after_turns.is_some() {
-            // All hellos arrive together, so that there is a queue for the key exchanges.
+            // All hellos arrive together, so that there is a queue for the key exchanges; and sessions that wait in it cannot end
+            // at once, for what they send takes its time.
             faults.latency_max = Duration::ZERO;
+            faults.late = 500;
             faults.receive_max = RECEIVE_BYTES_MAX;
             faults.receive_buffers = 128;
         }
@@ -214,12 +215,10 @@ fn draw_client(random: &mut Random, faults: &Faults, burst: bool, sizes: (usize,
     use client::Mischief as M;
     let upload = size(random, sizes);
     // Positions fall into the handshake as often as into the data.
-    let position = |random: &mut Random| {
-        if random.chance(500) {
-            random.below(500)
-        } else {
-            random.below(upload + 500)
-        }
+    let position = |random: &mut Random| match random.below(8) {
+        0 => 0,
+        1..=4 => random.below(500),
+        _ => random.below(upload + 500),
     };
     let mischief = match random.below(if burst { 200 } else { 28 }) {
         _ if calm => None,
@@ -237,7 +236,7 @@ fn draw_client(random: &mut Random, faults: &Faults, burst: bool, sizes: (usize,
     };
     let at = if burst {
         // Two waves: the second takes the slots of the first.
-        random.below(2) * (1_000 + faults.latency_max.as_micros() as usize)
+        random.below(10) / 7 * (1_000 + faults.latency_max.as_micros() as usize)
     } else {
         random.below(20) * 100_000
     };

@@ -10,6 +10,7 @@ use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use ringlock::address::{Endpoints, ServerEndpoint};
 use ringlock::error::{Cause, IoError};
+use ringlock::net::driver::Driver as _;
 use ringlock::net::sim::faults::Faults;
 use ringlock::net::sim::random::Random;
 use ringlock::net::sim::{Attempt, Peer, SimDriver};
@@ -17,7 +18,7 @@ use ringlock::record::ConnectionRecord;
 use ringlock::snapshot::Snapshot;
 use ringlock::worker::{Bound, Command, Shared, Worker};
 
-use crate::client::{Client, ClientPlan, ClientTls};
+use crate::client::{Client, ClientPlan, ClientTls, Mischief};
 use crate::oracle;
 use crate::plan::{
     Action, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, LINGER_TIMEOUT, Plan, SLACK, WRITE_TIMEOUT, listener_addresses,
@@ -26,6 +27,8 @@ use crate::server::{Health, Server};
 
 /// Virtual time within which every run is over.
 const RUN_MAX: Duration = Duration::from_secs(300);
+/// Turns that peers without latency can cause within one instant of virtual time.
+const TURNS_MAX: usize = 20_000;
 
 /// Everything about a run but its worker.
 pub(crate) struct World<C> {
@@ -46,12 +49,24 @@ pub(crate) struct World<C> {
     both_listeners: bool,
     /// For each listener the driver took over, by number: which of the addresses.
     listeners: Vec<usize>,
-    pub(crate) ended_sessions: bool,
+    /// When sessions were told to end.
+    pub(crate) ended_sessions: Vec<Instant>,
     pub(crate) records: Vec<ConnectionRecord>,
 }
 
-/// Runs one seed; the trace's hash, or what went wrong.
-pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<u64, String> {
+/// What a run came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Equal when the same happened at the same times.
+    trace: u64,
+    /// Sessions that ended, by cause.
+    pub(crate) causes: [u64; Cause::LABELS.len()],
+    /// Sessions for which nothing but a perfect end was good enough.
+    pub(crate) perfect: u64,
+}
+
+/// Runs one seed; what it came to, or what went wrong.
+pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<Outcome, String> {
     catch_unwind(AssertUnwindSafe(|| play::<C>(seed, print))).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
@@ -59,7 +74,7 @@ pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<u64, String> {
     })
 }
 
-fn play<C: ClientTls>(seed: u64, print: bool) -> u64 {
+fn play<C: ClientTls>(seed: u64, print: bool) -> Outcome {
     let mut random = Random::new(seed);
     let mut faults = Faults::draw(&mut random);
     let plan = Plan::draw(&mut random, &mut faults);
@@ -78,8 +93,12 @@ fn play<C: ClientTls>(seed: u64, print: bool) -> u64 {
     world.serve(true);
     let mut completions = Vec::new();
     worker.turn(&mut completions);
+    let (mut then, mut turns) = (start, 0);
     while !world.is_over() {
-        let now = ringlock::net::driver::Driver::now(worker.driver());
+        let now = worker.driver().now();
+        turns = if now == then { turns + 1 } else { 0 };
+        then = now;
+        assert!(turns < TURNS_MAX, "the worker spins:\n{}", world.describe());
         assert!(
             now - start < RUN_MAX,
             "not over after {RUN_MAX:?}:\n{}",
@@ -107,10 +126,19 @@ fn play<C: ClientTls>(seed: u64, print: bool) -> u64 {
         0,
         "invariant 7: send buffers are missing at the end"
     );
+    assert_eq!(
+        worker.balanced_connections(),
+        0,
+        "balancers count connections at the end"
+    );
     assert_eq!(worker.driver().open_sockets(), 0, "sockets are open at the end");
-    world.collect();
-    oracle::judge(&world, worker.driver());
-    worker.driver().trace_hash()
+    let now = worker.driver().now();
+    world.collect(now);
+    Outcome {
+        perfect: oracle::judge(&world, worker.driver()),
+        trace: worker.driver().trace_hash(),
+        causes: std::array::from_fn(|index| world.shared.metrics.done[index].value()),
+    }
 }
 
 impl<C: ClientTls> World<C> {
@@ -133,7 +161,7 @@ impl<C: ClientTls> World<C> {
             shared,
             both_listeners: false,
             listeners: Vec::new(),
-            ended_sessions: false,
+            ended_sessions: Vec::new(),
             records: Vec::new(),
         }
     }
@@ -175,8 +203,8 @@ impl<C: ClientTls> World<C> {
     /// Lets the peers do what they can do now.
     fn step(&mut self, net: &mut SimDriver, now: Instant) {
         self.act(net, now);
-        self.upheave(net, now);
         self.dial(net, now);
+        self.upheave(net, now);
         while let Some(attempt) = net.attempt() {
             self.answer(net, &attempt, now);
         }
@@ -189,7 +217,7 @@ impl<C: ClientTls> World<C> {
         for server in &mut self.servers {
             server.step(net, now);
         }
-        self.collect();
+        self.collect(now);
     }
 
     fn act(&mut self, net: &mut SimDriver, now: Instant) {
@@ -204,14 +232,14 @@ impl<C: ClientTls> World<C> {
                 Action::Reload => self.serve(self.both_listeners),
                 Action::ReloadListeners => self.serve(!self.both_listeners),
                 Action::EndSessions => {
-                    self.ended_sessions = true;
+                    self.ended_sessions.push(now);
                     self.command(Command::EndSessions);
                 }
             }
         }
     }
 
-    /// Ends all sessions and lets all clients that are left come at once.
+    /// Ends all sessions and lets all clients that are left come in the turn after that.
     fn upheave(&mut self, net: &mut SimDriver, now: Instant) {
         if self.shared.metrics.accepted.value() == 0 {
             return;
@@ -220,7 +248,8 @@ impl<C: ClientTls> World<C> {
             Some(0) => {
                 self.plan.upheaval_after_turns = None;
                 net.note(format_args!("upheaval"));
-                self.ended_sessions = true;
+                net.wake();
+                self.ended_sessions.push(now);
                 self.command(Command::EndSessions);
                 for plan in &mut self.expected {
                     plan.at = now - self.start;
@@ -244,7 +273,8 @@ impl<C: ClientTls> World<C> {
             let local = listener_addresses()[self.listeners[listener]];
             let peer = net.dial(listener, Endpoints { peer: address, local });
             let announced = SocketAddr::from(([203, 0, 113, n], 2000));
-            let header = (self.listeners[listener] == 1).then_some((announced, local));
+            let header = self.listeners[listener] == 1 && plan.mischief != Some(Mischief::Garbage);
+            let header = header.then_some((announced, local));
             net.note(format_args!("client {} is {plan:?}", peer.0));
             let mut random = self.random.fork();
             self.clients
@@ -274,8 +304,13 @@ impl<C: ClientTls> World<C> {
         }
     }
 
-    fn collect(&mut self) {
+    fn collect(&mut self, now: Instant) {
         while let Some(record) = self.shared.records.pop() {
+            let told = self.ended_sessions.iter().find(|told| now - record.duration < **told);
+            assert!(
+                told.is_none_or(|told| now - *told <= LINGER_TIMEOUT + SLACK),
+                "a session that was told to end did not: {record:?}"
+            );
             self.records.push(record);
         }
     }
