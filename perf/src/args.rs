@@ -1,4 +1,4 @@
-//! The command line. Everything here is as typed; [`crate::plan`] makes it legal.
+//! The command line. Everything here is as typed; `plan` makes it legal.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
