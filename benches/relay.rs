@@ -143,7 +143,9 @@ trait Records: Server {
 
 impl Records for Ringlock {
     fn seal(&mut self, shared: &mut Shared, plain: &[u8]) -> usize {
-        self.tls.seal(plain, &mut self.sealed.sink(&mut shared.pool));
+        self.tls
+            .seal(plain, &mut self.sealed.sink(&mut shared.pool))
+            .expect("keys that last");
         let buffer = self.sealed.take().expect("something was sealed");
         let sent = buffer.len();
         self.sealed.returned(buffer, sent, &mut shared.pool);

@@ -229,10 +229,12 @@ pub enum Cause {
     Truncated,
     /// The peer's connection failed (reset, unreachable).
     PeerReset,
-    /// A record after the handshake was not acceptable; rustls' words.
+    /// A record after the handshake was not acceptable, and why.
     Record(String),
     /// More KeyUpdates in a second than [`crate::limits::KEY_UPDATES_PER_SECOND_MAX`].
     KeyUpdateFlood,
+    /// The connection's keys have protected as much as they may, and TLS 1.2 cannot renew them.
+    KeyLimit,
     /// No server of the group accepted a connection.
     UpstreamUnreachable,
     /// The upstream's connection failed.
@@ -245,7 +247,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every label, for metrics that start at zero. The order is [`Cause::index`]'s.
-    pub const LABELS: [&'static str; 17] = [
+    pub const LABELS: [&'static str; 18] = [
         "finished",
         "closed_before_hello",
         "drained",
@@ -259,6 +261,7 @@ impl Cause {
         "peer_reset",
         "record",
         "key_update_flood",
+        "key_limit",
         "upstream_unreachable",
         "upstream_reset",
         "exhausted",
@@ -282,10 +285,11 @@ impl Cause {
             Cause::PeerReset => 10,
             Cause::Record(_) => 11,
             Cause::KeyUpdateFlood => 12,
-            Cause::UpstreamUnreachable => 13,
-            Cause::UpstreamReset => 14,
-            Cause::Exhausted => 15,
-            Cause::Internal(_) => 16,
+            Cause::KeyLimit => 13,
+            Cause::UpstreamUnreachable => 14,
+            Cause::UpstreamReset => 15,
+            Cause::Exhausted => 16,
+            Cause::Internal(_) => 17,
         }
     }
 
@@ -299,7 +303,9 @@ impl Cause {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Cause::Finished | Cause::ClosedBeforeHello | Cause::Drained | Cause::IdleTimeout => Fault::None,
+            Cause::Finished | Cause::ClosedBeforeHello | Cause::Drained | Cause::IdleTimeout | Cause::KeyLimit => {
+                Fault::None
+            }
             Cause::Handshake(HandshakeFailure::Key(_)) => Fault::Key,
             Cause::WriteTimeout { upstream: true } | Cause::UpstreamUnreachable | Cause::UpstreamReset => {
                 Fault::Upstream
@@ -336,6 +342,7 @@ impl fmt::Display for Cause {
             Cause::PeerReset => f.write_str("client connection failed"),
             Cause::Record(why) => write!(f, "unacceptable record from the client: {why}"),
             Cause::KeyUpdateFlood => f.write_str("client sent too many KeyUpdates"),
+            Cause::KeyLimit => f.write_str("the keys of a TLS 1.2 connection have protected as much as they may"),
             Cause::UpstreamUnreachable => f.write_str("no upstream server accepted a connection"),
             Cause::UpstreamReset => f.write_str("upstream connection failed"),
             Cause::Exhausted => f.write_str(

@@ -429,6 +429,7 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "peer",
     "peer",
     "peer",
+    "none",
     "upstream",
     "upstream",
     "operator",

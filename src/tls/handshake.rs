@@ -1,7 +1,7 @@
-//! The rustls adapter: one connection from the first byte of its ClientHello to its close_notify.
+//! One connection from the first byte of its ClientHello to its close_notify: the handshake by rustls, then the records.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustls::crypto::CompletedKeyExchange;
 use rustls::server::UnbufferedServerConnection;
@@ -9,12 +9,11 @@ use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, Pe
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
-use super::records::{self, record_end};
-use super::{Opened, Outboxes, Step, Tls};
+use super::records::{Records, record_end};
+use super::{Opened, Outboxes, Step, Tls, unbuffered};
 use crate::buffers::Sink;
 use crate::crypto::{CryptoOp, CryptoResult, provider};
 use crate::error::{Cause, HandshakeFailure, alert_name};
-use crate::limits::KEY_UPDATES_PER_SECOND_MAX;
 use crate::metrics::Negotiated;
 
 /// See the module.
@@ -24,7 +23,6 @@ pub struct Connection {
     server_name: Option<Box<str>>,
     /// Highest version the client offered, as on the wire.
     offered_version: u16,
-    control_records: ControlRecords,
 }
 
 enum State {
@@ -44,30 +42,16 @@ enum State {
         answer: Result<CompletedKeyExchange, Error>,
     },
     /// rustls has the connection.
-    Running(Box<UnbufferedServerConnection>),
+    Handshaking(Box<UnbufferedServerConnection>),
+    Established(Box<Established>),
     /// Over.
     Dead,
 }
 
-/// Records after the handshake that carry no data: KeyUpdates, for well-behaved peers one in 2^24. Each costs a key schedule, so
-/// a flood of them is an attack.
-struct ControlRecords {
-    since: Option<Instant>,
-    count: u32,
-}
-
-impl ControlRecords {
-    /// Counts one; false when there were too many within a second.
-    fn admit(&mut self, now: Instant) -> bool {
-        match self.since {
-            Some(since) if now.saturating_duration_since(since) < Duration::from_secs(1) => self.count += 1,
-            Some(_) | None => {
-                self.since = Some(now);
-                self.count = 1;
-            }
-        }
-        self.count <= KEY_UPDATES_PER_SECOND_MAX
-    }
+struct Established {
+    records: Records,
+    negotiated: Option<Negotiated>,
+    alpn: Option<Box<[u8]>>,
 }
 
 impl Tls for Connection {
@@ -77,7 +61,6 @@ impl Tls for Connection {
             state: State::Hello(Gathering::default()),
             server_name: None,
             offered_version: 0,
-            control_records: ControlRecords { since: None, count: 0 },
         }
     }
 
@@ -115,8 +98,8 @@ impl Tls for Connection {
                 peer_share,
                 answer,
             } => provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, outboxes)),
-            State::Running(rustls) => self.run(rustls, received, outboxes),
-            State::Dead => (
+            State::Handshaking(rustls) => self.run(rustls, received, outboxes),
+            State::Established(_) | State::Dead => (
                 received.len(),
                 Step::Failed(HandshakeFailure::Protocol("bytes after the end".into())),
             ),
@@ -140,50 +123,27 @@ impl Tls for Connection {
         }
     }
 
-    fn open(&mut self, now: Instant, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
-        let State::Running(rustls) = &mut self.state else {
-            return (received.len(), Opened::Closed);
-        };
-        let mut used = 0;
-        // One record at a time, so that records without data can be counted.
-        while let Some(end) = record_end(received, used) {
-            let processed = records::process(rustls, &mut received[used..end], outboxes);
-            if let Some(error) = processed.error {
-                self.state = State::Dead;
-                return (received.len(), Opened::Failed(Cause::Record(describe(&error))));
-            }
-            if processed.closed {
-                // RFC 8446 section 6.1: what follows a close_notify is ignored.
-                return (received.len(), Opened::Closed);
-            }
-            if !processed.data && !self.control_records.admit(now) {
-                return (received.len(), Opened::Failed(Cause::KeyUpdateFlood));
-            }
-            if processed.discard < end - used {
-                let why = "a handshake message after the handshake is split over records";
-                return (received.len(), Opened::Failed(Cause::Record(why.into())));
-            }
-            used = end;
+    fn open(&mut self, now: Instant, received: &[u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
+        match &mut self.state {
+            State::Established(this) => this.records.open(now, received, outboxes),
+            State::Hello(_)
+            | State::Exchanging { .. }
+            | State::Exchanged { .. }
+            | State::Handshaking(_)
+            | State::Dead => (received.len(), Opened::Closed),
         }
-        if records::is_oversized(received, used) {
-            // rustls refuses the header and has the alert for it.
-            let error = records::process(rustls, &mut received[used..], outboxes).error;
-            let why = error.map_or_else(|| "a record is longer than any may be".into(), |error| describe(&error));
-            self.state = State::Dead;
-            return (received.len(), Opened::Failed(Cause::Record(why)));
-        }
-        (used, Opened::Open)
     }
 
-    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>) {
-        if let State::Running(rustls) = &mut self.state {
-            records::seal(rustls, Some(plain), sealed);
+    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>) -> Result<(), Cause> {
+        if let State::Established(this) = &mut self.state {
+            this.records.seal(plain, sealed)?;
         }
+        Ok(())
     }
 
     fn close_notify(&mut self, sealed: &mut Sink<'_>) {
-        if let State::Running(rustls) = &mut self.state {
-            records::seal(rustls, None, sealed);
+        if let State::Established(this) = &mut self.state {
+            this.records.close_notify(sealed);
         }
     }
 
@@ -192,25 +152,23 @@ impl Tls for Connection {
     }
 
     fn alpn(&self) -> Option<&[u8]> {
-        match &self.state {
-            State::Running(rustls) => rustls.alpn_protocol(),
-            State::Hello(_) | State::Exchanging { .. } | State::Exchanged { .. } | State::Dead => None,
-        }
+        self.established()?.alpn.as_deref()
     }
 
     fn negotiated(&self) -> Option<Negotiated> {
-        let State::Running(rustls) = &self.state else {
-            return None;
-        };
-        let suite = rustls.negotiated_cipher_suite()?.suite();
-        let group = rustls.negotiated_key_exchange_group()?.name();
-        Some(Negotiated {
-            version: u8::from(rustls.protocol_version()? == ProtocolVersion::TLSv1_3),
-            suite: position(&SUITES, &suite)?,
-            group: position(&GROUPS, &group)?,
-            resumption: u8::from(rustls.handshake_kind()? == HandshakeKind::Resumed),
-        })
+        self.established()?.negotiated
     }
+}
+
+fn negotiated(rustls: &UnbufferedServerConnection) -> Option<Negotiated> {
+    let suite = rustls.negotiated_cipher_suite()?.suite();
+    let group = rustls.negotiated_key_exchange_group()?.name();
+    Some(Negotiated {
+        version: u8::from(rustls.protocol_version()? == ProtocolVersion::TLSv1_3),
+        suite: position(&SUITES, &suite)?,
+        group: position(&GROUPS, &group)?,
+        resumption: u8::from(rustls.handshake_kind()? == HandshakeKind::Resumed),
+    })
 }
 
 /// Versions on the wire.
@@ -246,6 +204,14 @@ fn position<T: PartialEq>(table: &[T], value: &T) -> Option<u8> {
 }
 
 impl Connection {
+    fn established(&self) -> Option<&Established> {
+        if let State::Established(this) = &self.state {
+            Some(this)
+        } else {
+            None
+        }
+    }
+
     /// Looks at the ClientHello received so far. When it is complete the state moves on, and there may be a key exchange to
     /// compute first; otherwise the state stays `Hello`.
     fn hello(&mut self, mut gathering: Gathering, received: &[u8]) -> Result<Option<CryptoOp>, HandshakeFailure> {
@@ -289,7 +255,7 @@ impl Connection {
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {
-            self.state = State::Running(rustls);
+            self.state = State::Handshaking(rustls);
             return Ok(None);
         };
         let op = CryptoOp::KeyExchange {
@@ -316,24 +282,36 @@ impl Connection {
         let mut end = 0;
         while rustls.is_handshaking() {
             let Some(next) = record_end(received, end) else {
-                self.state = State::Running(rustls);
+                self.state = State::Handshaking(rustls);
                 return (used, Step::NeedsInput);
             };
             end = next;
-            let processed = records::process(&mut rustls, &mut received[used..end], outboxes);
+            let mut sealed = outboxes.sealed.sink(outboxes.pool);
+            let processed = unbuffered::process(&mut rustls, &mut received[used..end], &mut sealed);
             used += processed.discard;
-            if let Some(error) = processed.error {
-                return (received.len(), Step::Failed(self.failure(&error)));
-            }
-            if processed.closed {
-                return (
-                    received.len(),
-                    Step::Failed(HandshakeFailure::PeerAlert(AlertDescription::CloseNotify)),
-                );
-            }
+            let failure = match processed.error {
+                Some(error) => self.failure(&error),
+                None if processed.closed => HandshakeFailure::PeerAlert(AlertDescription::CloseNotify),
+                None => continue,
+            };
+            return (received.len(), Step::Failed(failure));
         }
-        self.state = State::Running(rustls);
-        (used, Step::Established)
+        let negotiated = negotiated(&rustls);
+        let alpn = rustls.alpn_protocol().map(Into::into);
+        match Records::new(*rustls) {
+            Ok(records) => {
+                self.state = State::Established(Box::new(Established {
+                    records,
+                    negotiated,
+                    alpn,
+                }));
+                (end, Step::Established)
+            }
+            Err(error) => (
+                received.len(),
+                Step::Failed(HandshakeFailure::Protocol(error.to_string())),
+            ),
+        }
     }
 
     #[expect(

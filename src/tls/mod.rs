@@ -1,11 +1,14 @@
-//! TLS on the server side. rustls is reached through this folder alone, by its unbuffered API.
+//! TLS on the server side. rustls is reached through this folder alone, by its unbuffered API; it does the handshake and keeps the
+//! secrets, the records after that are ours.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod client_hello;
 pub mod handshake;
 pub mod policy;
+mod protection;
 pub mod records;
+mod unbuffered;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,10 +33,13 @@ pub trait Tls: Sized {
     fn crypto_done(&mut self, result: CryptoResult);
 
     /// Takes records after the handshake. Returns how many bytes are used up; the rest is an incomplete record.
-    fn open(&mut self, now: Instant, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened);
+    fn open(&mut self, now: Instant, received: &[u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened);
 
-    /// Seals application data.
-    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>);
+    /// Seals application data; after the end of our direction, nothing.
+    ///
+    /// # Errors
+    /// The connection cannot carry more; the alert is sealed.
+    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>) -> Result<(), Cause>;
 
     /// Seals the end of our direction.
     fn close_notify(&mut self, sealed: &mut Sink<'_>);

@@ -109,5 +109,7 @@ fn server_config(
     // No resumption of any kind: a stock ticket or session is not bound to the policy it was issued under.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // For the record layer, which is ours.
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }

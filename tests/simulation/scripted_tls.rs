@@ -197,7 +197,7 @@ impl Tls for ScriptedServer {
         self.state = State::Exchanged(answer);
     }
 
-    fn open(&mut self, _: Instant, received: &mut [u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
+    fn open(&mut self, _: Instant, received: &[u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
         let State::Running { from_client, to_client } = &mut self.state else {
             panic!("records after the end");
         };
@@ -237,13 +237,14 @@ impl Tls for ScriptedServer {
         (used, Opened::Open)
     }
 
-    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>) {
+    fn seal(&mut self, plain: &[u8], sealed: &mut Sink<'_>) -> Result<(), Cause> {
         // After a failure nothing is sealed, as with rustls.
         if let State::Running { to_client, .. } = &mut self.state {
             for fragment in plain.chunks(FRAGMENT) {
                 sealed.write(&to_client.seal(DATA, fragment));
             }
         }
+        Ok(())
     }
 
     fn close_notify(&mut self, sealed: &mut Sink<'_>) {

@@ -259,6 +259,7 @@ fn the_fault_of_each_label_is_the_fault_of_its_cause() {
         Cause::PeerReset,
         Cause::Record(String::new()),
         Cause::KeyUpdateFlood,
+        Cause::KeyLimit,
         Cause::UpstreamUnreachable,
         Cause::UpstreamReset,
         Cause::Exhausted,

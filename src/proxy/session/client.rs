@@ -108,14 +108,14 @@ impl<T: Tls> Session<T> {
     }
 
     /// Opens records and queues what they say for the upstream.
-    pub(super) fn open(&mut self, start: usize, bytes: &mut [u8], cx: &mut Context<'_>) -> usize {
+    pub(super) fn open(&mut self, start: usize, bytes: &[u8], cx: &mut Context<'_>) -> usize {
         let before = self.upstream.outbox.queued();
         let mut outboxes = Outboxes {
             plain: &mut self.upstream.outbox,
             sealed: &mut self.downstream.outbox,
             pool: cx.pool,
         };
-        let (used, opened) = self.tls.open(self.now, &mut bytes[start..], &mut outboxes);
+        let (used, opened) = self.tls.open(self.now, &bytes[start..], &mut outboxes);
         let gained = self.upstream.outbox.queued() - before;
         self.received += gained as u64;
         if self.upstream.write == Write::Failed {

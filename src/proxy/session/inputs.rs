@@ -35,8 +35,10 @@ impl<T: Tls> Session<T> {
                 if active(Mutant::BytesOutOfOrder) {
                     bytes.rotate_left(1);
                 }
-                self.tls.seal(bytes, &mut self.downstream.outbox.sink(cx.pool));
                 self.sent += bytes.len() as u64;
+                if let Err(cause) = self.tls.seal(bytes, &mut self.downstream.outbox.sink(cx.pool)) {
+                    self.linger(cause, cx);
+                }
             }
         }
     }
