@@ -124,6 +124,9 @@ fn establish<S: Server>(shared: &mut S::Shared, config: &Arc<ClientConfig>) -> (
     let mut bytes = Vec::new();
     for _ in 0..FLIGHTS_MAX {
         flight(&mut client, &mut bytes);
+        if server.is_established() {
+            break;
+        }
         let mut answer = Vec::new();
         server.receive(shared, &mut bytes, &mut answer);
         deliver(&mut client, &answer);
