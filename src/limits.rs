@@ -29,6 +29,18 @@ pub const KEY_UPDATES_PER_SECOND_MAX: u32 = 16;
 /// Handshakes that one worker computes in one turn of its loop, so that established traffic waits for no more than these.
 pub const HANDSHAKES_PER_TURN: usize = 8;
 
+/// Stack of a call that can be suspended. Used at most: 12 KiB by a release build (25 KiB with ML-KEM), 60 KiB by a debug build.
+pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
+
+/// What lies below it and cannot be touched: more than any frame of C code is long.
+pub const SUSPENDED_STACK_GUARD_BYTES: usize = 64 * 1024;
+
+/// Calls of one worker that are suspended at a time; beyond that they compute inline what they ask for.
+pub const SUSPENDED_CALLS_MAX: usize = 1024;
+
+/// Stacks that a worker keeps for the next calls; what comes back beyond that goes to the kernel.
+pub const SUSPENDED_STACKS_KEEP: usize = 64;
+
 /// Longest an unanswered end of stream is waited for, and what is read and dropped meanwhile.
 pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
 

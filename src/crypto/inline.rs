@@ -1,5 +1,7 @@
 //! The engine that answers at once, on the worker's own core, with aws-lc.
 
+use rustls::sign::SigningKey as _;
+
 use super::{CryptoOp, CryptoResult, provider};
 
 /// Computes one operation.
@@ -12,5 +14,9 @@ pub fn run(op: &CryptoOp) -> CryptoResult {
                 None => Err(rustls::PeerIncompatible::NoKxGroupsInCommon.into()),
             })
         }
+        CryptoOp::Sign { key, scheme, message } => CryptoResult::Signature(match key.choose_scheme(&[*scheme]) {
+            Some(signer) => signer.sign(message),
+            None => Err(rustls::PeerIncompatible::NoSignatureSchemesInCommon.into()),
+        }),
     }
 }

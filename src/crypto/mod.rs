@@ -3,16 +3,19 @@
 pub mod cpu;
 pub mod inline;
 pub mod provider;
+pub mod signer;
+pub mod suspend;
 
-use rustls::NamedGroup;
+use ringlock_hsm::KeyRef;
 use rustls::crypto::CompletedKeyExchange;
+use rustls::{NamedGroup, SignatureScheme};
 
 /// Numbers the operations of one session, so that a late answer is known as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpId(pub u32);
 
 /// An operation that a session emits and whose result it receives later. The session cannot tell which engine answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum CryptoOp {
     /// An ephemeral key pair of `group`, and its agreement with the peer's share.
     KeyExchange {
@@ -21,12 +24,25 @@ pub enum CryptoOp {
         /// As the peer sent it; not validated.
         peer_share: Box<[u8]>,
     },
+    /// A signature.
+    Sign {
+        /// Whose.
+        key: KeyRef,
+        /// One that the key has.
+        scheme: SignatureScheme,
+        /// What is signed, before any hash.
+        message: Box<[u8]>,
+    },
 }
 
 /// The answer to a [`CryptoOp`].
 pub enum CryptoResult {
     /// Of [`CryptoOp::KeyExchange`].
     KeyExchange(Result<CompletedKeyExchange, rustls::Error>),
+    /// Of [`CryptoOp::Sign`].
+    Signature(Result<Vec<u8>, rustls::Error>),
+    /// Nobody waits for the operation any more: the connection is over.
+    Abandoned,
 }
 
 impl std::fmt::Debug for CryptoResult {
@@ -34,6 +50,9 @@ impl std::fmt::Debug for CryptoResult {
         match self {
             CryptoResult::KeyExchange(Ok(done)) => write!(f, "KeyExchange({:?})", done.group),
             CryptoResult::KeyExchange(Err(error)) => write!(f, "KeyExchange({error})"),
+            CryptoResult::Signature(Ok(signature)) => write!(f, "Signature({} bytes)", signature.len()),
+            CryptoResult::Signature(Err(error)) => write!(f, "Signature({error})"),
+            CryptoResult::Abandoned => f.write_str("Abandoned"),
         }
     }
 }

@@ -13,6 +13,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::NamePattern;
+use crate::crypto::signer::SuspendingKey;
 
 /// A certificate chain whose key is known to fit.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Identity {
         let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
         let key = KeyRef::from_pem(key)?;
-        let certified = CertifiedKey::new(chain, Arc::new(key));
+        let certified = CertifiedKey::new(chain, Arc::new(SuspendingKey(key)));
         match certified.keys_match() {
             Ok(()) => {}
             Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
