@@ -489,20 +489,22 @@ static UPSTREAM: Section = Section {
     ],
 };
 
+const MULTIBUFFER: &str = r#""auto", "off", or the path of libcrypto_mb.so"#;
+
 static CRYPTO: Section = Section {
-    doc: "How cryptography is computed. Every operation runs inline yet: auto and off mean the same.",
+    doc: "How cryptography is computed.",
     keys: &[
         key(
             "multibuffer",
-            Kind::WordOrPathLater(&[word("auto"), word("off")]),
+            Kind::Text(MULTIBUFFER),
             Presence::Default(r#""auto""#),
-            "Batches of eight operations at once, by libcrypto_mb.",
+            "Batches of up to eight operations at once, by libcrypto_mb. With auto it is used where it is found and the processor has AVX-512 IFMA; with a path it must be usable.",
         ),
         key(
             "made_ahead",
             Kind::Word(&[word("auto"), later("on"), word("off")]),
             Presence::Default(r#""auto""#),
-            "Key pairs and signature set-ups made before they are needed.",
+            "Key pairs and signature set-ups made before they are needed: none yet, auto and off mean the same.",
         ),
     ],
 };

@@ -88,6 +88,9 @@ fn the_example_of_the_contract_is_read_as_it_says() {
     let (config, warnings) = parse(CONTRACT, Path::new("/etc/ringlock/ringlock.toml")).expect("it is legal");
     assert_eq!(warnings, []);
     let expected = Config {
+        crypto: Crypto {
+            multibuffer: Multibuffer::Auto,
+        },
         global: Global {
             workers: Workers::Auto,
             io: Io::Auto,
