@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Cause, HandshakeFailure};
+use crate::limits::HANDSHAKES_PER_TURN;
 
 /// A counter or gauge with one writer, so adding is a plain load and store.
 #[derive(Debug, Default)]
@@ -91,8 +92,10 @@ pub struct WorkerMetrics {
     pub upstream_received: Counter,
     /// Bytes sent to upstreams (plain).
     pub upstream_sent: Counter,
-    /// Key exchanges answered through the crypto queue.
-    pub crypto_operations: Counter,
+    /// Operations answered through the crypto queue, each computed by itself.
+    pub crypto_inline: Counter,
+    /// Batches computed, by how many operations each had, less one.
+    pub crypto_batches: [Counter; HANDSHAKES_PER_TURN],
     /// Turns of the loop.
     pub turns: Counter,
     /// Connection records dropped because the log could not keep up.
@@ -115,7 +118,8 @@ impl Default for WorkerMetrics {
             downstream_sent: Counter::default(),
             upstream_received: Counter::default(),
             upstream_sent: Counter::default(),
-            crypto_operations: Counter::default(),
+            crypto_inline: Counter::default(),
+            crypto_batches: std::array::from_fn(|_| Counter::default()),
             turns: Counter::default(),
             log_dropped: Counter::default(),
             buffer_bytes: Counter::default(),

@@ -2,7 +2,6 @@
 //! operations. Owns every session, buffer and its driver; shares nothing but counters. The only file that knows both
 //! sessions and drivers.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,9 +11,10 @@ use crossbeam::channel::Receiver;
 use crossbeam::queue::ArrayQueue;
 
 use crate::buffers::SendPool;
-use crate::crypto::{CryptoOp, OpId, inline};
+use crate::crypto::batch::{Engine, LANES, Queue, Stage};
+use crate::crypto::{OpId, suspend};
 use crate::error::{Cause, IoError};
-use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
+use crate::limits::ACCEPT_BACKOFF;
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -58,6 +58,8 @@ pub struct Shared {
     pub metrics: Arc<WorkerMetrics>,
     /// Ends of connections, to be logged.
     pub records: Arc<ArrayQueue<ConnectionRecord>>,
+    /// Computes what handshakes ask for.
+    pub engine: Arc<Engine>,
 }
 
 /// A snapshot that sessions of this worker still use, with its upstream state.
@@ -110,8 +112,7 @@ pub struct Worker<D, T> {
     free: Vec<u32>,
     timers: TimerWheel,
     pool: SendPool,
-    /// Crypto operations in the order they were asked for.
-    operations: VecDeque<(Token, OpId, CryptoOp)>,
+    operations: Queue<(Token, OpId)>,
     /// Slots whose sessions hold bytes back until the end of a turn.
     held: Vec<u32>,
     live: usize,
@@ -124,6 +125,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     /// A worker that serves nothing until told to.
     pub fn new(driver: D, commands: Receiver<Command>, shared: Shared) -> Worker<D, T> {
         let now = driver.now();
+        suspend::allow(shared.engine.is_worth_waiting_for());
         Worker {
             driver,
             commands,
@@ -135,7 +137,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             free: Vec::new(),
             timers: TimerWheel::new(now),
             pool: SendPool::default(),
-            operations: VecDeque::new(),
+            operations: Queue::default(),
             held: Vec::new(),
             live: 0,
             sample: 0,
@@ -393,7 +395,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 Some(Output::Connect(server)) => self.connect(slot, server),
                 Some(Output::Crypto(id, op)) => {
                     let token = self.token(slot, Role::Downstream);
-                    self.operations.push_back((token, id, op));
+                    self.operations.push((token, id), op);
                 }
                 Some(Output::Receive(side)) => self.submit(slot, side, Op::Receive),
                 Some(Output::Send(side, buffer)) => self.submit(slot, side, |socket| Op::Send(socket, buffer)),
@@ -578,21 +580,30 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
     }
 
-    /// Answers the operations that wait, but only so many that established traffic is not kept waiting.
+    /// Answers operations that wait, but only so many that established traffic is not kept waiting.
     fn run_operations(&mut self) {
-        for _ in 0..HANDSHAKES_PER_TURN {
-            let Some((token, id, op)) = self.operations.pop_front() else {
-                return;
-            };
-            let next = self
-                .operations
-                .front()
-                .filter(|_| active(Mutant::CryptoResultToWrongSlot));
-            let token = next.map_or(token, |(next, _, _)| *next);
-            if self.side_of(token).is_some() {
-                let result = inline::run(&op);
-                self.shared.metrics.crypto_operations.add(1);
-                self.handle(token, Input::CryptoDone(id, result));
+        if active(Mutant::FlushForgotten) && self.operations.len() > LANES {
+            return;
+        }
+        if !self.operations.is_due(&self.shared.engine) {
+            return;
+        }
+        // A key exchange that is answered lets its handshake ask for a signature, which is answered in the same turn.
+        for stage in Stage::ALL {
+            let mut wanted = self.operations.take(stage);
+            wanted.retain(|((token, _), _)| self.side_of(*token).is_some());
+            let (mut tags, ops): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+            if active(Mutant::CryptoResultToWrongSlot) {
+                let by = usize::from(tags.len() > 1);
+                tags.rotate_left(by);
+            }
+            let metrics = Arc::clone(&self.shared.metrics);
+            let answers = self.shared.engine.answer(&ops, |lanes| match lanes {
+                1 => metrics.crypto_inline.add(1),
+                lanes => metrics.crypto_batches[lanes - 1].add(1),
+            });
+            for ((token, id), answer) in tags.into_iter().zip(answers) {
+                self.handle(token, Input::CryptoDone(id, answer));
             }
         }
     }

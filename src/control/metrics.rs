@@ -237,12 +237,18 @@ impl View {
             unit: Some(Unit::Bytes),
             samples: self.workers.iter().flat_map(transferred).collect(),
         })?;
-        to.counter(self.of_workers(
-            "ringlock_crypto_operations",
-            "Private key and key exchange operations answered through the crypto queue",
-            None,
-            |m| &m.crypto_operations,
-        ))?;
+        to.counter(Family {
+            name: "ringlock_crypto_operations",
+            help: "Private key and key exchange operations answered through the crypto queue",
+            unit: None,
+            samples: self.workers.iter().flat_map(crypto_operations).collect(),
+        })?;
+        to.counter(Family {
+            name: "ringlock_crypto_batches",
+            help: "Calls that computed several operations at once, by how many",
+            unit: None,
+            samples: self.workers.iter().flat_map(batches).collect(),
+        })?;
         to.counter(self.of_workers("ringlock_loop_turns", "Turns of the worker's loop", None, |m| &m.turns))?;
         to.gauge(self.of_workers(
             "ringlock_send_buffers",
@@ -435,6 +441,29 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "operator",
     "us",
 ];
+
+/// The operations of one worker, by how they were computed.
+fn crypto_operations(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let labels = |engine: &'static str| vec![worker_label(worker), ("engine", Cow::Borrowed(engine))];
+    let batches = worker.metrics.crypto_batches.iter().map(Counter::value);
+    let batched = (1..).zip(batches).map(|(operations, batches)| operations * batches);
+    vec![
+        (labels("inline"), worker.metrics.crypto_inline.value()),
+        (labels("batch"), batched.sum()),
+    ]
+}
+
+/// The batches of one worker, by how many operations they had.
+fn batches(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let batches = (1..).zip(&worker.metrics.crypto_batches);
+    batches
+        .skip(1)
+        .map(|(operations, count): (u32, _)| {
+            let operations = ("operations", operations.to_string().into());
+            (vec![worker_label(worker), operations], count.value())
+        })
+        .collect()
+}
 
 /// The connections of one worker that ended, by cause and fault.
 fn ended(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {

@@ -1,7 +1,5 @@
 //! The engine that answers at once, on the worker's own core, with aws-lc.
 
-use rustls::sign::SigningKey as _;
-
 use super::{CryptoOp, CryptoResult, provider};
 
 /// Computes one operation.
@@ -14,9 +12,6 @@ pub fn run(op: &CryptoOp) -> CryptoResult {
                 None => Err(rustls::PeerIncompatible::NoKxGroupsInCommon.into()),
             })
         }
-        CryptoOp::Sign { key, scheme, message } => CryptoResult::Signature(match key.choose_scheme(&[*scheme]) {
-            Some(signer) => signer.sign(message),
-            None => Err(rustls::PeerIncompatible::NoSignatureSchemesInCommon.into()),
-        }),
+        CryptoOp::Sign { key, scheme, message } => CryptoResult::Signature(key.sign(*scheme, message)),
     }
 }

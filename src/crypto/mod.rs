@@ -1,14 +1,18 @@
 //! Cryptographic operations: what a session may ask for, and the engines that answer.
 
+pub mod batch;
 pub mod cpu;
 pub mod inline;
+pub mod multibuffer;
 pub mod provider;
 pub mod signer;
 pub mod suspend;
 
-use ringlock_hsm::KeyRef;
+use std::sync::Arc;
+
 use rustls::crypto::CompletedKeyExchange;
 use rustls::{NamedGroup, SignatureScheme};
+use signer::Key;
 
 /// Numbers the operations of one session, so that a late answer is known as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +31,7 @@ pub enum CryptoOp {
     /// A signature.
     Sign {
         /// Whose.
-        key: KeyRef,
+        key: Arc<Key>,
         /// One that the key has.
         scheme: SignatureScheme,
         /// What is signed, before any hash.

@@ -1,11 +1,14 @@
 //! What this machine and this process may do: processors, drivers, users, descriptors.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 
-use crate::config::{AdminAddress, Config, Io, Problem, Workers};
+use crate::config::{AdminAddress, Config, Io, Multibuffer, Problem, Workers};
+use crate::crypto::batch::Engine;
+use crate::crypto::multibuffer;
 use crate::net::uring::UringDriver;
 
 /// Which driver the workers use.
@@ -29,7 +32,7 @@ impl DriverKind {
 }
 
 /// What the workers will be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// One worker on each of these processors.
     pub cpus: Vec<usize>,
@@ -37,6 +40,10 @@ pub struct Plan {
     pub driver: DriverKind,
     /// Why that driver, for the log.
     pub reason: String,
+    /// What computes for handshakes.
+    pub engine: Arc<Engine>,
+    /// Why that one, for the log.
+    pub engine_reason: String,
 }
 
 /// Finds out what this machine will do for `config`.
@@ -55,6 +62,7 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
     };
     let cpus = choose_cpus(&config.global.workers).map_err(|refusal| keep("global.workers", refusal));
     let driver = choose_driver(config.global.io).map_err(|refusal| keep("global.io", refusal));
+    let engine = choose_engine(&config.crypto.multibuffer).map_err(|refusal| keep("crypto.multibuffer", refusal));
     if let Some(user) = &config.global.user
         && let Err(refusal) = find_user(user)
     {
@@ -79,9 +87,15 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
             keep(&format!("listener \"{}\": congestion_control", listener.name), refusal);
         }
     }
-    match (cpus, driver) {
-        (Ok(cpus), Ok((driver, reason))) if problems.is_empty() => Ok(Plan { cpus, driver, reason }),
-        (_, _) => Err(problems),
+    match (cpus, driver, engine) {
+        (Ok(cpus), Ok((driver, reason)), Ok((engine, engine_reason))) if problems.is_empty() => Ok(Plan {
+            cpus,
+            driver,
+            reason,
+            engine: Arc::new(engine),
+            engine_reason,
+        }),
+        (_, _, _) => Err(problems),
     }
 }
 
@@ -147,6 +161,26 @@ fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
             found: format!("\"io_uring\", which is not usable: {}", explain(&error)),
             expected: "a kernel from 6.1 on that lets this process use io_uring".into(),
             remedy: "use \"auto\" or \"epoll\"".into(),
+        }),
+    }
+}
+
+fn choose_engine(multibuffer: &Multibuffer) -> Result<(Engine, String), Refusal> {
+    let path = match multibuffer {
+        Multibuffer::Off => return Ok((Engine::inline(false), "configured".into())),
+        Multibuffer::Auto => None,
+        Multibuffer::Library(path) => Some(path.as_path()),
+    };
+    match (multibuffer::Multibuffer::load(path), path) {
+        (Ok(library), _) => {
+            let reason = format!("{} is usable", library.path().display());
+            Ok((Engine::with_library(library), reason))
+        }
+        (Err(error), None) => Ok((Engine::inline(false), error.to_string())),
+        (Err(error), Some(path)) => Err(Refusal {
+            found: format!("\"{}\": {error}", path.display()),
+            expected: "a libcrypto_mb that this processor can use".into(),
+            remedy: "use scripts/setup-multibuffer to get one, or write \"auto\" or \"off\"".into(),
         }),
     }
 }

@@ -135,8 +135,15 @@ impl Server {
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
         server.serve(snapshot, sockets);
-        let Plan { cpus, driver, reason } = &server.plan;
+        let Plan {
+            cpus,
+            driver,
+            reason,
+            engine,
+            engine_reason,
+        } = &server.plan;
         tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
+        tracing::info!(%engine, reason = engine_reason, "handshakes are computed");
         for address in server.inherited.unused(&server.bound) {
             tracing::warn!(
                 "a socket for {address} was passed (LISTEN_FDS) and no listener has that address: its clients wait"
@@ -157,6 +164,7 @@ impl Server {
                 index,
                 metrics: Arc::new(WorkerMetrics::default()),
                 records: Arc::new(ArrayQueue::new(LOG_QUEUE_RECORDS)),
+                engine: Arc::clone(&self.plan.engine),
             };
             let worker = start_worker(self.plan.driver, cpu, shared).map_err(StartError::Thread)?;
             self.workers.push(worker);

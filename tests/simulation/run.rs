@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use ringlock::address::{Endpoints, ServerEndpoint};
-use ringlock::crypto::suspend;
+use ringlock::crypto::batch::Engine;
 use ringlock::error::{Cause, IoError};
 use ringlock::net::driver::Driver as _;
 use ringlock::net::sim::faults::Faults;
@@ -76,7 +76,6 @@ pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<Outcome, Strin
 }
 
 fn play<C: ClientTls>(seed: u64, print: bool) -> Outcome {
-    suspend::allow(seed.is_multiple_of(2));
     let mut random = Random::new(seed);
     let mut faults = Faults::draw(&mut random);
     let plan = Plan::draw(&mut random, &mut faults);
@@ -89,6 +88,7 @@ fn play<C: ClientTls>(seed: u64, print: bool) -> Outcome {
         index: 0,
         metrics: Arc::default(),
         records: Arc::new(ArrayQueue::new(1024)),
+        engine: Arc::new(Engine::inline(seed.is_multiple_of(2))),
     };
     let mut worker: Worker<SimDriver, C::Server> = Worker::new(driver, received, shared.clone());
     let mut world: World<C> = World::new(plan, random, start, commands, shared);

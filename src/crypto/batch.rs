@@ -1,0 +1,506 @@
+//! Operations that wait, and the engine that answers them: up to eight of one kind by one call of libcrypto_mb, where that is
+//! cheaper than one by one with aws-lc.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{SHA256, SHA384, digest};
+use aws_lc_rs::kem::{EncapsulationKey, ML_KEM_768};
+use rustls::crypto::{CompletedKeyExchange, SharedSecret};
+use rustls::{Error, NamedGroup, PeerMisbehaved, SignatureScheme};
+
+use super::multibuffer::{
+    BatchedCurve, EcdhJob, EcdsaJob, Lanes, Multibuffer, RsaJob, RsaScratch, Secret32, X25519Job,
+};
+use super::multibuffer::{Block, Hash, RsaKey};
+use super::multibuffer::{Curve, P256, P384, Point, Scalar};
+use super::signer::{Key, LaneKey};
+use super::{CryptoOp, CryptoResult, inline};
+use crate::limits::HANDSHAKES_PER_TURN;
+
+pub use super::multibuffer::LANES;
+
+const _: () = assert!(HANDSHAKES_PER_TURN == LANES, "a turn computes one batch of each stage");
+
+/// Bytes of an ML-KEM-768 encapsulation key, which stands before the X25519 share of X25519MLKEM768.
+const MLKEM_KEY_BYTES: usize = 1184;
+
+/// What a handshake asks for first, and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Key exchanges.
+    Exchanges,
+    /// Signatures.
+    Signatures,
+}
+
+impl Stage {
+    /// In the order of a handshake.
+    pub const ALL: [Stage; 2] = [Stage::Exchanges, Stage::Signatures];
+}
+
+/// Operations in the order they were asked for; a tag says by whom.
+pub struct Queue<Tag> {
+    exchanges: VecDeque<(Tag, CryptoOp)>,
+    signatures: VecDeque<(Tag, CryptoOp)>,
+    /// The worker has looked for more since the last answer.
+    looked: bool,
+}
+
+impl<Tag> Default for Queue<Tag> {
+    fn default() -> Self {
+        Queue {
+            exchanges: VecDeque::new(),
+            signatures: VecDeque::new(),
+            looked: false,
+        }
+    }
+}
+
+impl<Tag> Queue<Tag> {
+    /// Appends an operation.
+    pub fn push(&mut self, tag: Tag, op: CryptoOp) {
+        match op {
+            CryptoOp::KeyExchange { .. } => self.exchanges.push_back((tag, op)),
+            CryptoOp::Sign { .. } => self.signatures.push_back((tag, op)),
+        }
+    }
+
+    /// Number of operations.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.exchanges.len() + self.signatures.len()
+    }
+
+    /// Nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// It is time for answers. Some, but not a batch of them, wait once for the worker to look, without sleeping, whether there are
+    /// more; one alone never does.
+    pub fn is_due(&mut self, engine: &Engine) -> bool {
+        let most = self.exchanges.len().max(self.signatures.len());
+        let looks = engine.batch.is_some() && (2..LANES).contains(&most) && !self.looked;
+        self.looked = looks;
+        !looks
+    }
+
+    /// The oldest operations of a stage, as many as a turn computes.
+    pub fn take(&mut self, stage: Stage) -> Vec<(Tag, CryptoOp)> {
+        let waiting = match stage {
+            Stage::Exchanges => &mut self.exchanges,
+            Stage::Signatures => &mut self.signatures,
+        };
+        let count = waiting.len().min(HANDSHAKES_PER_TURN);
+        waiting.drain(..count).collect()
+    }
+}
+
+/// What can share a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Also the X25519 half of X25519MLKEM768.
+    X25519,
+    P256,
+    SignP256,
+    SignP384,
+    SignRsa2048,
+    SignRsa3072,
+    SignRsa4096,
+}
+
+impl Kind {
+    const ALL: [Kind; 7] = [
+        Kind::X25519,
+        Kind::P256,
+        Kind::SignP256,
+        Kind::SignP384,
+        Kind::SignRsa2048,
+        Kind::SignRsa3072,
+        Kind::SignRsa4096,
+    ];
+
+    fn of(op: &CryptoOp) -> Option<Kind> {
+        match op {
+            CryptoOp::KeyExchange { group, peer_share } => match (*group, peer_share.len()) {
+                (NamedGroup::X25519, 32) => Some(Kind::X25519),
+                (NamedGroup::X25519MLKEM768, bytes) if bytes == MLKEM_KEY_BYTES + 32 => Some(Kind::X25519),
+                (NamedGroup::secp256r1, _) => Some(Kind::P256),
+                (_, _) => None,
+            },
+            CryptoOp::Sign { key, scheme, .. } => match key.lanes()? {
+                LaneKey::P256(_) if *scheme == SignatureScheme::ECDSA_NISTP256_SHA256 => Some(Kind::SignP256),
+                LaneKey::P384(_) if *scheme == SignatureScheme::ECDSA_NISTP384_SHA384 => Some(Kind::SignP384),
+                LaneKey::Rsa(key) => match key.bits() {
+                    2048 => Some(Kind::SignRsa2048),
+                    3072 => Some(Kind::SignRsa3072),
+                    4096 => Some(Kind::SignRsa4096),
+                    _ => None,
+                },
+                LaneKey::P256(_) | LaneKey::P384(_) => None,
+            },
+        }
+    }
+}
+
+/// Answers operations. Workers share it.
+pub struct Engine {
+    batch: Option<Batch>,
+    waits: bool,
+}
+
+struct Batch {
+    library: Multibuffer,
+    /// As many operations of a kind are cheaper in one call than one by one; in the order of [`Kind::ALL`].
+    break_even: [usize; Kind::ALL.len()],
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.batch {
+            Some(_) => "in batches of up to eight",
+            None => "one by one",
+        })
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({self})")
+    }
+}
+
+thread_local! {
+    static RSA_SCRATCH: RefCell<Option<RsaScratch>> = const { RefCell::new(None) };
+}
+
+impl Engine {
+    /// One that computes everything by itself. When it `waits`, handshakes wait for signatures all the same, as for an engine that
+    /// is elsewhere.
+    #[must_use]
+    pub fn inline(waits: bool) -> Engine {
+        Engine { batch: None, waits }
+    }
+
+    /// One with the library; measures when that is cheaper.
+    #[must_use]
+    pub fn with_library(library: Multibuffer) -> Engine {
+        let mut batch = Batch {
+            library,
+            break_even: [1; Kind::ALL.len()],
+        };
+        batch.break_even = calibrated(&batch);
+        Engine {
+            batch: Some(batch),
+            waits: true,
+        }
+    }
+
+    /// It is worth leaving a call of rustls for an answer.
+    #[must_use]
+    pub fn is_worth_waiting_for(&self) -> bool {
+        self.waits
+    }
+
+    /// Answers up to [`LANES`] operations, in their order. `count` is told how many were computed together, for each call.
+    ///
+    /// # Panics
+    /// There are more.
+    pub fn answer(&self, ops: &[CryptoOp], mut count: impl FnMut(usize)) -> Vec<CryptoResult> {
+        assert!(ops.len() <= LANES, "a turn computes one batch of each stage");
+        let mut answers: Lanes<CryptoResult> = Default::default();
+        if let Some(batch) = &self.batch {
+            for (kind, break_even) in Kind::ALL.into_iter().zip(batch.break_even) {
+                let wanted = (0..ops.len()).filter(|&lane| Kind::of(&ops[lane]) == Some(kind));
+                let wanted: Vec<usize> = wanted.collect();
+                if wanted.len() >= break_even.max(2) {
+                    count(wanted.len());
+                    batch.compute(kind, ops, &wanted, &mut answers);
+                }
+            }
+        }
+        let answers = answers.into_iter().zip(ops).map(|(answer, op)| {
+            // What a batch refuses is computed again: aws-lc has the error for it, or does better.
+            answer.unwrap_or_else(|| {
+                count(1);
+                inline::run(op)
+            })
+        });
+        answers.collect()
+    }
+}
+
+impl Batch {
+    /// Computes the `wanted` of `ops`, all of `kind`.
+    fn compute(&self, kind: Kind, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+        match kind {
+            Kind::X25519 => self.x25519(ops, wanted, answers),
+            Kind::P256 => self.ecdh::<P256>(ops, wanted, answers),
+            Kind::SignP256 => self.ecdsa::<P256>(ops, wanted, answers, |message| digest(&SHA256, message)),
+            Kind::SignP384 => self.ecdsa::<P384>(ops, wanted, answers, |message| digest(&SHA384, message)),
+            Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096 => self.rsa(ops, wanted, answers),
+        }
+    }
+
+    fn x25519(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+        let private: Vec<Secret32> = wanted.iter().map(|_| Secret32::random()).collect();
+        let peers: Vec<&[u8; 32]> = wanted
+            .iter()
+            .map(|&lane| {
+                exchange(&ops[lane])
+                    .1
+                    .last_chunk()
+                    .expect("Kind::of has seen its length")
+            })
+            .collect();
+        let jobs: Vec<X25519Job<'_>> = private
+            .iter()
+            .zip(&peers)
+            .map(|(private, peer)| X25519Job { private, peer })
+            .collect();
+        let public = self.library.x25519_public_key(&private.iter().collect::<Vec<_>>());
+        let shared = self.library.x25519(&jobs);
+        for ((&lane, public), shared) in wanted.iter().zip(public).zip(shared) {
+            let (group, share) = exchange(&ops[lane]);
+            let Some(public) = public else { continue };
+            let done = shared.ok_or(INVALID_SHARE).and_then(|shared| {
+                if group == NamedGroup::X25519MLKEM768 {
+                    return hybrid(&share[..MLKEM_KEY_BYTES], &public, shared.bytes());
+                }
+                Ok(CompletedKeyExchange {
+                    group,
+                    pub_key: public.to_vec(),
+                    secret: SharedSecret::from(shared.bytes().as_slice()),
+                })
+            });
+            answers[lane] = Some(CryptoResult::KeyExchange(done));
+        }
+    }
+
+    fn ecdh<C: BatchedCurve>(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>)
+    where
+        C::Limbs: fmt::Debug,
+    {
+        let mut peers = Vec::with_capacity(LANES);
+        for &lane in wanted {
+            match Point::<C>::from_uncompressed(exchange(&ops[lane]).1) {
+                Some(point) => peers.push((lane, point)),
+                None => answers[lane] = Some(CryptoResult::KeyExchange(Err(INVALID_SHARE))),
+            }
+        }
+        if peers.is_empty() {
+            return;
+        }
+        let private: Vec<Scalar<C>> = peers.iter().map(|_| Scalar::random()).collect();
+        let jobs: Vec<EcdhJob<'_, C>> = private
+            .iter()
+            .zip(&peers)
+            .map(|(private, (_, peer))| EcdhJob { private, peer })
+            .collect();
+        let public = self.library.public_key(&private.iter().collect::<Vec<_>>());
+        let shared = self.library.ecdh(&jobs);
+        for ((&(lane, _), public), shared) in peers.iter().zip(public).zip(shared) {
+            let (Some(public), Some(shared)) = (public, shared) else {
+                continue;
+            };
+            let mut bytes = [0; 97];
+            answers[lane] = Some(CryptoResult::KeyExchange(Ok(CompletedKeyExchange {
+                group: exchange(&ops[lane]).0,
+                pub_key: public.write_uncompressed(&mut bytes).to_vec(),
+                secret: SharedSecret::from(shared.bytes().as_ref()),
+            })));
+        }
+    }
+
+    fn ecdsa<C: BatchedCurve + LaneCurve>(
+        &self,
+        ops: &[CryptoOp],
+        wanted: &[usize],
+        answers: &mut Lanes<CryptoResult>,
+        digest: impl Fn(&[u8]) -> aws_lc_rs::digest::Digest,
+    ) {
+        let digests: Vec<_> = wanted.iter().map(|&lane| digest(signature(&ops[lane]).2)).collect();
+        let jobs: Vec<EcdsaJob<'_, C>> = wanted
+            .iter()
+            .zip(&digests)
+            .map(|(&lane, digest)| EcdsaJob {
+                key: signature(&ops[lane])
+                    .0
+                    .lanes()
+                    .and_then(C::scalar)
+                    .expect("Kind::of has seen the key"),
+                digest: digest.as_ref(),
+            })
+            .collect();
+        for (&lane, signed) in wanted.iter().zip(self.library.ecdsa_sign(&jobs)) {
+            answers[lane] = signed.map(|signed| CryptoResult::Signature(Ok(signed.to_der())));
+        }
+    }
+
+    fn rsa(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+        let mut blocks: Vec<(usize, &RsaKey, Block, Vec<u8>)> = Vec::with_capacity(LANES);
+        for &lane in wanted {
+            let (key, scheme, message) = signature(&ops[lane]);
+            if let Some(LaneKey::Rsa(key)) = key.lanes()
+                && let Some(block) = padded(key.bits(), scheme, message)
+            {
+                blocks.push((lane, key, block, vec![0; key.bits() / 8]));
+            }
+        }
+        if blocks.is_empty() {
+            return;
+        }
+        let mut jobs: Vec<RsaJob<'_>> = blocks
+            .iter_mut()
+            .map(|(_, key, block, out)| RsaJob {
+                key,
+                block: block.as_bytes(),
+                out,
+            })
+            .collect();
+        let done = RSA_SCRATCH.with_borrow_mut(|scratch| {
+            let scratch = scratch.get_or_insert_with(|| self.library.rsa_scratch());
+            self.library.rsa_private(&mut jobs, scratch)
+        });
+        for ((lane, _, _, signature), done) in blocks.into_iter().zip(done) {
+            answers[lane] = done.map(|()| CryptoResult::Signature(Ok(signature)));
+        }
+    }
+}
+
+const INVALID_SHARE: Error = Error::PeerMisbehaved(PeerMisbehaved::InvalidKeyShare);
+
+/// The scalars of a curve among all keys.
+trait LaneCurve: Curve {
+    fn scalar(key: &LaneKey) -> Option<&Scalar<Self>>;
+}
+
+impl LaneCurve for P256 {
+    fn scalar(key: &LaneKey) -> Option<&Scalar<P256>> {
+        match key {
+            LaneKey::P256(scalar) => Some(scalar),
+            LaneKey::P384(_) | LaneKey::Rsa(_) => None,
+        }
+    }
+}
+
+impl LaneCurve for P384 {
+    fn scalar(key: &LaneKey) -> Option<&Scalar<P384>> {
+        match key {
+            LaneKey::P384(scalar) => Some(scalar),
+            LaneKey::P256(_) | LaneKey::Rsa(_) => None,
+        }
+    }
+}
+
+fn exchange(op: &CryptoOp) -> (NamedGroup, &[u8]) {
+    match op {
+        CryptoOp::KeyExchange { group, peer_share } => (*group, peer_share),
+        CryptoOp::Sign { .. } => unreachable!("Kind::of has told them apart"),
+    }
+}
+
+fn signature(op: &CryptoOp) -> (&Key, SignatureScheme, &[u8]) {
+    match op {
+        CryptoOp::Sign { key, scheme, message } => (key, *scheme, message),
+        CryptoOp::KeyExchange { .. } => unreachable!("Kind::of has told them apart"),
+    }
+}
+
+/// draft-ietf-tls-ecdhe-mlkem: ML-KEM first, in the share and in the secret.
+fn hybrid(encapsulation_key: &[u8], public: &[u8; 32], shared: &[u8; 32]) -> Result<CompletedKeyExchange, Error> {
+    let key = EncapsulationKey::new(&ML_KEM_768, encapsulation_key).map_err(|_| INVALID_SHARE)?;
+    let (ciphertext, secret) = key.encapsulate().map_err(|_| INVALID_SHARE)?;
+    let mut both = Vec::with_capacity(64);
+    both.extend_from_slice(secret.as_ref());
+    both.extend_from_slice(shared);
+    Ok(CompletedKeyExchange {
+        group: NamedGroup::X25519MLKEM768,
+        pub_key: [ciphertext.as_ref(), public].concat(),
+        // Takes the bytes over and wipes them.
+        secret: SharedSecret::from(both),
+    })
+}
+
+fn padded(bits: usize, scheme: SignatureScheme, message: &[u8]) -> Option<Block> {
+    use SignatureScheme as S;
+    const PSS: [(SignatureScheme, Hash); 3] = [
+        (S::RSA_PSS_SHA256, Hash::Sha256),
+        (S::RSA_PSS_SHA384, Hash::Sha384),
+        (S::RSA_PSS_SHA512, Hash::Sha512),
+    ];
+    const PKCS1: [(SignatureScheme, Hash); 3] = [
+        (S::RSA_PKCS1_SHA256, Hash::Sha256),
+        (S::RSA_PKCS1_SHA384, Hash::Sha384),
+        (S::RSA_PKCS1_SHA512, Hash::Sha512),
+    ];
+    let hash = |table: [(SignatureScheme, Hash); 3]| table.into_iter().find(|entry| entry.0 == scheme);
+    match (hash(PSS), hash(PKCS1)) {
+        (Some((_, hash)), _) => Some(Block::pss(bits, hash, message)),
+        (None, Some((_, hash))) => Some(Block::pkcs1(bits, hash, message)),
+        (None, None) => None,
+    }
+}
+
+/// The break-even of each kind: measured where that takes microseconds; RSA's, which needs keys that take long to make, is what was
+/// measured elsewhere (one call costs 2.5 operations).
+fn calibrated(batch: &Batch) -> [usize; Kind::ALL.len()] {
+    let share = |group| {
+        let group = super::provider::library_group(group).expect("a group of ours");
+        let peer = group.start().expect("aws-lc makes keys");
+        CryptoOp::KeyExchange {
+            group: group.name(),
+            peer_share: peer.pub_key().into(),
+        }
+    };
+    let sign = || {
+        let pem = rcgen::KeyPair::generate().ok()?.serialize_pem();
+        let key = Key::from_pem(pem.as_bytes()).ok()?;
+        Some(CryptoOp::Sign {
+            key: key.into(),
+            scheme: SignatureScheme::ECDSA_NISTP256_SHA256,
+            message: [0; 130].into(),
+        })
+    };
+    let measured = |op: Option<CryptoOp>| op.map_or(RSA_BREAK_EVEN, |op| break_even(batch, &op));
+    let sign_p256 = measured(sign());
+    Kind::ALL.map(|kind| match kind {
+        Kind::X25519 => measured(Some(share(NamedGroup::X25519))),
+        Kind::P256 => measured(Some(share(NamedGroup::secp256r1))),
+        Kind::SignP256 | Kind::SignP384 => sign_p256,
+        Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096 => RSA_BREAK_EVEN,
+    })
+}
+
+const RSA_BREAK_EVEN: usize = 3;
+
+fn break_even(batch: &Batch, op: &CryptoOp) -> usize {
+    let kind = Kind::of(op).expect("an operation of a kind");
+    let ops: Vec<CryptoOp> = std::iter::repeat_n(op, LANES).cloned().collect();
+    let together = least(|| {
+        let mut answers = Default::default();
+        batch.compute(kind, &ops, &[0, 1, 2, 3, 4, 5, 6, 7], &mut answers);
+        assert!(answers.iter().all(Option::is_some), "the self-check has passed");
+    });
+    let alone = least(|| drop(inline::run(op)));
+    let operations = together.as_nanos().div_ceil(alone.as_nanos().max(1));
+    // A call that is never worth it has a break-even that no batch reaches.
+    usize::try_from(operations).unwrap_or(usize::MAX).clamp(2, LANES + 1)
+}
+
+/// The shortest of a few runs.
+fn least(mut run: impl FnMut()) -> Duration {
+    let once = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    };
+    (0..16).map(once).min().expect("there are some")
+}
+
+#[cfg(test)]
+mod tests;
