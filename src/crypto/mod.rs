@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod inline;
+pub mod multibuffer;
 pub mod provider;
 
 use rustls::NamedGroup;
