@@ -266,17 +266,18 @@ impl Batch {
         let shared = self.library.x25519(&jobs);
         for ((&lane, public), shared) in wanted.iter().zip(public).zip(shared) {
             let (group, share) = exchange(&ops[lane]);
-            let Some(public) = public else { continue };
-            let done = shared.ok_or(INVALID_SHARE).and_then(|shared| {
-                if group == NamedGroup::X25519MLKEM768 {
-                    return hybrid(&share[..MLKEM_KEY_BYTES], &public, shared.bytes());
-                }
+            let (Some(public), Some(shared)) = (public, shared) else {
+                continue;
+            };
+            let done = if group == NamedGroup::X25519MLKEM768 {
+                hybrid(&share[..MLKEM_KEY_BYTES], &public, shared.bytes())
+            } else {
                 Ok(CompletedKeyExchange {
                     group,
                     pub_key: public.to_vec(),
                     secret: SharedSecret::from(shared.bytes().as_slice()),
                 })
-            });
+            };
             answers[lane] = Some(CryptoResult::KeyExchange(done));
         }
     }
