@@ -502,6 +502,3 @@ fn least(mut run: impl FnMut()) -> Duration {
     };
     (0..16).map(once).min().expect("there are some")
 }
-
-#[cfg(test)]
-mod tests;
