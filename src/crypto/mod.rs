@@ -6,6 +6,7 @@ pub mod inline;
 pub mod multibuffer;
 pub mod pool;
 pub mod provider;
+pub mod sha256;
 pub mod signer;
 pub mod suspend;
 
