@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     ChangeByte,
     /// It closes without close_notify.
     NoCloseNotify,
+    /// Each handshake, and each piece of what the origin sends, takes this long.
+    Slow(Duration),
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
 }
@@ -110,6 +112,12 @@ fn relay(
     handshakes: &AtomicU64,
 ) -> Result<(), Box<dyn std::error::Error>> {
     client.set_nodelay(true)?;
+    let delay = || {
+        if let Fault::Slow(time) = fault {
+            std::thread::sleep(time);
+        }
+    };
+    delay();
     let mut tls = ServerConnection::new(config)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut client)?;
@@ -143,6 +151,7 @@ fn relay(
         }
         if origin_open && from_origin_ready {
             let length = origin.read(&mut buffer)?;
+            delay();
             if length == 0 {
                 origin_open = false;
                 if fault != Fault::NoCloseNotify {
