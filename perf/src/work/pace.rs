@@ -46,7 +46,7 @@ impl Pace {
         }
     }
 
-    /// One turn of the engine, and what is due after it.
+    /// Begins what is due, then one turn of the engine, which ends when the next unit is due.
     pub(super) fn turn(
         &mut self,
         engine: &mut Engine<'_>,
@@ -54,12 +54,6 @@ impl Pace {
         work: &mut dyn Work,
         tally: &mut Tally,
     ) -> Result<(), PerfError> {
-        let timeout = if self.waiting.is_empty() {
-            timeout
-        } else {
-            timeout.min(self.next_due().saturating_duration_since(Instant::now()))
-        };
-        engine.turn(timeout, work, tally)?;
         self.waiting.extend(engine.take_rested());
         for slot in engine.take_freed() {
             if self.messages {
@@ -81,7 +75,12 @@ impl Pace {
             };
             self.started += u64::from(begun);
         }
-        Ok(())
+        let timeout = if self.waiting.is_empty() {
+            timeout
+        } else {
+            timeout.min(self.next_due().saturating_duration_since(now))
+        };
+        engine.turn(timeout, work, tally)
     }
 
     /// What should have begun by `now`, and what did.
