@@ -199,14 +199,14 @@ fn an_open_loop_begins_as_many_units_as_it_should() {
 fn a_unit_begins_when_it_is_due_even_if_nothing_else_happens() {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    // The engine looks around every 250 ms at least. Whoever relies on that is late in most attempts.
+    // The engine looks around every 250 ms at least. Whoever relies on that is late in some attempts.
     let first = |_| {
         let report = drive(&relay, "echo --rate 1 --connections 1 --count 1 --duration 30s").unwrap();
         report.latency_us.unwrap().max
     };
-    let mut longest: Vec<f64> = (0..5).map(first).collect();
+    let mut longest: Vec<f64> = (0..30).map(first).collect();
     longest.sort_by(f64::total_cmp);
-    assert!(longest[2] < 200_000.0, "µs: {longest:?}");
+    assert!(longest[27] < 200_000.0, "µs: {longest:?}");
     relay.finish();
     origin.finish();
 }
