@@ -9,6 +9,16 @@ pub struct Cpu {
     pub sha: bool,
 }
 
+/// Whether this is a virtual machine, which may be copied while it runs. What cannot be told is taken for one.
+#[must_use]
+pub fn is_virtual() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let is_virtual = std::arch::x86_64::__cpuid(1).ecx >> 31 == 1;
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_virtual = true;
+    is_virtual
+}
+
 impl Cpu {
     /// This machine.
     #[must_use]

@@ -4,6 +4,7 @@ pub mod batch;
 pub mod cpu;
 pub mod inline;
 pub mod multibuffer;
+pub mod pool;
 pub mod provider;
 pub mod signer;
 pub mod suspend;

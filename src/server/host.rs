@@ -6,9 +6,11 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 
-use crate::config::{AdminAddress, Config, Io, Multibuffer, Problem, Workers};
+use crate::config::{AdminAddress, Config, Crypto, Io, MadeAhead, Multibuffer, Problem, Workers};
 use crate::crypto::batch::Engine;
+use crate::crypto::cpu::is_virtual;
 use crate::crypto::multibuffer;
+use crate::crypto::pool::Ahead;
 use crate::net::uring::UringDriver;
 
 /// Which driver the workers use.
@@ -62,7 +64,7 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
     };
     let cpus = choose_cpus(&config.global.workers).map_err(|refusal| keep("global.workers", refusal));
     let driver = choose_driver(config.global.io).map_err(|refusal| keep("global.io", refusal));
-    let engine = choose_engine(&config.crypto.multibuffer).map_err(|refusal| keep("crypto.multibuffer", refusal));
+    let engine = choose_engine(&config.crypto).map_err(|refusal| keep("crypto.multibuffer", refusal));
     if let Some(user) = &config.global.user
         && let Err(refusal) = find_user(user)
     {
@@ -165,18 +167,27 @@ fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
     }
 }
 
-fn choose_engine(multibuffer: &Multibuffer) -> Result<(Engine, String), Refusal> {
-    let path = match multibuffer {
-        Multibuffer::Off => return Ok((Engine::inline(false), "configured".into())),
+fn choose_engine(crypto: &Crypto) -> Result<(Engine, String), Refusal> {
+    let ahead = match crypto.made_ahead {
+        MadeAhead::On => Ahead::ALL,
+        MadeAhead::Auto => Ahead {
+            key_pairs: true,
+            setups: !is_virtual(),
+        },
+        MadeAhead::Off => Ahead::NOTHING,
+    };
+    let inline = || Engine::inline(false).making_ahead(ahead);
+    let path = match &crypto.multibuffer {
+        Multibuffer::Off => return Ok((inline(), "configured".into())),
         Multibuffer::Auto => None,
         Multibuffer::Library(path) => Some(path.as_path()),
     };
     match (multibuffer::Multibuffer::load(path), path) {
         (Ok(library), _) => {
             let reason = format!("{} is usable", library.path().display());
-            Ok((Engine::with_library(library), reason))
+            Ok((Engine::with_library(library).making_ahead(ahead), reason))
         }
-        (Err(error), None) => Ok((Engine::inline(false), error.to_string())),
+        (Err(error), None) => Ok((inline(), error.to_string())),
         (Err(error), Some(path)) => Err(Refusal {
             found: format!("\"{}\": {error}", path.display()),
             expected: "a libcrypto_mb that this processor can use".into(),
