@@ -92,9 +92,13 @@ pub struct HandshakeArgs {
     /// The common flags.
     #[command(flatten)]
     pub client: ClientArgs,
-    /// Handshakes in flight.
+    /// Handshakes in flight; with --rate at most.
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
+    /// Begin this many handshakes per second, whether or not earlier ones are done (an open loop). Latencies then count from
+    /// when each was due. Without it the next one begins when one is done.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u32>,
     /// Stop when this many handshakes are measured, if that is before --duration.
     #[arg(long)]
     pub count: Option<u64>,
@@ -112,9 +116,13 @@ pub struct EchoArgs {
     /// The common flags.
     #[command(flatten)]
     pub client: ClientArgs,
-    /// Connections, each with one message in flight.
+    /// Connections, each with one message in flight; with --rate at most one.
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
+    /// Begin this many messages over all connections per second, whether or not earlier ones are done (an open loop). Latencies then count from
+    /// when each was due. Without it the next one begins when one is done.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u32>,
     /// Stop when this many messages are measured, if that is before --duration.
     #[arg(long)]
     pub count: Option<u64>,

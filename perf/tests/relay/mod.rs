@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     ChangeByte,
     /// It closes without close_notify.
     NoCloseNotify,
+    /// Each handshake, and each piece of what the origin sends, takes this long.
+    Slow(Duration),
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
 }
@@ -49,12 +51,14 @@ impl Relay {
         let mut ca = NamedTempFile::new().unwrap();
         ca.write_all(certified.cert.pem().as_bytes()).unwrap();
         let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certified.cert.der().clone()], key)
             .unwrap();
+        // A client that does nothing then hears nothing after the handshake.
+        config.send_tls13_tickets = 0;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, handshakes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -110,6 +114,12 @@ fn relay(
     handshakes: &AtomicU64,
 ) -> Result<(), Box<dyn std::error::Error>> {
     client.set_nodelay(true)?;
+    let delay = || {
+        if let Fault::Slow(time) = fault {
+            std::thread::sleep(time);
+        }
+    };
+    delay();
     let mut tls = ServerConnection::new(config)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut client)?;
@@ -143,6 +153,7 @@ fn relay(
         }
         if origin_open && from_origin_ready {
             let length = origin.read(&mut buffer)?;
+            delay();
             if length == 0 {
                 origin_open = false;
                 if fault != Fault::NoCloseNotify {
