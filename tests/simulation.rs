@@ -4,6 +4,8 @@
 
 #[path = "simulation/client.rs"]
 mod client;
+#[path = "support/multibuffer.rs"]
+mod multibuffer;
 #[path = "simulation/oracle.rs"]
 mod oracle;
 #[path = "simulation/plan.rs"]

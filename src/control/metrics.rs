@@ -163,6 +163,33 @@ impl Exposition<'_> {
         Ok(())
     }
 
+    /// Each sample has the number of observations of 1, 2, 3 and so on.
+    fn histogram(&mut self, family: Family<'_, Vec<u64>>) -> fmt::Result {
+        let Family {
+            name,
+            help,
+            unit,
+            samples,
+        } = family;
+        let mut encoder = self
+            .0
+            .encode_descriptor(name, help, unit.as_ref(), MetricType::Histogram)?;
+        for (labels, counts) in &samples {
+            let bounded = (1..).map(f64::from).zip(counts.iter().copied());
+            let buckets: Vec<(f64, u64)> = bounded.chain([(f64::INFINITY, 0)]).collect();
+            let sum: u64 = (1..).zip(counts).map(|(value, count)| value * count).sum();
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "what is lost of 2^53 and more does not matter"
+            )]
+            let sum = sum as f64;
+            encoder
+                .encode_family(labels)?
+                .encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+        }
+        Ok(())
+    }
+
     fn info(&mut self, name: &'static str, help: &'static str, rows: &[Labels<'_>]) -> fmt::Result {
         let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Info)?;
         for labels in rows {
@@ -243,11 +270,11 @@ impl View {
             unit: None,
             samples: self.workers.iter().flat_map(crypto_operations).collect(),
         })?;
-        to.counter(Family {
-            name: "ringlock_crypto_batches",
+        to.histogram(Family {
+            name: "ringlock_crypto_batch_operations",
             help: "Calls that computed several operations at once, by how many",
             unit: None,
-            samples: self.workers.iter().flat_map(batches).collect(),
+            samples: self.workers.iter().map(batches).collect(),
         })?;
         to.counter(self.of_workers("ringlock_loop_turns", "Turns of the worker's loop", None, |m| &m.turns))?;
         to.gauge(self.of_workers(
@@ -454,15 +481,9 @@ fn crypto_operations(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
 }
 
 /// The batches of one worker, by how many operations they had.
-fn batches(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
-    let batches = (1..).zip(&worker.metrics.crypto_batches);
-    batches
-        .skip(1)
-        .map(|(operations, count): (u32, _)| {
-            let operations = ("operations", operations.to_string().into());
-            (vec![worker_label(worker), operations], count.value())
-        })
-        .collect()
+fn batches(worker: &WorkerView) -> (Labels<'static>, Vec<u64>) {
+    let counts = worker.metrics.crypto_batches.iter().map(Counter::value).collect();
+    (vec![worker_label(worker)], counts)
 }
 
 /// The connections of one worker that ended, by cause and fault.

@@ -501,6 +501,3 @@ fn break_even(batch: &Batch, kind: Kind, op: &CryptoOp) -> usize {
     // A call that is never worth it has a break-even that no batch reaches.
     usize::try_from(operations).unwrap_or(usize::MAX).clamp(2, LANES + 1)
 }
-
-#[cfg(test)]
-mod tests;

@@ -7,7 +7,7 @@ use super::{Finding, breaks, check_rust, finding};
 const UNSAFE_FILES: [&str; 4] = [
     "src/net/uring.rs",
     "src/net/buffer.rs",
-    "src/tls/suspend.rs",
+    "src/crypto/suspend.rs",
     "src/crypto/multibuffer/library.rs",
 ];
 

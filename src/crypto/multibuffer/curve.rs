@@ -343,8 +343,8 @@ const fn minus_inverse(odd: u64) -> u64 {
 mod tests {
     use aws_lc_rs::agreement::{self, PrivateKey};
 
-    use super::super::self_check::hex;
     use super::*;
+    use crate::crypto::multibuffer::self_check::hex;
 
     fn points_agree_with_aws_lc<C: Curve>(algorithm: &'static agreement::Algorithm) {
         for _ in 0..50 {

@@ -392,7 +392,7 @@ fn rsa(batch: &Multibuffer, der: &[u8]) -> Option<()> {
 fn agree(algorithm: &'static agreement::Algorithm, private: &[u8], peer: &[u8], shared: &mut [u8]) -> Option<()> {
     let private = PrivateKey::from_private_key(algorithm, private).ok()?;
     let peer = UnparsedPublicKey::new(algorithm, peer);
-    agreement::agree(&private, &peer, (), |secret| {
+    agreement::agree(&private, peer, (), |secret| {
         shared.copy_from_slice(secret);
         Ok(())
     })

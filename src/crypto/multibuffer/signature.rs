@@ -82,8 +82,8 @@ mod tests {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair};
 
-    use super::super::curve::{P256, P384};
     use super::*;
+    use crate::crypto::multibuffer::curve::{P256, P384};
 
     #[test]
     fn what_aws_lc_writes_is_read_and_written_alike() {
