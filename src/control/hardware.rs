@@ -456,8 +456,8 @@ mod tests {
 
     #[test]
     fn figures_have_three_digits() {
-        let shown = [0.314_159, 3.14159, 31.4159, 314.159, 3141.59].map(figure);
-        assert_eq!(shown, ["0.31", "3.14", "31.4", "314", "3142"]);
+        let shown = [0.271_828, 2.5252, 25.2525, 252.52, 2525.25].map(figure);
+        assert_eq!(shown, ["0.27", "2.53", "25.3", "253", "2525"]);
         assert_eq!(optional(None), "-");
     }
 }

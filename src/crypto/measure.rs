@@ -175,17 +175,23 @@ fn succeeded(answer: CryptoResult) -> CryptoResult {
 }
 
 fn left(library: Option<&Multibuffer>, op: &CryptoOp) -> Option<Duration> {
+    use NamedGroup as G;
+    use SignatureScheme as S;
     match op {
-        CryptoOp::KeyExchange { group, peer_share } => match *group {
-            NamedGroup::X25519 => Some(agree(&agreement::X25519, peer_share)),
-            NamedGroup::secp256r1 => Some(agree(&agreement::ECDH_P256, peer_share)),
-            _ => None,
-        },
-        CryptoOp::Sign { scheme, message, .. } => match *scheme {
-            SignatureScheme::ECDSA_NISTP256_SHA256 => Some(complete::<P256>(library?, Hash::Sha256, message)),
-            SignatureScheme::ECDSA_NISTP384_SHA384 => Some(complete::<P384>(library?, Hash::Sha384, message)),
-            _ => None,
-        },
+        CryptoOp::KeyExchange { group, peer_share } => {
+            let halved = [(G::X25519, &agreement::X25519), (G::secp256r1, &agreement::ECDH_P256)];
+            let algorithm = halved.into_iter().find(|(halved, _)| halved == group)?.1;
+            Some(agree(algorithm, peer_share))
+        }
+        CryptoOp::Sign { scheme, message, .. } => {
+            type Complete = fn(&Multibuffer, Hash, &[u8]) -> Duration;
+            let halved: [(_, Complete, _); 2] = [
+                (S::ECDSA_NISTP256_SHA256, complete::<P256>, Hash::Sha256),
+                (S::ECDSA_NISTP384_SHA384, complete::<P384>, Hash::Sha384),
+            ];
+            let (_, complete, hash) = halved.into_iter().find(|(halved, _, _)| halved == scheme)?;
+            Some(complete(library?, hash, message))
+        }
     }
 }
 
