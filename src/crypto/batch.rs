@@ -223,14 +223,21 @@ impl Engine {
         (break_even <= LANES).then_some(break_even)
     }
 
-    /// Answers a full batch of operations like the first, whether that is worth it or not; nothing when they share no call.
+    /// Answers up to [`LANES`] operations in one call, whether that is worth it or not; nothing when they cannot share one, or
+    /// one of them is refused.
     ///
     /// # Panics
-    /// There are not [`LANES`] of them.
+    /// There are more, or none.
     #[must_use]
     pub fn answer_together(&self, ops: &[CryptoOp]) -> Option<Vec<CryptoResult>> {
-        assert!(ops.len() == LANES, "a full batch");
-        self.batch.as_ref()?.compute_all(Kind::of(&ops[0])?, ops)
+        assert!(
+            (1..=LANES).contains(&ops.len()),
+            "a call has {LANES} lanes, and one is used"
+        );
+        let batch = self.batch.as_ref()?;
+        let kind = Kind::of(&ops[0])?;
+        let same = ops.iter().all(|op| Kind::of(op) == Some(kind));
+        same.then(|| batch.compute_all(kind, ops))?
     }
 
     /// Answers up to [`LANES`] operations, in their order. `count` is told how many were computed together, for each call.
@@ -262,11 +269,12 @@ impl Engine {
 }
 
 impl Batch {
-    /// Computes a full batch, all of `kind`; nothing when a lane is refused.
+    /// Computes up to [`LANES`], all of `kind`; nothing when one is refused.
     fn compute_all(&self, kind: Kind, ops: &[CryptoOp]) -> Option<Vec<CryptoResult>> {
+        let wanted: Vec<usize> = (0..ops.len()).collect();
         let mut answers = Default::default();
-        self.compute(kind, ops, &[0, 1, 2, 3, 4, 5, 6, 7], &mut answers);
-        answers.into_iter().collect()
+        self.compute(kind, ops, &wanted, &mut answers);
+        answers.into_iter().take(ops.len()).collect()
     }
 
     /// Computes the `wanted` of `ops`, all of `kind`.
