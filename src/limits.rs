@@ -141,6 +141,15 @@ const _: () = assert!(
     "the kernel's buffer rings have a power of two of entries"
 );
 
+/// Of each kind, so many are made ahead by a worker: as many as arrive while it is busy with something else.
+pub const MADE_AHEAD_MAX: usize = 64;
+
+/// Exchanges of one group that aws-lc has begun ahead on a worker.
+pub const MADE_AHEAD_STARTED_MAX: usize = 16;
+
+/// What was made ahead is thrown away no later than this.
+pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 

@@ -96,6 +96,12 @@ pub struct WorkerMetrics {
     pub crypto_inline: Counter,
     /// Batches computed, by how many operations each had, less one.
     pub crypto_batches: [Counter; HANDSHAKES_PER_TURN],
+    /// What was made ahead and has been used.
+    pub made_ahead_used: Counter,
+    /// What would have been used, had it been made ahead.
+    pub made_ahead_missing: Counter,
+    /// What was made ahead and got too old.
+    pub made_ahead_expired: Counter,
     /// Turns of the loop.
     pub turns: Counter,
     /// Connection records dropped because the log could not keep up.
@@ -120,6 +126,9 @@ impl Default for WorkerMetrics {
             upstream_sent: Counter::default(),
             crypto_inline: Counter::default(),
             crypto_batches: std::array::from_fn(|_| Counter::default()),
+            made_ahead_used: Counter::default(),
+            made_ahead_missing: Counter::default(),
+            made_ahead_expired: Counter::default(),
             turns: Counter::default(),
             log_dropped: Counter::default(),
             buffer_bytes: Counter::default(),

@@ -12,7 +12,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::buffers::SendPool;
 use crate::crypto::batch::{Engine, LANES, Queue, Stage};
-use crate::crypto::{OpId, suspend};
+use crate::crypto::{OpId, pool, suspend};
 use crate::error::{Cause, IoError};
 use crate::limits::ACCEPT_BACKOFF;
 use crate::metrics::{ServerMetrics, WorkerMetrics};
@@ -126,6 +126,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     pub fn new(driver: D, commands: Receiver<Command>, shared: Shared) -> Worker<D, T> {
         let now = driver.now();
         suspend::allow(shared.engine.is_worth_waiting_for());
+        if let Err(error) = pool::open(&shared.engine, &shared.metrics, now) {
+            tracing::warn!(
+                "memory for what is made ahead cannot be locked ({error}): raise RLIMIT_MEMLOCK (LimitMEMLOCK=)"
+            );
+        }
         Worker {
             driver,
             commands,
@@ -155,8 +160,17 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     /// One turn of the loop.
     pub fn turn(&mut self, completions: &mut Vec<Completion>) {
-        let deadline = self.next_deadline();
+        let makes_ahead = pool::wants_more();
+        let deadline = if makes_ahead {
+            Some(self.driver.now())
+        } else {
+            self.next_deadline()
+        };
         self.driver.wait(deadline, completions);
+        if makes_ahead && completions.is_empty() {
+            pool::refill();
+        }
+        pool::expire(self.driver.now());
         for completion in completions.drain(..) {
             self.complete(completion);
         }
@@ -206,7 +220,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             .iter()
             .flatten()
             .filter_map(|listening| listening.retry_at);
-        self.timers.next().into_iter().chain(retries).min()
+        let wakes = self.timers.next().into_iter().chain(retries).chain(pool::expires_at());
+        wakes.min()
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -656,7 +671,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Serve(snapshot, sockets) => self.serve(snapshot, sockets),
-            Command::StopAccepting => self.stop_accepting(),
+            Command::StopAccepting => {
+                pool::close();
+                self.stop_accepting();
+            }
             Command::EndSessions => self.end_sessions(),
             Command::Exit => self.exiting = true,
         }

@@ -8,7 +8,7 @@ use super::address::{self, Taken};
 use super::keys::CPUS_MAX;
 use super::read::{Item, Refusal, Report, Table, choice, parsed, path, share, whole_number};
 use super::units::duration;
-use super::{ConnectionLog, Crypto, Global, Io, Log, LogFormat, LogLevel, Multibuffer, Workers};
+use super::{ConnectionLog, Crypto, Global, Io, Log, LogFormat, LogLevel, MadeAhead, Multibuffer, Workers};
 
 /// `[global]`
 pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Global> {
@@ -69,7 +69,7 @@ fn read_log(table: &mut Table<'_, '_>) -> Option<Log> {
     })
 }
 
-/// `[crypto]`. Nothing comes of `made_ahead` yet.
+/// `[crypto]`
 pub(super) fn read_crypto(table: &mut Table<'_, '_>) -> Option<Crypto> {
     let multibuffer = table.read("multibuffer", |report, item| {
         let word = item.value.as_str().map(str::to_owned);
@@ -79,10 +79,17 @@ pub(super) fn read_crypto(table: &mut Table<'_, '_>) -> Option<Crypto> {
             Some(_) | None => path(report, item).map(Multibuffer::Library),
         }
     });
-    let made_ahead = table.read("made_ahead", choice(&[("auto", ()), ("off", ())]));
-    made_ahead?;
+    let made_ahead = table.read(
+        "made_ahead",
+        choice(&[
+            ("auto", MadeAhead::Auto),
+            ("on", MadeAhead::On),
+            ("off", MadeAhead::Off),
+        ]),
+    );
     Some(Crypto {
         multibuffer: multibuffer?,
+        made_ahead: made_ahead?,
     })
 }
 

@@ -502,9 +502,9 @@ static CRYPTO: Section = Section {
         ),
         key(
             "made_ahead",
-            Kind::Word(&[word("auto"), later("on"), word("off")]),
+            Kind::Word(&[word("auto"), word("on"), word("off")]),
             Presence::Default(r#""auto""#),
-            "Key pairs and signature set-ups made before they are needed: none yet, auto and off mean the same.",
+            "Key pairs and signature set-ups made before they are needed. With auto, set-ups are made ahead only where no hypervisor is seen: a machine that is copied while it runs would use one twice, which gives the key away.",
         ),
     ],
 };

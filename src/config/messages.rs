@@ -311,8 +311,8 @@ servers = ["127.0.0.1:8080"]
         "ringlock.toml:2: global.log.connections_sample: found nan, expected a number from 0.0 to 1.0; write a share such as 0.01 for one in a hundred, without quotes";
     a_multibuffer_that_is_no_path: in_file("[crypto]\nmultibuffer = true") =>
         r#"ringlock.toml:2: crypto.multibuffer: found true, expected "auto", "off", or the path of libcrypto_mb.so; write it as one string in double quotes"#;
-    made_ahead_on: in_file("[crypto]\nmade_ahead = \"on\"") =>
-        r#"ringlock.toml:2: crypto.made_ahead: found "on", which is not supported yet, expected "auto" or "off"; write "auto" or "off" until a later version supports it"#;
+    an_unknown_made_ahead: in_file("[crypto]\nmade_ahead = \"always\"") =>
+        r#"ringlock.toml:2: crypto.made_ahead: found "always", expected "auto", "on" or "off"; write one of them, or remove the key for the default"#;
     no_listener: replaced(BASE, "") =>
         "ringlock.toml:1: listener: found none, expected at least one [[listener]]; add a [[listener]] table";
     a_listener_with_single_brackets: replaced("[[listener]]", "[listener]") =>

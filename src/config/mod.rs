@@ -209,6 +209,19 @@ pub struct Global {
 pub struct Crypto {
     /// Batches of operations.
     pub multibuffer: Multibuffer,
+    /// Key pairs and signature set-ups before they are needed.
+    pub made_ahead: MadeAhead,
+}
+
+/// `made_ahead`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadeAhead {
+    /// Key pairs, and signature set-ups where the machine cannot be copied while it runs.
+    Auto,
+    /// Both.
+    On,
+    /// Nothing.
+    Off,
 }
 
 /// `multibuffer`

@@ -90,6 +90,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
     let expected = Config {
         crypto: Crypto {
             multibuffer: Multibuffer::Auto,
+            made_ahead: MadeAhead::Auto,
         },
         global: Global {
             workers: Workers::Auto,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::{Config, Io, Multibuffer, Places, Problem};
+use crate::config::{Config, Crypto, Io, MadeAhead, Multibuffer, Places, Problem};
 use crate::crypto::batch::LANES;
 use crate::crypto::cpu::{Cpu, Mask, Processor, has_hypervisor};
 use crate::crypto::measure::{self, RECORD_BYTES};
@@ -18,7 +18,7 @@ use crate::server::host;
 pub struct Settings {
     file: Option<PathBuf>,
     io: Io,
-    multibuffer: Multibuffer,
+    crypto: Crypto,
     places: Places,
 }
 
@@ -28,7 +28,10 @@ impl Default for Settings {
         Settings {
             file: None,
             io: Io::Auto,
-            multibuffer: Multibuffer::Auto,
+            crypto: Crypto {
+                multibuffer: Multibuffer::Auto,
+                made_ahead: MadeAhead::Auto,
+            },
             places: Places::default(),
         }
     }
@@ -41,7 +44,7 @@ impl Settings {
         Settings {
             file: Some(file.to_owned()),
             io: config.global.io,
-            multibuffer: config.crypto.multibuffer.clone(),
+            crypto: config.crypto.clone(),
             places: config.places.clone(),
         }
     }
@@ -54,7 +57,12 @@ impl Settings {
                 Io::IoUring => "io_uring",
                 Io::Epoll => "epoll",
             },
-            multibuffer: match &self.multibuffer {
+            made_ahead: match self.crypto.made_ahead {
+                MadeAhead::Auto => "auto",
+                MadeAhead::On => "on",
+                MadeAhead::Off => "off",
+            },
+            multibuffer: match &self.crypto.multibuffer {
                 Multibuffer::Auto => "auto".to_owned(),
                 Multibuffer::Off => "off".to_owned(),
                 Multibuffer::Library(path) => path.display().to_string(),
@@ -111,6 +119,7 @@ struct ShownMask {
 struct ShownSettings {
     file: Option<PathBuf>,
     io: &'static str,
+    made_ahead: &'static str,
     multibuffer: String,
 }
 
@@ -160,6 +169,7 @@ struct Suite {
 struct Uses {
     driver: &'static str,
     engine: String,
+    made_ahead: String,
     /// Operations that are computed together, and from how many on.
     together: Vec<Together>,
     /// In the order of "auto".
@@ -179,7 +189,7 @@ impl Hardware {
     /// What the settings ask for by name and is not there.
     pub fn measure(settings: Settings) -> Result<Hardware, Vec<Problem>> {
         let start = Instant::now();
-        let equipment = host::equipment(settings.io, &settings.multibuffer, &settings.places)?;
+        let equipment = host::equipment(settings.io, &settings.crypto, &settings.places)?;
         let start_ms = milliseconds(start.elapsed());
         let processor = Processor::detect();
         let operations: Vec<Operation> = measure::operations(&equipment.engine)
@@ -207,6 +217,7 @@ impl Hardware {
             uses: Uses {
                 driver: equipment.driver.name(),
                 engine: equipment.engine.to_string(),
+                made_ahead: equipment.engine.ahead().to_string(),
                 together: together.collect(),
                 suites: auto_suites(Cpu::detect()).into_iter().map(suite_name).collect(),
             },
@@ -355,14 +366,19 @@ impl Hardware {
             Some(mask) => writeln!(f, "WARNING        {} is set: {}", mask.variable, mask.effect)?,
             None => writeln!(f, "Masked         nothing, {} is not set", Mask::VARIABLE)?,
         }
-        let ShownSettings { file, io, multibuffer } = &self.settings;
+        let ShownSettings {
+            file,
+            io,
+            made_ahead,
+            multibuffer,
+        } = &self.settings;
         let file = file.as_ref().map_or_else(
             || "no configuration given".to_owned(),
             |file| file.display().to_string(),
         );
         writeln!(
             f,
-            "Settings       io = \"{io}\", multibuffer = \"{multibuffer}\" ({file})"
+            "Settings       io = \"{io}\", multibuffer = \"{multibuffer}\", made_ahead = \"{made_ahead}\" ({file})"
         )?;
         writeln!(
             f,
@@ -437,6 +453,7 @@ impl Hardware {
             [] => writeln!(f, "  handshakes   {}", self.uses.engine)?,
             together => writeln!(f, "  handshakes   {}: {}", self.uses.engine, together.join(", "))?,
         }
+        writeln!(f, "  made ahead   {}", self.uses.made_ahead)?;
         for (position, suite) in self.uses.suites.iter().enumerate() {
             let title = if position == 0 { "suites, auto" } else { "" };
             writeln!(f, "  {title:<12} {suite}")?;

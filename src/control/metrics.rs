@@ -276,6 +276,12 @@ impl View {
             unit: None,
             samples: self.workers.iter().map(batches).collect(),
         })?;
+        to.counter(Family {
+            name: "ringlock_crypto_made_ahead",
+            help: "Key pairs and signature set-ups made ahead, by what became of them; missing: used and not made ahead",
+            unit: None,
+            samples: self.workers.iter().flat_map(made_ahead).collect(),
+        })?;
         to.counter(self.of_workers("ringlock_loop_turns", "Turns of the worker's loop", None, |m| &m.turns))?;
         to.gauge(self.of_workers(
             "ringlock_send_buffers",
@@ -478,6 +484,25 @@ fn crypto_operations(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
         (labels("inline"), worker.metrics.crypto_inline.value()),
         (labels("batch"), batched.sum()),
     ]
+}
+
+fn made_ahead(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let WorkerMetrics {
+        made_ahead_used,
+        made_ahead_missing,
+        made_ahead_expired,
+        ..
+    } = &*worker.metrics;
+    let outcomes = [
+        ("used", made_ahead_used),
+        ("missing", made_ahead_missing),
+        ("expired", made_ahead_expired),
+    ];
+    let sample = |(outcome, counter): (&'static str, &Counter)| {
+        let labels = vec![worker_label(worker), ("outcome", Cow::Borrowed(outcome))];
+        (labels, counter.value())
+    };
+    outcomes.map(sample).into()
 }
 
 /// The batches of one worker, by how many operations they had.

@@ -6,27 +6,23 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, SHA384, digest};
-use aws_lc_rs::kem::{EncapsulationKey, ML_KEM_768};
+use aws_lc_rs::digest::digest;
 use rustls::crypto::{CompletedKeyExchange, SharedSecret};
-use rustls::{Error, NamedGroup, PeerMisbehaved, SignatureScheme};
+use rustls::{NamedGroup, SignatureScheme};
 
+use super::inline::MLKEM_KEY_BYTES;
 use super::measure::{self, shortest};
-use super::multibuffer::{
-    BatchedCurve, EcdhJob, EcdsaJob, Lanes, Multibuffer, RsaJob, RsaScratch, Secret32, X25519Job,
-};
 use super::multibuffer::{Block, Hash, RsaKey};
-use super::multibuffer::{Curve, P256, P384, Point, Scalar};
-use super::signer::{Key, LaneKey};
-use super::{CryptoOp, CryptoResult, inline};
+use super::multibuffer::{EcdhJob, EcdsaJob, Lanes, Multibuffer, RsaJob, RsaScratch, X25519Job};
+use super::multibuffer::{P256, P384, Point};
+use super::pool::{Ahead, CurvePair, X25519Pair};
+use super::signer::{Key, LaneCurve, LaneKey};
+use super::{CryptoOp, CryptoResult, inline, pool};
 use crate::limits::HANDSHAKES_PER_TURN;
 
 pub use super::multibuffer::LANES;
 
 const _: () = assert!(HANDSHAKES_PER_TURN == LANES, "a turn computes one batch of each stage");
-
-/// Bytes of an ML-KEM-768 encapsulation key, which stands before the X25519 share of X25519MLKEM768.
-const MLKEM_KEY_BYTES: usize = 1184;
 
 /// How long the two sides of each break-even are measured: 14 figures, within the 200 ms that a start may take for it.
 const CALIBRATION_TIME: Duration = Duration::from_millis(4);
@@ -137,8 +133,8 @@ impl Kind {
                 (_, _) => None,
             },
             CryptoOp::Sign { key, scheme, .. } => match key.lanes()? {
-                LaneKey::P256(_) if *scheme == SignatureScheme::ECDSA_NISTP256_SHA256 => Some(Kind::SignP256),
-                LaneKey::P384(_) if *scheme == SignatureScheme::ECDSA_NISTP384_SHA384 => Some(Kind::SignP384),
+                LaneKey::P256(_) if *scheme == P256::SCHEME => Some(Kind::SignP256),
+                LaneKey::P384(_) if *scheme == P384::SCHEME => Some(Kind::SignP384),
                 LaneKey::Rsa(key) => match key.bits() {
                     2048 => Some(Kind::SignRsa2048),
                     3072 => Some(Kind::SignRsa3072),
@@ -155,6 +151,7 @@ impl Kind {
 pub struct Engine {
     batch: Option<Batch>,
     waits: bool,
+    ahead: Ahead,
 }
 
 struct Batch {
@@ -187,7 +184,11 @@ impl Engine {
     /// is elsewhere.
     #[must_use]
     pub fn inline(waits: bool) -> Engine {
-        Engine { batch: None, waits }
+        Engine {
+            batch: None,
+            waits,
+            ahead: Ahead::NOTHING,
+        }
     }
 
     /// One with the library; measures when that is cheaper.
@@ -201,19 +202,36 @@ impl Engine {
         Engine {
             batch: Some(batch),
             waits: true,
+            ahead: Ahead::NOTHING,
         }
+    }
+
+    /// The same, with this made ahead. Set-ups need the library.
+    #[must_use]
+    pub fn making_ahead(self, ahead: Ahead) -> Engine {
+        let setups = ahead.setups && self.batch.is_some();
+        Engine {
+            ahead: Ahead { setups, ..ahead },
+            ..self
+        }
+    }
+
+    /// What is made ahead for it.
+    #[must_use]
+    pub fn ahead(&self) -> Ahead {
+        self.ahead
+    }
+
+    /// The library, if it has it.
+    #[must_use]
+    pub fn library(&self) -> Option<&Multibuffer> {
+        self.batch.as_ref().map(|batch| &batch.library)
     }
 
     /// It is worth leaving a call of rustls for an answer.
     #[must_use]
     pub fn is_worth_waiting_for(&self) -> bool {
         self.waits
-    }
-
-    /// The library, where it is used.
-    #[must_use]
-    pub fn library(&self) -> Option<&Multibuffer> {
-        self.batch.as_ref().map(|batch| &batch.library)
     }
 
     /// As many operations like this one are computed together when they wait; nothing when they never are.
@@ -281,15 +299,15 @@ impl Batch {
     fn compute(&self, kind: Kind, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
         match kind {
             Kind::X25519 => self.x25519(ops, wanted, answers),
-            Kind::P256 => self.ecdh::<P256>(ops, wanted, answers),
-            Kind::SignP256 => self.ecdsa::<P256>(ops, wanted, answers, |message| digest(&SHA256, message)),
-            Kind::SignP384 => self.ecdsa::<P384>(ops, wanted, answers, |message| digest(&SHA384, message)),
+            Kind::P256 => self.p256(ops, wanted, answers),
+            Kind::SignP256 => self.ecdsa::<P256>(ops, wanted, answers),
+            Kind::SignP384 => self.ecdsa::<P384>(ops, wanted, answers),
             Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096 => self.rsa(ops, wanted, answers),
         }
     }
 
     fn x25519(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
-        let private: Vec<Secret32> = wanted.iter().map(|_| Secret32::random()).collect();
+        let pairs: Vec<X25519Pair> = pool::take(wanted.len(), &self.library);
         let peers: Vec<&[u8; 32]> = wanted
             .iter()
             .map(|&lane| {
@@ -299,24 +317,24 @@ impl Batch {
                     .expect("Kind::of has seen its length")
             })
             .collect();
-        let jobs: Vec<X25519Job<'_>> = private
+        let jobs: Vec<X25519Job<'_>> = pairs
             .iter()
             .zip(&peers)
-            .map(|(private, peer)| X25519Job { private, peer })
+            .map(|(pair, peer)| X25519Job {
+                private: &pair.private,
+                peer,
+            })
             .collect();
-        let public = self.library.x25519_public_key(&private.iter().collect::<Vec<_>>());
         let shared = self.library.x25519(&jobs);
-        for ((&lane, public), shared) in wanted.iter().zip(public).zip(shared) {
+        for ((&lane, pair), shared) in wanted.iter().zip(&pairs).zip(shared) {
             let (group, share) = exchange(&ops[lane]);
-            let (Some(public), Some(shared)) = (public, shared) else {
-                continue;
-            };
+            let Some(shared) = shared else { continue };
             let done = if group == NamedGroup::X25519MLKEM768 {
-                hybrid(&share[..MLKEM_KEY_BYTES], &public, shared.bytes())
+                inline::hybrid(&share[..MLKEM_KEY_BYTES], &pair.public, shared.bytes())
             } else {
                 Ok(CompletedKeyExchange {
                     group,
-                    pub_key: public.to_vec(),
+                    pub_key: pair.public.to_vec(),
                     secret: SharedSecret::from(shared.bytes().as_slice()),
                 })
             };
@@ -324,49 +342,36 @@ impl Batch {
         }
     }
 
-    fn ecdh<C: BatchedCurve>(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>)
-    where
-        C::Limbs: fmt::Debug,
-    {
-        let mut peers = Vec::with_capacity(LANES);
-        for &lane in wanted {
-            match Point::<C>::from_uncompressed(exchange(&ops[lane]).1) {
-                Some(point) => peers.push((lane, point)),
-                None => answers[lane] = Some(CryptoResult::KeyExchange(Err(INVALID_SHARE))),
-            }
-        }
+    fn p256(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+        let point = |&lane: &usize| Some((lane, Point::<P256>::from_uncompressed(exchange(&ops[lane]).1)?));
+        let peers: Vec<_> = wanted.iter().filter_map(point).collect();
         if peers.is_empty() {
             return;
         }
-        let private: Vec<Scalar<C>> = peers.iter().map(|_| Scalar::random()).collect();
-        let jobs: Vec<EcdhJob<'_, C>> = private
+        let pairs: Vec<CurvePair<P256>> = pool::take(peers.len(), &self.library);
+        let jobs: Vec<EcdhJob<'_, P256>> = pairs
             .iter()
             .zip(&peers)
-            .map(|(private, (_, peer))| EcdhJob { private, peer })
+            .map(|(pair, (_, peer))| EcdhJob {
+                private: &pair.private,
+                peer,
+            })
             .collect();
-        let public = self.library.public_key(&private.iter().collect::<Vec<_>>());
         let shared = self.library.ecdh(&jobs);
-        for ((&(lane, _), public), shared) in peers.iter().zip(public).zip(shared) {
-            let (Some(public), Some(shared)) = (public, shared) else {
-                continue;
-            };
-            let mut bytes = [0; 97];
+        for ((&(lane, _), pair), shared) in peers.iter().zip(&pairs).zip(shared) {
+            let Some(shared) = shared else { continue };
+            let mut bytes = [0; 65];
             answers[lane] = Some(CryptoResult::KeyExchange(Ok(CompletedKeyExchange {
                 group: exchange(&ops[lane]).0,
-                pub_key: public.write_uncompressed(&mut bytes).to_vec(),
+                pub_key: pair.public.write_uncompressed(&mut bytes).to_vec(),
                 secret: SharedSecret::from(shared.bytes().as_ref()),
             })));
         }
     }
 
-    fn ecdsa<C: BatchedCurve + LaneCurve>(
-        &self,
-        ops: &[CryptoOp],
-        wanted: &[usize],
-        answers: &mut Lanes<CryptoResult>,
-        digest: impl Fn(&[u8]) -> aws_lc_rs::digest::Digest,
-    ) {
-        let digests: Vec<_> = wanted.iter().map(|&lane| digest(signature(&ops[lane]).2)).collect();
+    fn ecdsa<C: LaneCurve>(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+        let digest = |&lane: &usize| digest(C::DIGEST, signature(&ops[lane]).2);
+        let digests: Vec<_> = wanted.iter().map(digest).collect();
         let jobs: Vec<EcdsaJob<'_, C>> = wanted
             .iter()
             .zip(&digests)
@@ -415,31 +420,6 @@ impl Batch {
     }
 }
 
-const INVALID_SHARE: Error = Error::PeerMisbehaved(PeerMisbehaved::InvalidKeyShare);
-
-/// The scalars of a curve among all keys.
-trait LaneCurve: Curve {
-    fn scalar(key: &LaneKey) -> Option<&Scalar<Self>>;
-}
-
-impl LaneCurve for P256 {
-    fn scalar(key: &LaneKey) -> Option<&Scalar<P256>> {
-        match key {
-            LaneKey::P256(scalar) => Some(scalar),
-            LaneKey::P384(_) | LaneKey::Rsa(_) => None,
-        }
-    }
-}
-
-impl LaneCurve for P384 {
-    fn scalar(key: &LaneKey) -> Option<&Scalar<P384>> {
-        match key {
-            LaneKey::P384(scalar) => Some(scalar),
-            LaneKey::P256(_) | LaneKey::Rsa(_) => None,
-        }
-    }
-}
-
 fn exchange(op: &CryptoOp) -> (NamedGroup, &[u8]) {
     match op {
         CryptoOp::KeyExchange { group, peer_share } => (*group, peer_share),
@@ -452,21 +432,6 @@ fn signature(op: &CryptoOp) -> (&Key, SignatureScheme, &[u8]) {
         CryptoOp::Sign { key, scheme, message } => (key, *scheme, message),
         CryptoOp::KeyExchange { .. } => unreachable!("Kind::of has told them apart"),
     }
-}
-
-/// draft-ietf-tls-ecdhe-mlkem: ML-KEM first, in the share and in the secret.
-fn hybrid(encapsulation_key: &[u8], public: &[u8; 32], shared: &[u8; 32]) -> Result<CompletedKeyExchange, Error> {
-    let key = EncapsulationKey::new(&ML_KEM_768, encapsulation_key).map_err(|_| INVALID_SHARE)?;
-    let (ciphertext, secret) = key.encapsulate().map_err(|_| INVALID_SHARE)?;
-    let mut both = Vec::with_capacity(64);
-    both.extend_from_slice(secret.as_ref());
-    both.extend_from_slice(shared);
-    Ok(CompletedKeyExchange {
-        group: NamedGroup::X25519MLKEM768,
-        pub_key: [ciphertext.as_ref(), public].concat(),
-        // Takes the bytes over and wipes them.
-        secret: SharedSecret::from(both),
-    })
 }
 
 fn padded(bits: usize, scheme: SignatureScheme, message: &[u8]) -> Option<Block> {

@@ -159,6 +159,12 @@ pub fn has_hypervisor() -> Option<bool> {
     has
 }
 
+/// Whether this is a virtual machine, which may be copied while it runs. What cannot be told is taken for one.
+#[must_use]
+pub fn is_virtual() -> bool {
+    has_hypervisor().unwrap_or(true)
+}
+
 /// The value of the environment variable that says which instructions AWS-LC shall not use. It is for tests of AWS-LC; inherited by
 /// accident it makes a server slow.
 #[derive(Clone, Debug, PartialEq, Eq)]

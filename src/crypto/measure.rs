@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::aead::{self, AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey};
 use aws_lc_rs::digest::digest;
+use aws_lc_rs::error::Unspecified;
 use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
@@ -15,8 +16,9 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
 use rustls::{CipherSuite, NamedGroup, SignatureScheme, SupportedCipherSuite};
 
 use super::batch::{Engine, LANES};
-use super::multibuffer::{BatchedCurve, EcdsaJob, Hash, Multibuffer, P256, P384, Scalar};
-use super::signer::Key;
+use super::inline::MLKEM_KEY_BYTES;
+use super::multibuffer::{EcdsaJob, Multibuffer, P256, P384, Scalar};
+use super::signer::{Key, LaneCurve};
 use super::{CryptoOp, CryptoResult, inline, provider};
 
 /// How long each figure is measured.
@@ -176,42 +178,51 @@ fn succeeded(answer: CryptoResult) -> CryptoResult {
 
 fn left(library: Option<&Multibuffer>, op: &CryptoOp) -> Option<Duration> {
     use NamedGroup as G;
-    use SignatureScheme as S;
     match op {
         CryptoOp::KeyExchange { group, peer_share } => {
-            let halved = [(G::X25519, &agreement::X25519), (G::secp256r1, &agreement::ECDH_P256)];
-            let algorithm = halved.into_iter().find(|(halved, _)| halved == group)?.1;
-            Some(agree(algorithm, peer_share))
+            let halved = [
+                (G::X25519, &agreement::X25519, 0),
+                (G::X25519MLKEM768, &agreement::X25519, MLKEM_KEY_BYTES),
+                (G::secp256r1, &agreement::ECDH_P256, 0),
+                (G::secp384r1, &agreement::ECDH_P384, 0),
+            ];
+            let (_, algorithm, key_bytes) = halved.into_iter().find(|(halved, _, _)| halved == group)?;
+            Some(agree(algorithm, peer_share.split_at(key_bytes)))
         }
         CryptoOp::Sign { scheme, message, .. } => {
-            type Complete = fn(&Multibuffer, Hash, &[u8]) -> Duration;
-            let halved: [(_, Complete, _); 2] = [
-                (S::ECDSA_NISTP256_SHA256, complete::<P256>, Hash::Sha256),
-                (S::ECDSA_NISTP384_SHA384, complete::<P384>, Hash::Sha384),
-            ];
-            let (_, complete, hash) = halved.into_iter().find(|(halved, _, _)| halved == scheme)?;
-            Some(complete(library?, hash, message))
+            type Complete = fn(&Multibuffer, &[u8]) -> Duration;
+            let halved: [(_, Complete); 2] = [(P256::SCHEME, complete::<P256>), (P384::SCHEME, complete::<P384>)];
+            let complete = halved.into_iter().find(|(halved, _)| halved == scheme)?.1;
+            Some(complete(library?, message))
         }
     }
 }
 
-fn agree(algorithm: &'static agreement::Algorithm, peer_share: &[u8]) -> Duration {
+/// Also an encapsulation, if there is a key for it.
+fn agree(algorithm: &'static agreement::Algorithm, (encapsulation_key, share): (&[u8], &[u8])) -> Duration {
     let private = PrivateKey::generate(algorithm).expect("aws-lc makes keys");
     shortest(TIME, || {
-        let peer = UnparsedPublicKey::new(algorithm, peer_share);
-        agreement::agree(&private, peer, (), |_| Ok(())).expect("the share is one of aws-lc's");
+        let peer = UnparsedPublicKey::new(algorithm, share);
+        agreement::agree(&private, peer, Unspecified, |shared| {
+            if !encapsulation_key.is_empty() {
+                let done = inline::hybrid(encapsulation_key, &[0; 32], shared);
+                drop(done.map_err(|_| Unspecified)?);
+            }
+            Ok(())
+        })
+        .expect("the share is one of aws-lc's");
     })
 }
 
 /// One signature of a set-up. Eight at a time are made, outside of what is measured.
-fn complete<C: BatchedCurve>(library: &Multibuffer, hash: Hash, message: &[u8]) -> Duration {
+fn complete<C: LaneCurve>(library: &Multibuffer, message: &[u8]) -> Duration {
     let key = Scalar::<C>::random();
     let (start, mut least) = (Instant::now(), Duration::MAX);
     while start.elapsed() < TIME {
         let setups = library.ecdsa_setup::<C>();
         let sample = Instant::now();
         for setup in setups.into_iter().flatten() {
-            let digest = digest(hash.algorithm(), message);
+            let digest = digest(C::DIGEST, message);
             let job = EcdsaJob {
                 key: &key,
                 digest: digest.as_ref(),

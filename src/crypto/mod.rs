@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod inline;
 pub mod measure;
 pub mod multibuffer;
+pub mod pool;
 pub mod provider;
 pub mod signer;
 pub mod suspend;

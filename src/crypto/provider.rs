@@ -14,6 +14,7 @@ use rustls::crypto::{ActiveKeyExchange, CompletedKeyExchange, CryptoProvider, Su
 use rustls::{CipherSuite, Error, NamedGroup, ProtocolVersion, SupportedCipherSuite};
 
 use super::cpu::Cpu;
+use super::pool;
 
 /// A group of aws-lc whose `start_and_complete` first looks for a prepared answer.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ pub fn with_prepared<R>(
 
 impl SupportedKxGroup for PreparedGroup {
     fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
-        self.0.start()
+        pool::take_started(self.0.name()).map_or_else(|| self.0.start(), Ok)
     }
 
     fn start_and_complete(&self, peer_share: &[u8]) -> Result<CompletedKeyExchange, Error> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Algorithm, SHA256, SHA384};
 use aws_lc_rs::encoding::{AsBigEndian, EcPrivateKeyBin};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
@@ -14,9 +15,8 @@ use rustls::sign::{Signer, SigningKey};
 use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::multibuffer::RsaKey;
-use super::multibuffer::{P256, P384, Scalar};
-use super::{CryptoOp, CryptoResult, suspend};
+use super::multibuffer::{BatchedCurve, P256, P384, RsaKey, Scalar};
+use super::{CryptoOp, CryptoResult, pool, suspend};
 
 /// A key, and its form for batches if it has one.
 pub struct Key {
@@ -101,6 +101,41 @@ fn scalar(algorithm: &'static EcdsaSigningAlgorithm, der: &[u8]) -> Option<Zeroi
     Some(Zeroizing::new(bytes.as_ref().to_vec()))
 }
 
+/// A curve whose keys have a form for batches.
+pub trait LaneCurve: BatchedCurve {
+    /// What its keys sign with in TLS 1.3.
+    const SCHEME: SignatureScheme;
+    /// The hash of that.
+    const DIGEST: &'static Algorithm;
+
+    /// The key, if it is one of this curve.
+    fn scalar(key: &LaneKey) -> Option<&Scalar<Self>>;
+}
+
+impl LaneCurve for P256 {
+    const SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+    const DIGEST: &'static Algorithm = &SHA256;
+
+    fn scalar(key: &LaneKey) -> Option<&Scalar<P256>> {
+        match key {
+            LaneKey::P256(scalar) => Some(scalar),
+            LaneKey::P384(_) | LaneKey::Rsa(_) => None,
+        }
+    }
+}
+
+impl LaneCurve for P384 {
+    const SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP384_SHA384;
+    const DIGEST: &'static Algorithm = &SHA384;
+
+    fn scalar(key: &LaneKey) -> Option<&Scalar<P384>> {
+        match key {
+            LaneKey::P384(scalar) => Some(scalar),
+            LaneKey::P256(_) | LaneKey::Rsa(_) => None,
+        }
+    }
+}
+
 /// What rustls holds.
 #[derive(Debug)]
 pub struct SuspendingKey(pub Arc<Key>);
@@ -131,6 +166,9 @@ impl SigningKey for SuspendingKey {
 
 impl Signer for SuspendingSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        if let Some(signature) = pool::sign(&self.key, self.scheme, message) {
+            return Ok(signature);
+        }
         let op = CryptoOp::Sign {
             key: Arc::clone(&self.key),
             scheme: self.scheme,

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 
-use crate::config::{AdminAddress, Config, Io, Multibuffer, Places, Problem, Warning, Workers};
+use crate::config::{AdminAddress, Config, Crypto, Io, MadeAhead, Multibuffer, Places, Problem, Warning, Workers};
 use crate::crypto::batch::Engine;
-use crate::crypto::cpu::{Mask, Processor};
+use crate::crypto::cpu::{Mask, Processor, is_virtual};
 use crate::crypto::multibuffer;
+use crate::crypto::pool::Ahead;
 use crate::net::uring::UringDriver;
 
 /// Which driver the workers use.
@@ -58,9 +59,9 @@ pub struct Equipment {
 ///
 /// # Errors
 /// What is asked for by name and is not there.
-pub fn equipment(io: Io, multibuffer: &Multibuffer, places: &Places) -> Result<Equipment, Vec<Problem>> {
+pub fn equipment(io: Io, crypto: &Crypto, places: &Places) -> Result<Equipment, Vec<Problem>> {
     let driver = choose_driver(io).map_err(|refusal| refusal.at(places, "global.io"));
-    let engine = choose_engine(multibuffer).map_err(|refusal| refusal.at(places, "crypto.multibuffer"));
+    let engine = choose_engine(crypto).map_err(|refusal| refusal.at(places, "crypto.multibuffer"));
     match (driver, engine) {
         (Ok((driver, reason)), Ok((engine, engine_reason))) => Ok(Equipment {
             driver,
@@ -91,8 +92,8 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
     let mut problems = Vec::new();
     let cpus = choose_cpus(&config.global.workers)
         .map_err(|refusal| problems.push(refusal.at(&config.places, "global.workers")));
-    let equipment = equipment(config.global.io, &config.crypto.multibuffer, &config.places)
-        .map_err(|refused| problems.extend(refused));
+    let equipment =
+        equipment(config.global.io, &config.crypto, &config.places).map_err(|refused| problems.extend(refused));
     let mut keep = |key: &str, refusal: Refusal| problems.push(refusal.at(&config.places, key));
     if let Some(user) = &config.global.user
         && let Err(refusal) = find_user(user)
@@ -196,18 +197,27 @@ fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
     }
 }
 
-fn choose_engine(multibuffer: &Multibuffer) -> Result<(Engine, String), Refusal> {
-    let path = match multibuffer {
-        Multibuffer::Off => return Ok((Engine::inline(false), "configured".into())),
+fn choose_engine(crypto: &Crypto) -> Result<(Engine, String), Refusal> {
+    let ahead = match crypto.made_ahead {
+        MadeAhead::On => Ahead::ALL,
+        MadeAhead::Auto => Ahead {
+            key_pairs: true,
+            setups: !is_virtual(),
+        },
+        MadeAhead::Off => Ahead::NOTHING,
+    };
+    let inline = || Engine::inline(false).making_ahead(ahead);
+    let path = match &crypto.multibuffer {
+        Multibuffer::Off => return Ok((inline(), "configured".into())),
         Multibuffer::Auto => None,
         Multibuffer::Library(path) => Some(path.as_path()),
     };
     match (multibuffer::Multibuffer::load(path), path) {
         (Ok(library), _) => {
             let reason = format!("{} is usable", library.path().display());
-            Ok((Engine::with_library(library), reason))
+            Ok((Engine::with_library(library).making_ahead(ahead), reason))
         }
-        (Err(error), None) => Ok((Engine::inline(false), error.to_string())),
+        (Err(error), None) => Ok((inline(), error.to_string())),
         (Err(error), Some(path)) => Err(Refusal {
             found: format!("\"{}\": {error}", path.display()),
             expected: "a libcrypto_mb that this processor can use".into(),

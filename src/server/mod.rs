@@ -143,7 +143,8 @@ impl Server {
             engine_reason,
         } = equipment;
         tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
-        tracing::info!(%engine, reason = engine_reason, "handshakes are computed");
+        let ahead = engine.ahead();
+        tracing::info!(%engine, reason = engine_reason, made_ahead = %ahead, "handshakes are computed");
         for address in server.inherited.unused(&server.bound) {
             tracing::warn!(
                 "a socket for {address} was passed (LISTEN_FDS) and no listener has that address: its clients wait"

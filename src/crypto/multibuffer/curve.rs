@@ -126,7 +126,14 @@ impl<C: Curve> Scalar<C> {
         }
     }
 
-    pub(super) fn limbs(&self) -> &C::Limbs {
+    /// From limbs, which are wiped.
+    pub(in crate::crypto) fn from_limbs(mut limbs: C::Limbs) -> Option<Scalar<C>> {
+        let scalar = Scalar(limbs);
+        limbs.zeroize();
+        scalar.is_legal().then_some(scalar)
+    }
+
+    pub(in crate::crypto) fn limbs(&self) -> &C::Limbs {
         &self.0
     }
 
@@ -146,8 +153,8 @@ impl<C: Curve> Drop for Scalar<C> {
 /// A point of the curve other than infinity: a public key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point<C: Curve> {
-    pub(super) x: C::Limbs,
-    pub(super) y: C::Limbs,
+    pub(in crate::crypto) x: C::Limbs,
+    pub(in crate::crypto) y: C::Limbs,
 }
 
 impl<C: Curve> Point<C> {

@@ -113,8 +113,8 @@ pub struct EcdsaJob<'a, C: Curve> {
 /// The half of an ECDSA signature that depends on neither key nor message: a nonce, inverted, and its point. It makes one
 /// signature and is wiped: used twice it gives the key away, so it can be neither copied nor read.
 pub struct EcdsaSetup<C: Curve> {
-    inverse: C::Limbs,
-    r: C::Limbs,
+    pub(super) inverse: C::Limbs,
+    pub(super) r: C::Limbs,
 }
 
 impl<C: Curve> Drop for EcdsaSetup<C> {
