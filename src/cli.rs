@@ -50,7 +50,7 @@ pub enum Command {
     /// Show what this processor is good at, measured, and what Ringlock will use of it
     ///
     /// Takes less than five seconds. The figures are those of one core that does nothing else: stop what else runs on this
-    /// machine. With a configuration its `io` and its `multibuffer` are used, otherwise "auto".
+    /// machine. With a configuration its `io`, `multibuffer` and `made_ahead` are used, otherwise "auto".
     Hw {
         /// Configuration file (TOML)
         #[arg(long, short, value_name = "FILE")]

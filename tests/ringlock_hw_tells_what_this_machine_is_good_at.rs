@@ -201,8 +201,8 @@ fn what_is_batched_is_measured_in_batches() {
             }
         }
     }
-    for signature in ["ECDSA P-256", "ECDSA P-384"] {
-        let operation = operation(&json, signature);
+    for halved in ["X25519", "P-256", "ECDSA P-256", "ECDSA P-384"] {
+        let operation = operation(&json, halved);
         assert!(
             positive(&operation["left_us"]) < positive(&operation["alone_us"]),
             "{operation}"
@@ -213,11 +213,13 @@ fn what_is_batched_is_measured_in_batches() {
 #[test]
 fn the_settings_of_a_file_are_used() {
     let folder = TempDir::new().unwrap();
-    let path = configuration(&folder, "multibuffer = \"off\"", "io = \"epoll\"");
+    let path = configuration(&folder, "multibuffer = \"off\"\nmade_ahead = \"off\"", "io = \"epoll\"");
     let json = json(&hw(&["--json", "--config", text(&path)]));
     assert_eq!(json["driver"]["name"], "epoll");
     assert_eq!(json["settings"]["io"], "epoll");
     assert_eq!(json["settings"]["multibuffer"], "off");
+    assert_eq!(json["settings"]["made_ahead"], "off");
+    assert_eq!(json["uses"]["made_ahead"], "nothing");
     assert_eq!(json["library"]["path"], Value::Null);
     assert_eq!(json["uses"]["together"], Value::Array(Vec::new()));
     assert!(operation(&json, "X25519")["batch"].is_null());
