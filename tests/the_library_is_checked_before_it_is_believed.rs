@@ -178,6 +178,7 @@ fn a_processor_that_lacks_an_instruction() {
         avx512bw: true,
         avx512ifma: true,
         avx512vbmi2: true,
+        ..Processor::default()
     };
     assert_eq!(all.missing(), None);
     let without = Processor {

@@ -4,13 +4,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_lc_rs::digest::digest;
 use rustls::crypto::{CompletedKeyExchange, SharedSecret};
 use rustls::{NamedGroup, SignatureScheme};
 
 use super::inline::MLKEM_KEY_BYTES;
+use super::measure::{self, shortest};
 use super::multibuffer::{Block, Hash, RsaKey};
 use super::multibuffer::{EcdhJob, EcdsaJob, Lanes, Multibuffer, RsaJob, RsaScratch, X25519Job};
 use super::multibuffer::{P256, P384, Point};
@@ -22,6 +23,9 @@ use crate::limits::HANDSHAKES_PER_TURN;
 pub use super::multibuffer::LANES;
 
 const _: () = assert!(HANDSHAKES_PER_TURN == LANES, "a turn computes one batch of each stage");
+
+/// How long the two sides of each break-even are measured: 14 figures, within the 200 ms that a start may take for it.
+const CALIBRATION_TIME: Duration = Duration::from_millis(4);
 
 /// What a handshake asks for first, and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +234,30 @@ impl Engine {
         self.waits
     }
 
+    /// As many operations like this one are computed together when they wait; nothing when they never are.
+    #[must_use]
+    pub fn break_even(&self, op: &CryptoOp) -> Option<usize> {
+        let break_even = self.batch.as_ref()?.break_even[Kind::of(op)? as usize];
+        (break_even <= LANES).then_some(break_even)
+    }
+
+    /// Answers up to [`LANES`] operations in one call, whether that is worth it or not; nothing when they cannot share one, or
+    /// one of them is refused.
+    ///
+    /// # Panics
+    /// There are more, or none.
+    #[must_use]
+    pub fn answer_together(&self, ops: &[CryptoOp]) -> Option<Vec<CryptoResult>> {
+        assert!(
+            (1..=LANES).contains(&ops.len()),
+            "a call has {LANES} lanes, and one is used"
+        );
+        let batch = self.batch.as_ref()?;
+        let kind = Kind::of(&ops[0])?;
+        let same = ops.iter().all(|op| Kind::of(op) == Some(kind));
+        same.then(|| batch.compute_all(kind, ops))?
+    }
+
     /// Answers up to [`LANES`] operations, in their order. `count` is told how many were computed together, for each call.
     ///
     /// # Panics
@@ -259,6 +287,14 @@ impl Engine {
 }
 
 impl Batch {
+    /// Computes up to [`LANES`], all of `kind`; nothing when one is refused.
+    fn compute_all(&self, kind: Kind, ops: &[CryptoOp]) -> Option<Vec<CryptoResult>> {
+        let wanted: Vec<usize> = (0..ops.len()).collect();
+        let mut answers = Default::default();
+        self.compute(kind, ops, &wanted, &mut answers);
+        answers.into_iter().take(ops.len()).collect()
+    }
+
     /// Computes the `wanted` of `ops`, all of `kind`.
     fn compute(&self, kind: Kind, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
         match kind {
@@ -418,58 +454,23 @@ fn padded(bits: usize, scheme: SignatureScheme, message: &[u8]) -> Option<Block>
     }
 }
 
-/// The break-even of each kind: measured where that takes microseconds; RSA's, which needs keys that take long to make, is what was
-/// measured elsewhere (one call costs 2.5 operations).
+/// The break-even of each kind, measured.
 fn calibrated(batch: &Batch) -> [usize; Kind::ALL.len()] {
-    let share = |group| {
-        let group = super::provider::library_group(group).expect("a group of ours");
-        let peer = group.start().expect("aws-lc makes keys");
-        CryptoOp::KeyExchange {
-            group: group.name(),
-            peer_share: peer.pub_key().into(),
-        }
-    };
-    let sign = || {
-        let pem = rcgen::KeyPair::generate().ok()?.serialize_pem();
-        let key = Key::from_pem(pem.as_bytes()).ok()?;
-        Some(CryptoOp::Sign {
-            key: key.into(),
-            scheme: SignatureScheme::ECDSA_NISTP256_SHA256,
-            message: [0; 130].into(),
-        })
-    };
-    let measured = |op: Option<CryptoOp>| op.map_or(RSA_BREAK_EVEN, |op| break_even(batch, &op));
-    let sign_p256 = measured(sign());
-    Kind::ALL.map(|kind| match kind {
-        Kind::X25519 => measured(Some(share(NamedGroup::X25519))),
-        Kind::P256 => measured(Some(share(NamedGroup::secp256r1))),
-        Kind::SignP256 | Kind::SignP384 => sign_p256,
-        Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096 => RSA_BREAK_EVEN,
+    let examples = measure::examples();
+    Kind::ALL.map(|kind| {
+        let example = examples.iter().find(|example| Kind::of(&example.op) == Some(kind));
+        break_even(batch, kind, &example.expect("there is one of each kind").op)
     })
 }
 
-const RSA_BREAK_EVEN: usize = 3;
-
-fn break_even(batch: &Batch, op: &CryptoOp) -> usize {
-    let kind = Kind::of(op).expect("an operation of a kind");
+fn break_even(batch: &Batch, kind: Kind, op: &CryptoOp) -> usize {
     let ops: Vec<CryptoOp> = std::iter::repeat_n(op, LANES).cloned().collect();
-    let together = least(|| {
-        let mut answers = Default::default();
-        batch.compute(kind, &ops, &[0, 1, 2, 3, 4, 5, 6, 7], &mut answers);
-        assert!(answers.iter().all(Option::is_some), "the self-check has passed");
+    let together = shortest(CALIBRATION_TIME, || {
+        let answers = batch.compute_all(kind, &ops);
+        assert!(answers.is_some(), "the self-check has passed");
     });
-    let alone = least(|| drop(inline::run(op)));
+    let alone = shortest(CALIBRATION_TIME, || drop(inline::run(op)));
     let operations = together.as_nanos().div_ceil(alone.as_nanos().max(1));
     // A call that is never worth it has a break-even that no batch reaches.
     usize::try_from(operations).unwrap_or(usize::MAX).clamp(2, LANES + 1)
-}
-
-/// The shortest of a few runs.
-fn least(mut run: impl FnMut()) -> Duration {
-    let once = |_| {
-        let start = Instant::now();
-        run();
-        start.elapsed()
-    };
-    (0..16).map(once).min().expect("there are some")
 }

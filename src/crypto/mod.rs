@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod cpu;
 pub mod inline;
+pub mod measure;
 pub mod multibuffer;
 pub mod pool;
 pub mod provider;

@@ -55,6 +55,16 @@ impl Key {
         Ok(Key { key, lanes })
     }
 
+    /// Takes over a key.
+    ///
+    /// # Errors
+    /// As [`KeyRef::from_der`].
+    pub fn from_der(der: PrivateKeyDer<'static>) -> Result<Key, KeyError> {
+        let lanes = LaneKey::from_der(der.secret_der());
+        let key = KeyRef::from_der(der)?;
+        Ok(Key { key, lanes })
+    }
+
     /// Its form for batches.
     #[must_use]
     pub fn lanes(&self) -> Option<&LaneKey> {

@@ -3,50 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::library::{self, Library};
-
-/// What the processor has of what the library's eight-wide code uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Processor {
-    /// BMI2.
-    pub bmi2: bool,
-    /// AVX-512 Foundation, with the operating system saving its registers.
-    pub avx512f: bool,
-    /// AVX-512 DQ.
-    pub avx512dq: bool,
-    /// AVX-512 BW.
-    pub avx512bw: bool,
-    /// AVX-512 IFMA: eight products of 52 bits at once, which all of it rests on.
-    pub avx512ifma: bool,
-    /// AVX-512 VBMI2.
-    pub avx512vbmi2: bool,
-}
+use crate::crypto::cpu::Processor;
 
 impl Processor {
-    /// This machine's.
-    #[must_use]
-    pub fn detect() -> Processor {
-        #[cfg(target_arch = "x86_64")]
-        let processor = Processor {
-            bmi2: is_x86_feature_detected!("bmi2"),
-            avx512f: is_x86_feature_detected!("avx512f"),
-            avx512dq: is_x86_feature_detected!("avx512dq"),
-            avx512bw: is_x86_feature_detected!("avx512bw"),
-            avx512ifma: is_x86_feature_detected!("avx512ifma"),
-            avx512vbmi2: is_x86_feature_detected!("avx512vbmi2"),
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let processor = Processor {
-            bmi2: false,
-            avx512f: false,
-            avx512dq: false,
-            avx512bw: false,
-            avx512ifma: false,
-            avx512vbmi2: false,
-        };
-        processor
-    }
-
-    /// What is wanted and not there, in words; nothing when all of it is.
+    /// What the library's eight-wide code uses and this has not, in words; nothing when it has all of it.
     #[must_use]
     pub fn missing(self) -> Option<String> {
         let features = [

@@ -22,8 +22,9 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use zeroize::Zeroize;
 
+pub use super::cpu::Processor;
 pub use curve::{Curve, P256, P384, Point, Scalar};
-pub use load::{LoadError, Processor};
+pub use load::LoadError;
 pub use rsa::{Block, Hash, RsaKey};
 pub use signature::Signature;
 
