@@ -26,8 +26,18 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
 /// peer sends one per 2^24 records.
 pub const KEY_UPDATES_PER_SECOND_MAX: u32 = 16;
 
-/// Handshakes that one worker computes in one turn of its loop, so that established traffic waits for no more than these.
-pub const HANDSHAKES_PER_TURN: usize = 8;
+/// When a turn of a worker's loop has taken so long, no more operations of handshakes are begun in it: a flood of handshakes holds
+/// up established traffic for this, and for one call more (100 µs to 1 ms).
+pub const TURN_BUDGET: Duration = Duration::from_micros(250);
+
+/// Calls of operations in one turn, however quick they are.
+pub const CALLS_PER_TURN: usize = 4;
+
+/// Completions that a turn takes. Those of a flood are taken quickly and let others' through.
+pub const COMPLETIONS_PER_TURN: usize = 256;
+
+/// Operations that share a call: the lanes of AVX-512.
+pub const LANES: usize = 8;
 
 /// Stack of a call that can be suspended. Used at most: 12 KiB by a release build (25 KiB with ML-KEM), 60 KiB by a debug build.
 pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Cause, HandshakeFailure};
-use crate::limits::HANDSHAKES_PER_TURN;
+use crate::limits::LANES;
 
 /// A counter or gauge with one writer, so adding is a plain load and store.
 #[derive(Debug, Default)]
@@ -95,7 +95,7 @@ pub struct WorkerMetrics {
     /// Operations answered through the crypto queue, each computed by itself.
     pub crypto_inline: Counter,
     /// Batches computed, by how many operations each had, less one.
-    pub crypto_batches: [Counter; HANDSHAKES_PER_TURN],
+    pub crypto_batches: [Counter; LANES],
     /// What was made ahead and has been used.
     pub made_ahead_used: Counter,
     /// What would have been used, had it been made ahead.

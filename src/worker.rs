@@ -11,10 +11,10 @@ use crossbeam::channel::Receiver;
 use crossbeam::queue::ArrayQueue;
 
 use crate::buffers::SendPool;
-use crate::crypto::batch::{Engine, LANES, Queue, Stage};
+use crate::crypto::batch::{Engine, LANES, Queue};
 use crate::crypto::{OpId, pool, suspend};
 use crate::error::{Cause, IoError};
-use crate::limits::ACCEPT_BACKOFF;
+use crate::limits::{ACCEPT_BACKOFF, CALLS_PER_TURN, TURN_BUDGET};
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -603,12 +603,15 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         if !self.operations.is_due(&self.shared.engine) {
             return;
         }
-        // A key exchange that is answered lets its handshake ask for a signature, which is answered in the same turn.
-        for stage in Stage::ALL {
-            let mut wanted = self.operations.take(stage);
-            wanted.retain(|((token, _), _)| self.side_of(*token).is_some());
-            let (mut tags, ops): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        for _ in 0..CALLS_PER_TURN {
+            let mut call = self.operations.take_call(&self.shared.engine);
+            if call.is_empty() {
+                return;
+            }
+            call.retain(|((token, _), _)| self.side_of(*token).is_some());
+            let (mut tags, ops): (Vec<_>, Vec<_>) = call.into_iter().unzip();
             if active(Mutant::CryptoResultToWrongSlot) {
+                tags.extend(self.operations.first_tag());
                 let by = usize::from(tags.len() > 1);
                 tags.rotate_left(by);
             }
@@ -619,6 +622,9 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             });
             for ((token, id), answer) in tags.into_iter().zip(answers) {
                 self.handle(token, Input::CryptoDone(id, answer));
+            }
+            if self.driver.busy() >= TURN_BUDGET {
+                return;
             }
         }
     }

@@ -18,28 +18,11 @@ use super::multibuffer::{P256, P384, Point};
 use super::pool::{Ahead, CurvePair, X25519Pair};
 use super::signer::{Key, LaneCurve, LaneKey};
 use super::{CryptoOp, CryptoResult, inline, pool};
-use crate::limits::HANDSHAKES_PER_TURN;
 
 pub use super::multibuffer::LANES;
 
-const _: () = assert!(HANDSHAKES_PER_TURN == LANES, "a turn computes one batch of each stage");
-
 /// How long the two sides of each break-even are measured: 14 figures, within the 200 ms that a start may take for it.
 const CALIBRATION_TIME: Duration = Duration::from_millis(4);
-
-/// What a handshake asks for first, and then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Key exchanges.
-    Exchanges,
-    /// Signatures.
-    Signatures,
-}
-
-impl Stage {
-    /// In the order of a handshake.
-    pub const ALL: [Stage; 2] = [Stage::Exchanges, Stage::Signatures];
-}
 
 /// Operations in the order they were asked for; a tag says by whom.
 pub struct Queue<Tag> {
@@ -80,6 +63,16 @@ impl<Tag> Queue<Tag> {
         self.len() == 0
     }
 
+    /// Whose operation waits longest.
+    #[must_use]
+    pub fn first_tag(&self) -> Option<Tag>
+    where
+        Tag: Copy,
+    {
+        let first = self.exchanges.front().or(self.signatures.front());
+        first.map(|(tag, _)| *tag)
+    }
+
     /// It is time for answers. Some, but not a batch of them, wait once for the worker to look, without sleeping, whether there are
     /// more; one alone never does.
     pub fn is_due(&mut self, engine: &Engine) -> bool {
@@ -89,16 +82,35 @@ impl<Tag> Queue<Tag> {
         !looks
     }
 
-    /// The oldest operations of a stage, as many as a turn computes.
-    pub fn take(&mut self, stage: Stage) -> Vec<(Tag, CryptoOp)> {
-        let waiting = match stage {
-            Stage::Exchanges => &mut self.exchanges,
-            Stage::Signatures => &mut self.signatures,
+    /// What is computed next: the oldest operation with those that share a call with it, or it alone. Exchanges come first until
+    /// there are signatures for a whole batch, because they are what signatures come of.
+    pub fn take_call(&mut self, engine: &Engine) -> Vec<(Tag, CryptoOp)> {
+        let waiting = if self.exchanges.is_empty() || self.signatures.len() >= LANES {
+            &mut self.signatures
+        } else {
+            &mut self.exchanges
         };
-        let count = waiting.len().min(HANDSHAKES_PER_TURN);
-        waiting.drain(..count).collect()
+        let Some((_, oldest)) = waiting.front() else {
+            return Vec::new();
+        };
+        let kind = Kind::of(oldest);
+        let shares = |(_, op): &(Tag, CryptoOp)| Kind::of(op) == kind;
+        let sharing: Vec<usize> = (0..waiting.len().min(LOOKED_THROUGH))
+            .filter(|&at| shares(&waiting[at]))
+            .take(LANES)
+            .collect();
+        let together = engine.break_even(oldest).is_some_and(|count| sharing.len() >= count);
+        let count = if together { sharing.len() } else { 1 };
+        // From behind, so that the places of the others stay what they are.
+        let taken = sharing[..count].iter().rev().filter_map(|&at| waiting.remove(at));
+        let mut call: Vec<_> = taken.collect();
+        call.reverse();
+        call
     }
 }
+
+/// Operations among which those are looked for that share a call.
+const LOOKED_THROUGH: usize = 8 * LANES;
 
 /// What can share a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +275,7 @@ impl Engine {
     /// # Panics
     /// There are more.
     pub fn answer(&self, ops: &[CryptoOp], mut count: impl FnMut(usize)) -> Vec<CryptoResult> {
-        assert!(ops.len() <= LANES, "a turn computes one batch of each stage");
+        assert!(ops.len() <= LANES, "a call has {LANES} lanes");
         let mut answers: Lanes<CryptoResult> = Default::default();
         if let Some(batch) = &self.batch {
             for (kind, break_even) in Kind::ALL.into_iter().zip(batch.break_even) {

@@ -2,7 +2,7 @@
 //! and one for simulated ones ([`super::sim`]).
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
@@ -114,6 +114,9 @@ pub enum Close {
 pub trait Driver {
     /// The time that [`Driver::wait`] last looked at the clock.
     fn now(&self) -> Instant;
+
+    /// How long that is ago: the time that this turn has taken so far.
+    fn busy(&self) -> Duration;
 
     /// Takes over a listening socket.
     fn listen(&mut self, listener: OwnedFd) -> Result<Socket, IoError>;

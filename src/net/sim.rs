@@ -634,6 +634,11 @@ impl Driver for SimDriver {
         self.now
     }
 
+    /// Work takes no time here.
+    fn busy(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn listen(&mut self, listener: OwnedFd) -> Result<Socket, IoError> {
         drop(listener);
         let socket = self.sockets.insert(Entry::Listener(Listener {

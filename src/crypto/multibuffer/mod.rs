@@ -31,8 +31,7 @@ pub use signature::Signature;
 use curve::digest_number;
 use library::{Inputs, Library, RSA_BYTES_MAX, RsaInputs};
 
-/// How many operations share a call.
-pub const LANES: usize = 8;
+pub use crate::limits::LANES;
 
 /// The result of each lane that was used and not refused.
 pub type Lanes<T> = [Option<T>; LANES];
