@@ -28,7 +28,7 @@ pub const KEY_UPDATES_PER_SECOND_MAX: u32 = 16;
 
 /// When a turn of a worker's loop has taken so long, no more operations of handshakes are begun in it: a flood of handshakes holds
 /// up established traffic for this, and for one call more (100 µs to 1 ms).
-pub const TURN_BUDGET: Duration = Duration::from_micros(250);
+pub const TURN_BUDGET: Duration = Duration::from_micros(100);
 
 /// Calls of operations in one turn, however quick they are.
 pub const CALLS_PER_TURN: usize = 4;

@@ -2,6 +2,7 @@
 //! operations. Owns every session, buffer and its driver; shares nothing but counters. The only file that knows both
 //! sessions and drivers.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::buffers::SendPool;
 use crate::crypto::batch::{Engine, LANES, Queue};
-use crate::crypto::{OpId, pool, suspend};
+use crate::crypto::{CryptoResult, OpId, pool, suspend};
 use crate::error::{Cause, IoError};
 use crate::limits::{ACCEPT_BACKOFF, CALLS_PER_TURN, TURN_BUDGET};
 use crate::metrics::{ServerMetrics, WorkerMetrics};
@@ -113,6 +114,8 @@ pub struct Worker<D, T> {
     timers: TimerWheel,
     pool: SendPool,
     operations: Queue<(Token, OpId)>,
+    /// Computed, and not delivered yet.
+    answers: VecDeque<(Token, OpId, CryptoResult)>,
     /// Slots whose sessions hold bytes back until the end of a turn.
     held: Vec<u32>,
     live: usize,
@@ -143,6 +146,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             timers: TimerWheel::new(now),
             pool: SendPool::default(),
             operations: Queue::default(),
+            answers: VecDeque::new(),
             held: Vec::new(),
             live: 0,
             sample: 0,
@@ -175,6 +179,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             self.complete(completion);
         }
         self.release_held();
+        if !self.operations.is_empty() || !self.answers.is_empty() {
+            // What established connections send does not wait for what handshakes compute.
+            self.driver.begin(completions);
+        }
         self.run_operations();
         self.expire_timers();
         self.retry_accepts();
@@ -212,7 +220,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        if !self.operations.is_empty() || !self.held.is_empty() {
+        if !self.operations.is_empty() || !self.answers.is_empty() || !self.held.is_empty() {
             return Some(self.driver.now());
         }
         let retries = self
@@ -595,38 +603,53 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
     }
 
-    /// Answers operations that wait, but only so many that established traffic is not kept waiting.
+    /// Answers operations that wait, for as long as established traffic may be kept waiting. A call and what its answers lead to
+    /// may take several turns.
     fn run_operations(&mut self) {
         if active(Mutant::FlushForgotten) && self.operations.len() > LANES {
             return;
         }
-        if !self.operations.is_due(&self.shared.engine) {
-            return;
-        }
-        for _ in 0..CALLS_PER_TURN {
-            let mut call = self.operations.take_call(&self.shared.engine);
-            if call.is_empty() {
+        let mut calls = 0;
+        loop {
+            if let Some((token, id, answer)) = self.answers.pop_front() {
+                if self.side_of(token).is_some() {
+                    self.handle(token, Input::CryptoDone(id, answer));
+                }
+            } else if calls < CALLS_PER_TURN
+                && !self.operations.is_empty()
+                && self.operations.is_due(&self.shared.engine)
+            {
+                calls += 1;
+                self.compute();
+            } else {
                 return;
-            }
-            call.retain(|((token, _), _)| self.side_of(*token).is_some());
-            let (mut tags, ops): (Vec<_>, Vec<_>) = call.into_iter().unzip();
-            if active(Mutant::CryptoResultToWrongSlot) {
-                tags.extend(self.operations.first_tag());
-                let by = usize::from(tags.len() > 1);
-                tags.rotate_left(by);
-            }
-            let metrics = Arc::clone(&self.shared.metrics);
-            let answers = self.shared.engine.answer(&ops, |lanes| match lanes {
-                1 => metrics.crypto_inline.add(1),
-                lanes => metrics.crypto_batches[lanes - 1].add(1),
-            });
-            for ((token, id), answer) in tags.into_iter().zip(answers) {
-                self.handle(token, Input::CryptoDone(id, answer));
             }
             if self.driver.busy() >= TURN_BUDGET {
                 return;
             }
         }
+    }
+
+    /// Computes the next call of operations.
+    fn compute(&mut self) {
+        let mut call = self.operations.take_call(&self.shared.engine);
+        call.retain(|((token, _), _)| self.side_of(*token).is_some());
+        let (mut tags, ops): (Vec<_>, Vec<_>) = call.into_iter().unzip();
+        if active(Mutant::CryptoResultToWrongSlot) {
+            tags.extend(self.operations.first_tag());
+            let by = usize::from(tags.len() > 1);
+            tags.rotate_left(by);
+        }
+        let metrics = &self.shared.metrics;
+        let answers = self.shared.engine.answer(&ops, |lanes| match lanes {
+            1 => metrics.crypto_inline.add(1),
+            lanes => metrics.crypto_batches[lanes - 1].add(1),
+        });
+        let answers = tags
+            .into_iter()
+            .zip(answers)
+            .map(|((token, id), answer)| (token, id, answer));
+        self.answers.extend(answers);
     }
 
     fn arm_timer(&mut self, slot: u32) {

@@ -127,6 +127,9 @@ pub trait Driver {
     /// Queues an operation; it reaches the kernel in [`Driver::wait`] at the latest.
     fn submit(&mut self, token: Token, op: Op);
 
+    /// Begins what was submitted, without waiting. What completes at once is appended, and counts as found by the next wait.
+    fn begin(&mut self, completions: &mut Vec<Completion>);
+
     /// Waits until something completes, `deadline` passes (no deadline: for ever) or the driver is woken, and appends
     /// what completed.
     fn wait(&mut self, deadline: Option<Instant>, completions: &mut Vec<Completion>);

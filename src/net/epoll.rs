@@ -339,6 +339,10 @@ impl Driver for EpollDriver {
         self.now
     }
 
+    fn begin(&mut self, completions: &mut Vec<Completion>) {
+        self.run_queue(completions);
+    }
+
     fn busy(&self) -> Duration {
         clock().saturating_duration_since(self.now)
     }

@@ -201,9 +201,6 @@ impl Drop for BufferRing {
     }
 }
 
-/// As many completions are handed over without being asked for (IO_LOCAL_TW_DEFAULT_MAX): with fewer there are no more.
-const COMPLETIONS_UNASKED: usize = 20;
-
 /// See the module.
 pub struct UringDriver {
     ring: IoUring,
@@ -228,6 +225,7 @@ impl UringDriver {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_clamp()
             .setup_cqsize(URING_COMPLETIONS)
@@ -316,17 +314,16 @@ impl UringDriver {
         self.push(&sqe);
     }
 
-    /// Submits, and waits for so many completions or the deadline. More than twenty are handed over only when asked for (kernel
-    /// 6.14 and later): a flood's would be in front of everybody else's for many turns.
-    fn enter(&mut self, wanted: usize, deadline: Option<Instant>) {
+    /// Submits, and waits for a completion or the deadline.
+    fn enter(&mut self, deadline: Option<Instant>) {
         // Errors: ETIME is the deadline, EINTR a signal, EBUSY a full completion queue. Each means: look at the completions.
         let _ = match deadline {
-            None => self.ring.submitter().submit_and_wait(wanted),
+            None => self.ring.submitter().submit_and_wait(1),
             Some(deadline) => {
                 let timeout = Timespec::from(deadline.saturating_duration_since(clock()));
                 self.ring
                     .submitter()
-                    .submit_with_args(wanted, &SubmitArgs::new().timespec(&timeout))
+                    .submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
             }
         };
     }
@@ -473,6 +470,13 @@ impl Driver for UringDriver {
         self.now
     }
 
+    fn begin(&mut self, _: &mut Vec<Completion>) {
+        if !self.ring.submission().is_empty() {
+            // Fails with EBUSY or EINTR when the completion queue is full or a signal came: the next wait submits.
+            let _ = self.ring.submit();
+        }
+    }
+
     fn busy(&self) -> Duration {
         clock().saturating_duration_since(self.now)
     }
@@ -553,16 +557,17 @@ impl Driver for UringDriver {
                 self.push_accept(listener);
             }
         }
-        let looks = !completions.is_empty() || deadline.is_some_and(|deadline| deadline <= self.now);
-        if looks {
-            self.enter(COMPLETIONS_PER_TURN, Some(self.now));
+        if completions.is_empty() && deadline.is_none_or(|deadline| deadline > self.now) {
+            self.enter(deadline);
         } else {
-            self.enter(1, deadline);
+            let _ = self.ring.submit();
         }
         self.now = clock();
-        if self.harvest(completions) >= COMPLETIONS_UNASKED && !looks {
-            self.enter(COMPLETIONS_PER_TURN, Some(self.now));
-            self.harvest(completions);
+        let mut count = self.harvest(completions);
+        // A call hands over twenty (kernel 6.14 and later). What a flood brought would be in front of all else for many turns.
+        while count < COMPLETIONS_PER_TURN && self.ring.submission().taskrun() {
+            let _ = self.ring.submit();
+            count += self.harvest(completions).max(1);
         }
     }
 
