@@ -163,5 +163,9 @@ pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// CAs of clients whose names take more than this are not named to the client: the list has 16 bits for its length, and a
+/// handshake that names hundreds of them is slow. The client then chooses by itself.
+pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
+
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;

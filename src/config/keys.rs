@@ -387,11 +387,16 @@ static CLIENT_AUTH: Section = Section {
     keys: &[
         key(
             "mode",
-            Kind::Word(&[word("off"), later("optional"), later("required")]),
+            Kind::Word(&[word("off"), word("optional"), word("required")]),
             Presence::Default(r#""off""#),
-            "Whether clients are asked for a certificate. Only off is supported yet.",
+            "Whether clients are asked for a certificate. With optional they may send none; one that is sent must be right.",
         ),
-        key("ca", Kind::Text("a path"), Presence::Later, "Trust anchors."),
+        key(
+            "ca",
+            Kind::Text("the path of a PEM file with the CAs whose clients are accepted"),
+            Presence::Optional,
+            "PEM file with the certificates of the CAs that are trusted. Needed unless mode is off.",
+        ),
         key(
             "crl",
             Kind::Texts {

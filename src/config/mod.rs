@@ -345,6 +345,17 @@ pub struct Listener {
     pub congestion_control: Option<String>,
     /// `[listener.tls]`
     pub tls: Tls,
+    /// `[listener.client_auth]`: `None` when `mode` is "off".
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// `[listener.client_auth]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// `mode`: "required", otherwise "optional".
+    pub required: bool,
+    /// `ca`: a PEM file with trust anchors.
+    pub ca: PathBuf,
 }
 
 /// One entry of `routes`.

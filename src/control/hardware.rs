@@ -264,11 +264,7 @@ impl Operation {
     fn of(measured: measure::Operation) -> Operation {
         Operation {
             name: measured.name,
-            kind: if measured.is_exchange {
-                "key exchange"
-            } else {
-                "signature"
-            },
+            kind: measured.kind,
             alone_us: microseconds(measured.alone),
             left_us: measured.left.map(microseconds),
             batch: measured.batch.map(|batch| Batch {
@@ -399,7 +395,7 @@ impl Hardware {
             "\n{:<24} {:>9} {:>9} {:>9} {:>9} {:>11}",
             "Handshakes, µs", "alone", "ahead", "one of 8", "call", "break-even"
         )?;
-        for kind in ["key exchange", "signature"] {
+        for kind in ["key exchange", "signature", "verification"] {
             writeln!(f, "  {kind}")?;
             for operation in self.operations.iter().filter(|operation| operation.kind == kind) {
                 let batch = operation.batch.as_ref();

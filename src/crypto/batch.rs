@@ -14,20 +14,21 @@ use super::inline::MLKEM_KEY_BYTES;
 use super::measure::{self, shortest};
 use super::multibuffer::{Block, Hash, RsaKey};
 use super::multibuffer::{EcdhJob, EcdsaJob, Lanes, Multibuffer, RsaJob, RsaScratch, X25519Job};
-use super::multibuffer::{P256, P384, Point};
+use super::multibuffer::{P256, P384, Point, Signature, VerifyJob};
 use super::pool::{Ahead, CurvePair, X25519Pair};
 use super::signer::{Key, LaneCurve, LaneKey};
+use super::verifier::{self, Verification};
 use super::{CryptoOp, CryptoResult, inline, pool};
 
 pub use super::multibuffer::LANES;
 
-/// How long the two sides of each break-even are measured: 14 figures, within the 200 ms that a start may take for it.
+/// How long the two sides of each break-even are measured: 18 figures, within the 200 ms that a start may take for it.
 const CALIBRATION_TIME: Duration = Duration::from_millis(4);
 
 /// Operations in the order they were asked for; a tag says by whom.
 pub struct Queue<Tag> {
-    exchanges: VecDeque<(Tag, CryptoOp)>,
-    signatures: VecDeque<(Tag, CryptoOp)>,
+    /// In the order in which a handshake asks: exchanges, signatures, verifications.
+    lanes: [VecDeque<(Tag, CryptoOp)>; 3],
     /// The worker has looked for more since the last answer.
     looked: bool,
 }
@@ -35,8 +36,7 @@ pub struct Queue<Tag> {
 impl<Tag> Default for Queue<Tag> {
     fn default() -> Self {
         Queue {
-            exchanges: VecDeque::new(),
-            signatures: VecDeque::new(),
+            lanes: std::array::from_fn(|_| VecDeque::new()),
             looked: false,
         }
     }
@@ -45,16 +45,18 @@ impl<Tag> Default for Queue<Tag> {
 impl<Tag> Queue<Tag> {
     /// Appends an operation.
     pub fn push(&mut self, tag: Tag, op: CryptoOp) {
-        match op {
-            CryptoOp::KeyExchange { .. } => self.exchanges.push_back((tag, op)),
-            CryptoOp::Sign { .. } => self.signatures.push_back((tag, op)),
-        }
+        let lane = match op {
+            CryptoOp::KeyExchange { .. } => 0,
+            CryptoOp::Sign { .. } => 1,
+            CryptoOp::Verify(_) => 2,
+        };
+        self.lanes[lane].push_back((tag, op));
     }
 
     /// Number of operations.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.exchanges.len() + self.signatures.len()
+        self.lanes.iter().map(VecDeque::len).sum()
     }
 
     /// Nothing waits.
@@ -69,30 +71,29 @@ impl<Tag> Queue<Tag> {
     where
         Tag: Copy,
     {
-        let first = self.exchanges.front().or(self.signatures.front());
+        let first = self.lanes.iter().find_map(VecDeque::front);
         first.map(|(tag, _)| *tag)
     }
 
     /// It is time for answers. Some, but not a batch of them, wait once for the worker to look, without sleeping, whether there are
     /// more; one alone never does.
     pub fn is_due(&mut self, engine: &Engine) -> bool {
-        let most = self.exchanges.len().max(self.signatures.len());
+        let most = self.lanes.iter().map(VecDeque::len).max().unwrap_or_default();
         let looks = engine.batch.is_some() && (2..LANES).contains(&most) && !self.looked;
         self.looked = looks;
         !looks
     }
 
-    /// What is computed next: the oldest operation with those that share a call with it, or it alone. Exchanges come first until
-    /// there are signatures for a whole batch, because they are what signatures come of.
+    /// What is computed next: the oldest operation with those that share a call with it, or it alone. What handshakes ask for
+    /// first comes first, because the rest comes of it, unless there is a whole batch of what they ask for later.
     pub fn take_call(&mut self, engine: &Engine) -> Vec<(Tag, CryptoOp)> {
-        let waiting = if self.exchanges.is_empty() || self.signatures.len() >= LANES {
-            &mut self.signatures
-        } else {
-            &mut self.exchanges
-        };
-        let Some((_, oldest)) = waiting.front() else {
+        let full = self.lanes.iter().rposition(|lane| lane.len() >= LANES);
+        let first = || self.lanes.iter().position(|lane| !lane.is_empty());
+        let Some(chosen) = full.or_else(first) else {
             return Vec::new();
         };
+        let waiting = &mut self.lanes[chosen];
+        let oldest = &waiting[0].1;
         let kind = Kind::of(oldest);
         let shares = |(_, op): &(Tag, CryptoOp)| Kind::of(op) == kind;
         let sharing: Vec<usize> = (0..waiting.len().min(LOOKED_THROUGH))
@@ -123,10 +124,12 @@ enum Kind {
     SignRsa2048,
     SignRsa3072,
     SignRsa4096,
+    VerifyP256,
+    VerifyP384,
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    const ALL: [Kind; 9] = [
         Kind::X25519,
         Kind::P256,
         Kind::SignP256,
@@ -134,6 +137,8 @@ impl Kind {
         Kind::SignRsa2048,
         Kind::SignRsa3072,
         Kind::SignRsa4096,
+        Kind::VerifyP256,
+        Kind::VerifyP384,
     ];
 
     fn of(op: &CryptoOp) -> Option<Kind> {
@@ -155,6 +160,10 @@ impl Kind {
                 },
                 LaneKey::P256(_) | LaneKey::P384(_) => None,
             },
+            CryptoOp::Verify(verification) => Some(match verification.kind() {
+                verifier::Kind::P256 => Kind::VerifyP256,
+                verifier::Kind::P384 => Kind::VerifyP384,
+            }),
         }
     }
 }
@@ -315,6 +324,8 @@ impl Batch {
             Kind::SignP256 => self.ecdsa::<P256>(ops, wanted, answers),
             Kind::SignP384 => self.ecdsa::<P384>(ops, wanted, answers),
             Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096 => self.rsa(ops, wanted, answers),
+            Kind::VerifyP256 => self.verify::<P256>(ops, wanted, answers),
+            Kind::VerifyP384 => self.verify::<P384>(ops, wanted, answers),
         }
     }
 
@@ -430,19 +441,51 @@ impl Batch {
             answers[lane] = done.map(|()| CryptoResult::Signature(Ok(signature)));
         }
     }
+
+    /// Answers those that are right. What is wrong, or looks wrong, aws-lc decides.
+    fn verify<C: LaneCurve>(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+        let read = |&lane: &usize| {
+            let verification = verification(&ops[lane]);
+            let key = Point::<C>::from_uncompressed(verification.key())?;
+            let signature = Signature::<C>::from_der(verification.signature())?;
+            Some((lane, key, signature, digest(C::DIGEST, verification.message())))
+        };
+        let read: Vec<_> = wanted.iter().filter_map(read).collect();
+        if read.is_empty() {
+            return;
+        }
+        let jobs: Vec<VerifyJob<'_, C>> = read
+            .iter()
+            .map(|(_, key, signature, digest)| VerifyJob {
+                key,
+                digest: digest.as_ref(),
+                signature,
+            })
+            .collect();
+        for ((lane, ..), right) in read.iter().zip(self.library.ecdsa_verify(&jobs)) {
+            answers[*lane] = right.map(|()| CryptoResult::Verified(true));
+        }
+    }
 }
 
 fn exchange(op: &CryptoOp) -> (NamedGroup, &[u8]) {
     match op {
         CryptoOp::KeyExchange { group, peer_share } => (*group, peer_share),
-        CryptoOp::Sign { .. } => unreachable!("Kind::of has told them apart"),
+        CryptoOp::Sign { .. } | CryptoOp::Verify(_) => unreachable!("Kind::of has told them apart"),
     }
 }
 
 fn signature(op: &CryptoOp) -> (&Key, SignatureScheme, &[u8]) {
     match op {
         CryptoOp::Sign { key, scheme, message } => (key, *scheme, message),
-        CryptoOp::KeyExchange { .. } => unreachable!("Kind::of has told them apart"),
+        CryptoOp::KeyExchange { .. } | CryptoOp::Verify(_) => unreachable!("Kind::of has told them apart"),
+    }
+}
+
+fn verification(op: &CryptoOp) -> &Verification {
+    match op {
+        CryptoOp::Verify(verification) => verification,
+        CryptoOp::KeyExchange { .. } | CryptoOp::Sign { .. } => unreachable!("Kind::of has told them apart"),
     }
 }
 

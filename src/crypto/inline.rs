@@ -17,6 +17,7 @@ pub fn run(op: &CryptoOp) -> CryptoResult {
     match op {
         CryptoOp::KeyExchange { group, peer_share } => CryptoResult::KeyExchange(exchange(*group, peer_share)),
         CryptoOp::Sign { key, scheme, message } => CryptoResult::Signature(key.sign(*scheme, message)),
+        CryptoOp::Verify(verification) => CryptoResult::Verified(verification.verify()),
     }
 }
 

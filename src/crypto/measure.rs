@@ -8,6 +8,10 @@ use aws_lc_rs::aead::{self, AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, Le
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey};
 use aws_lc_rs::digest::digest;
 use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair,
+};
 use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
@@ -19,6 +23,7 @@ use super::batch::{Engine, LANES};
 use super::inline::MLKEM_KEY_BYTES;
 use super::multibuffer::{EcdsaJob, Multibuffer, P256, P384, Scalar};
 use super::signer::{Key, LaneCurve};
+use super::verifier::{Kind, Verification};
 use super::{CryptoOp, CryptoResult, inline, provider};
 
 /// How long each figure is measured.
@@ -37,7 +42,7 @@ pub struct Example {
     pub op: CryptoOp,
 }
 
-/// Every key exchange and every kind of signature.
+/// Every key exchange, every kind of signature, and what is verified in batches.
 #[must_use]
 pub fn examples() -> Vec<Example> {
     let exchange = |name, group| Example {
@@ -90,7 +95,29 @@ pub fn examples() -> Vec<Example> {
             rsa(include_bytes!("multibuffer/self_check_rsa4096.der")),
             pss,
         ),
+        Example {
+            name: "ECDSA P-256 verify",
+            op: verify(Kind::P256, &ECDSA_P256_SHA256_ASN1_SIGNING),
+        },
+        Example {
+            name: "ECDSA P-384 verify",
+            op: verify(Kind::P384, &ECDSA_P384_SHA384_ASN1_SIGNING),
+        },
     ]
+}
+
+fn verify(kind: Kind, algorithm: &'static EcdsaSigningAlgorithm) -> CryptoOp {
+    let pair = EcdsaKeyPair::generate(algorithm).expect("aws-lc makes keys");
+    // As long as what is signed of a small certificate.
+    let message = [0; 350];
+    let signature = pair.sign(&SystemRandom::new(), &message);
+    let signature = signature.expect("aws-lc's generator ends the process rather than fail");
+    CryptoOp::Verify(Verification::new(
+        kind,
+        pair.public_key().as_ref(),
+        &message,
+        signature.as_ref(),
+    ))
 }
 
 fn exchange(group: NamedGroup) -> CryptoOp {
@@ -124,8 +151,8 @@ pub fn shortest(time: Duration, mut run: impl FnMut()) -> Duration {
 pub struct Operation {
     /// As TLS calls it.
     pub name: &'static str,
-    /// A key exchange; otherwise a signature.
-    pub is_exchange: bool,
+    /// `key exchange`, `signature` or `verification`.
+    pub kind: &'static str,
     /// By itself: with aws-lc, all of it.
     pub alone: Duration,
     /// What is left to do when what does not depend on the peer was made ahead: a key pair, or the half of an ECDSA signature
@@ -151,7 +178,11 @@ pub fn operations(engine: &Engine) -> Vec<Operation> {
         let batch: Vec<CryptoOp> = std::iter::repeat_n(&op, LANES).cloned().collect();
         Operation {
             name,
-            is_exchange: matches!(op, CryptoOp::KeyExchange { .. }),
+            kind: match op {
+                CryptoOp::KeyExchange { .. } => "key exchange",
+                CryptoOp::Sign { .. } => "signature",
+                CryptoOp::Verify(_) => "verification",
+            },
             alone: shortest(TIME, || drop(succeeded(inline::run(&op)))),
             left: left(engine.library(), &op),
             batch: engine.answer_together(&batch).map(|answers| {
@@ -170,7 +201,7 @@ pub fn operations(engine: &Engine) -> Vec<Operation> {
 fn succeeded(answer: CryptoResult) -> CryptoResult {
     let right = matches!(
         answer,
-        CryptoResult::KeyExchange(Ok(_)) | CryptoResult::Signature(Ok(_))
+        CryptoResult::KeyExchange(Ok(_)) | CryptoResult::Signature(Ok(_)) | CryptoResult::Verified(true)
     );
     assert!(right, "{answer:?}");
     answer
@@ -195,6 +226,7 @@ fn left(library: Option<&Multibuffer>, op: &CryptoOp) -> Option<Duration> {
             let complete = halved.into_iter().find(|(halved, _)| halved == scheme)?.1;
             Some(complete(library?, message))
         }
+        CryptoOp::Verify(_) => None,
     }
 }
 

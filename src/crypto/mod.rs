@@ -10,12 +10,14 @@ pub mod provider;
 pub mod sha256;
 pub mod signer;
 pub mod suspend;
+pub mod verifier;
 
 use std::sync::Arc;
 
 use rustls::crypto::CompletedKeyExchange;
 use rustls::{NamedGroup, SignatureScheme};
 use signer::Key;
+use verifier::Verification;
 
 /// Numbers the operations of one session, so that a late answer is known as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum CryptoOp {
         /// What is signed, before any hash.
         message: Box<[u8]>,
     },
+    /// Whether a signature is right.
+    Verify(Verification),
 }
 
 /// The answer to a [`CryptoOp`].
@@ -48,6 +52,8 @@ pub enum CryptoResult {
     KeyExchange(Result<CompletedKeyExchange, rustls::Error>),
     /// Of [`CryptoOp::Sign`].
     Signature(Result<Vec<u8>, rustls::Error>),
+    /// Of [`CryptoOp::Verify`]: the signature is right.
+    Verified(bool),
     /// Nobody waits for the operation any more: the connection is over.
     Abandoned,
 }
@@ -59,6 +65,7 @@ impl std::fmt::Debug for CryptoResult {
             CryptoResult::KeyExchange(Err(error)) => write!(f, "KeyExchange({error})"),
             CryptoResult::Signature(Ok(signature)) => write!(f, "Signature({} bytes)", signature.len()),
             CryptoResult::Signature(Err(error)) => write!(f, "Signature({error})"),
+            CryptoResult::Verified(right) => write!(f, "Verified({right})"),
             CryptoResult::Abandoned => f.write_str("Abandoned"),
         }
     }

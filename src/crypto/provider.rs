@@ -17,7 +17,7 @@ use rustls::{
 };
 
 use super::cpu::Cpu;
-use super::{pool, sha256};
+use super::{pool, sha256, verifier};
 
 /// A group of aws-lc whose `start_and_complete` first looks for a prepared answer.
 #[derive(Debug)]
@@ -153,6 +153,7 @@ pub fn provider(suites: &[CipherSuite], groups: &[NamedGroup]) -> Arc<CryptoProv
     Arc::new(CryptoProvider {
         cipher_suites: suites.iter().filter_map(suite).collect(),
         kx_groups: groups.iter().filter_map(group).collect(),
+        signature_verification_algorithms: verifier::algorithms(),
         ..aws_lc_rs::default_provider()
     })
 }

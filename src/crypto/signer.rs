@@ -177,7 +177,9 @@ impl Signer for SuspendingSigner {
         match suspend::ask(op) {
             CryptoResult::Signature(answer) => answer,
             CryptoResult::Abandoned => Err(Error::General("the connection is over".into())),
-            CryptoResult::KeyExchange(_) => unreachable!("the answer is of the operation's kind"),
+            CryptoResult::KeyExchange(_) | CryptoResult::Verified(_) => {
+                unreachable!("the answer is of the operation's kind")
+            }
         }
     }
 

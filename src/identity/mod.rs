@@ -2,6 +2,8 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod client_auth;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -17,6 +17,7 @@ use crate::buffers::Sink;
 use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
 use crate::error::{Cause, HandshakeFailure, alert_name};
+use crate::identity::client_auth;
 use crate::metrics::Negotiated;
 
 /// See the module.
@@ -66,7 +67,12 @@ struct Exchange {
 }
 
 /// What a call of rustls gives back.
-type Called = (Box<UnbufferedServerConnection>, Processed);
+struct Called {
+    rustls: Box<UnbufferedServerConnection>,
+    processed: Processed,
+    /// The bytes of a call that had a copy of them: decrypted in place, and to be given so again where a message has not ended.
+    given: Option<Vec<u8>>,
+}
 
 /// What rustls is given of the bytes received.
 #[derive(Clone, Copy, Default)]
@@ -198,7 +204,7 @@ fn negotiated(rustls: &UnbufferedServerConnection) -> Option<Negotiated> {
     })
 }
 
-/// Calls rustls with records that complete a ClientHello: it asks for a signature, and may have to wait for it.
+/// Calls rustls with records on which it asks for a signature, or for the verification of one, and may have to wait for it.
 fn call_that_may_wait(
     mut rustls: Box<UnbufferedServerConnection>,
     received: &mut [u8],
@@ -206,18 +212,33 @@ fn call_that_may_wait(
 ) -> Progress<Called> {
     if !suspend::is_allowed() {
         let processed = call(&mut rustls, received);
-        return Progress::Done((rustls, processed));
+        let given = None;
+        return Progress::Done(Called {
+            rustls,
+            processed,
+            given,
+        });
     }
     let mut received = received.to_vec();
     suspend::run(move || {
         let processed = call(&mut rustls, &mut received);
-        (rustls, processed)
+        let given = Some(received);
+        Called {
+            rustls,
+            processed,
+            given,
+        }
     })
 }
 
 /// One record that starts with a ClientHello: the second one, after a HelloRetryRequest.
 fn is_client_hello(records: &[u8]) -> bool {
     matches!(records, [22, _, _, _, _, 1, ..]) && record_end(records, 0) == Some(records.len())
+}
+
+/// A record that may hold a handshake message: in the clear, or encrypted as TLS 1.3 does it.
+fn is_handshake(record: &[u8]) -> bool {
+    matches!(record, [22 | 23, ..])
 }
 
 /// Versions on the wire.
@@ -332,15 +353,21 @@ impl Connection {
                 self.state = State::Handshaking(rustls);
                 return (at.used, Step::NeedsInput);
             };
+            let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
             at.end = end;
             let given = &mut received[at.used..end];
-            let progress = if end == self.hello_end || is_client_hello(given) {
+            let progress = if end == self.hello_end || verifies || is_client_hello(given) {
                 call_that_may_wait(rustls, given, unbuffered::process)
             } else {
                 let processed = unbuffered::process(&mut rustls, given);
-                Progress::Done((rustls, processed))
+                let given = None;
+                Progress::Done(Called {
+                    rustls,
+                    processed,
+                    given,
+                })
             };
-            match self.after(progress, at, received.len(), outboxes) {
+            match self.after(progress, at, received, outboxes) {
                 ControlFlow::Continue((same, next)) => (rustls, at) = (same, next),
                 ControlFlow::Break(step) => return step,
             }
@@ -371,7 +398,7 @@ impl Connection {
         received: &mut [u8],
         outboxes: &mut Outboxes<'_>,
     ) -> (usize, Step) {
-        match self.after(progress, at, received.len(), outboxes) {
+        match self.after(progress, at, received, outboxes) {
             ControlFlow::Continue((rustls, at)) => self.run(rustls, at, received, outboxes),
             ControlFlow::Break(step) => step,
         }
@@ -382,14 +409,18 @@ impl Connection {
         &mut self,
         progress: Progress<Called>,
         at: Window,
-        received_bytes: usize,
+        received: &mut [u8],
         outboxes: &mut Outboxes<'_>,
     ) -> ControlFlow<(usize, Step), (Box<UnbufferedServerConnection>, Window)> {
-        let (rustls, processed) = match progress {
+        let Called {
+            rustls,
+            processed,
+            given,
+        } = match progress {
             Progress::Done(called) => called,
             Progress::Panicked => {
                 let failure = HandshakeFailure::Protocol("internal error".into());
-                return ControlFlow::Break((received_bytes, Step::Failed(failure)));
+                return ControlFlow::Break((received.len(), Step::Failed(failure)));
             }
             Progress::Waits(call, op) => {
                 // The same bytes come again, from the first that is not used up.
@@ -400,6 +431,9 @@ impl Connection {
                 return ControlFlow::Break((at.used, Step::Crypto(op)));
             }
         };
+        if let Some(given) = given {
+            received[at.used..at.end].copy_from_slice(&given);
+        }
         outboxes.sealed.sink(outboxes.pool).write(&processed.output);
         let failure = match processed.error {
             Some(error) => self.failure(&error),
@@ -409,7 +443,7 @@ impl Connection {
                 return ControlFlow::Continue((rustls, Window { used, end: at.end }));
             }
         };
-        ControlFlow::Break((received_bytes, Step::Failed(failure)))
+        ControlFlow::Break((received.len(), Step::Failed(failure)))
     }
 
     #[expect(
@@ -420,6 +454,12 @@ impl Connection {
         use PeerIncompatible as P;
         match error {
             Error::AlertReceived(alert) => HandshakeFailure::PeerAlert(*alert),
+            Error::NoCertificatesPresented => {
+                HandshakeFailure::ClientCertificate("client sent no certificate, which is required".into())
+            }
+            Error::InvalidCertificate(error) => {
+                HandshakeFailure::ClientCertificate(format!("client certificate {}", client_auth::refusal(error)))
+            }
             Error::NoApplicationProtocol => HandshakeFailure::NoSharedAlpn,
             Error::PeerIncompatible(P::NoKxGroupsInCommon | P::NamedGroupsExtensionRequired) => {
                 HandshakeFailure::NoSharedGroup
@@ -460,6 +500,7 @@ fn alert_for(failure: &HandshakeFailure) -> Option<AlertDescription> {
         | HandshakeFailure::NoSharedSuite
         | HandshakeFailure::NoSharedAlpn
         | HandshakeFailure::NoSuitableCertificate
+        | HandshakeFailure::ClientCertificate(_)
         | HandshakeFailure::PeerAlert(_)
         | HandshakeFailure::Key(_)
         | HandshakeFailure::Protocol(_) => Some(AlertDescription::HandshakeFailure),

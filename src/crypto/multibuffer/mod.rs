@@ -369,7 +369,9 @@ impl Multibuffer {
             &some(&digests, jobs.len()),
             (&inputs(jobs, |job| &job.key.x), &inputs(jobs, |job| &job.key.y)),
         );
-        results(jobs.len(), |lane| status.is_ok(lane).then_some(()))
+        results(jobs.len(), |lane| {
+            (status.is_ok(lane) && jobs[lane].signature.is_legal()).then_some(())
+        })
     }
 
     /// Ed25519 signatures (RFC 8032).

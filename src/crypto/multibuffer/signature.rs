@@ -1,6 +1,6 @@
 //! ECDSA signatures, and their encoding.
 
-use super::curve::Curve;
+use super::curve::{Curve, Scalar};
 
 /// The two numbers of an ECDSA signature, big-endian.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +32,12 @@ impl<C: Curve> Signature<C> {
             der.extend_from_slice(number);
         }
         der
+    }
+
+    /// Both numbers are in `1..ORDER`; no others make a signature (FIPS 186-5, 6.4.2).
+    pub(super) fn is_legal(&self) -> bool {
+        let legal = |number: &C::Bytes| Scalar::<C>::from_be_bytes(number.as_ref()).is_some();
+        legal(&self.r) && legal(&self.s)
     }
 
     /// From `Ecdsa-Sig-Value`, in DER and nothing else: one encoding for each signature.
