@@ -53,8 +53,12 @@ enum State {
         end: usize,
         answer: CryptoResult,
     },
-    /// rustls has the connection.
-    Handshaking(Box<UnbufferedServerConnection>),
+    /// rustls has the connection. It has seen what lies before `end`, the beginning of a message whose end has not come, and has
+    /// changed it: it is given so again, with more behind it.
+    Handshaking {
+        rustls: Box<UnbufferedServerConnection>,
+        end: usize,
+    },
     Established(Box<Established>),
     /// Over.
     Dead,
@@ -75,7 +79,7 @@ struct Called {
 }
 
 /// What rustls is given of the bytes received.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Window {
     /// Those before are used up.
     used: usize,
@@ -136,7 +140,7 @@ impl Tls for Connection {
                 let at = Window { used: 0, end };
                 self.go_on(call.resume(answer), at, received, outboxes)
             }
-            State::Handshaking(rustls) => self.run(rustls, Window::default(), received, outboxes),
+            State::Handshaking { rustls, end } => self.run(rustls, Window { used: 0, end }, received, outboxes),
             State::Established(_) | State::Dead => (
                 received.len(),
                 Step::Failed(HandshakeFailure::Protocol("bytes after the end".into())),
@@ -162,7 +166,7 @@ impl Tls for Connection {
             | State::Exchanged(..)
             | State::Suspended { .. }
             | State::Answered { .. }
-            | State::Handshaking(_)
+            | State::Handshaking { .. }
             | State::Dead => (received.len(), Opened::Closed),
         }
     }
@@ -327,7 +331,7 @@ impl Connection {
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {
-            self.state = State::Handshaking(rustls);
+            self.state = State::Handshaking { rustls, end: 0 };
             return Ok(None);
         };
         let op = CryptoOp::KeyExchange {
@@ -350,7 +354,10 @@ impl Connection {
     ) -> (usize, Step) {
         while rustls.is_handshaking() {
             let Some(end) = record_end(received, at.end) else {
-                self.state = State::Handshaking(rustls);
+                self.state = State::Handshaking {
+                    rustls,
+                    end: at.end - at.used,
+                };
                 return (at.used, Step::NeedsInput);
             };
             let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
