@@ -27,8 +27,9 @@ const SIGNATURES: [&str; 6] = [
     "RSA-3072",
     "RSA-4096",
 ];
+const VERIFICATIONS: [&str; 2] = ["ECDSA P-256 verify", "ECDSA P-384 verify"];
 /// Those of which several are computed together where the library is.
-const BATCHED: [&str; 8] = [
+const BATCHED: [&str; 10] = [
     "X25519",
     "P-256",
     "X25519MLKEM768",
@@ -37,6 +38,8 @@ const BATCHED: [&str; 8] = [
     "RSA-2048",
     "RSA-3072",
     "RSA-4096",
+    "ECDSA P-256 verify",
+    "ECDSA P-384 verify",
 ];
 const CIPHERS: [&str; 3] = ["AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256"];
 
@@ -110,7 +113,7 @@ fn operation<'j>(json: &'j Value, name: &str) -> &'j Value {
 fn the_table_has_every_operation_and_every_suite() {
     let ran = hw(&[]);
     assert_eq!(ran.stderr, "");
-    for name in EXCHANGES.iter().chain(&SIGNATURES) {
+    for name in EXCHANGES.iter().chain(&SIGNATURES).chain(&VERIFICATIONS) {
         let line = ran.stdout.lines().find(|line| line.trim_start().starts_with(name));
         let line = line.unwrap_or_else(|| panic!("{name} is missing: {}", ran.stdout));
         let figures: Vec<&str> = line.trim_start()[name.len()..].split_whitespace().collect();
@@ -150,7 +153,11 @@ fn the_table_has_every_operation_and_every_suite() {
 #[test]
 fn the_json_has_positive_numbers() {
     let json = json(&hw(&["--json"]));
-    for (kind, names) in [("key exchange", &EXCHANGES[..]), ("signature", &SIGNATURES)] {
+    for (kind, names) in [
+        ("key exchange", &EXCHANGES[..]),
+        ("signature", &SIGNATURES),
+        ("verification", &VERIFICATIONS),
+    ] {
         for name in names {
             let operation = operation(&json, name);
             assert_eq!(operation["kind"], kind);
@@ -182,7 +189,7 @@ fn what_is_batched_is_measured_in_batches() {
     assert_eq!(json["settings"]["file"], text(&path));
     assert_eq!(json["settings"]["multibuffer"], text(&library));
     assert_eq!(json["library"]["path"], text(&library));
-    for name in EXCHANGES.iter().chain(&SIGNATURES) {
+    for name in EXCHANGES.iter().chain(&SIGNATURES).chain(&VERIFICATIONS) {
         let operation = operation(&json, name);
         let batch = &operation["batch"];
         assert_eq!(batch.is_object(), BATCHED.contains(name), "{operation}");
@@ -272,7 +279,7 @@ fn what_is_hidden_from_aws_lc_is_told_and_everything_still_works() {
         .into_iter()
         .collect();
     assert_eq!(masked["mask"]["hides"], serde_json::json!(hidden));
-    for name in EXCHANGES.iter().chain(&SIGNATURES) {
+    for name in EXCHANGES.iter().chain(&SIGNATURES).chain(&VERIFICATIONS) {
         positive(&operation(&masked, name)["alone_us"]);
     }
     let table = with_mask(Some(MASK), &["hw"]).ok();

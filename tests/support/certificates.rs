@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
+    RsaKeySize,
 };
 
 /// The kind of an identity's key.
@@ -15,6 +16,8 @@ pub(crate) enum KeyKind {
     Ecdsa,
     /// ECDSA on P-384.
     P384,
+    /// Ed25519.
+    Ed25519,
     /// RSA with 2,048 bits.
     Rsa,
     /// RSA with 3,072 bits.
@@ -64,6 +67,7 @@ impl Ca {
         let key = match kind {
             KeyKind::Ecdsa => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
             KeyKind::P384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
+            KeyKind::Ed25519 => KeyPair::generate_for(&PKCS_ED25519),
             KeyKind::Rsa => rsa(RsaKeySize::_2048),
             KeyKind::Rsa3072 => rsa(RsaKeySize::_3072),
             KeyKind::Rsa4096 => rsa(RsaKeySize::_4096),
