@@ -78,7 +78,12 @@ impl Signed {
     }
 
     fn op(&self, curve: &Curve) -> CryptoOp {
-        CryptoOp::Verify(Verification::new(curve.kind, &self.key, &self.message, &self.signature))
+        CryptoOp::Verify(Verification::new(
+            curve.library,
+            &self.key,
+            &self.message,
+            &self.signature,
+        ))
     }
 
     fn is_right(&self, curve: &Curve) -> bool {

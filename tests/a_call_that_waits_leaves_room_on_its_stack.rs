@@ -10,8 +10,10 @@ mod support;
 
 use std::sync::Arc;
 
+use ::aws_lc_rs::signature::{KeyPair, ML_DSA_44_SIGNING, ML_DSA_87_SIGNING, PqdsaKeyPair};
 use ringlock::buffers::{Outbox, SendPool};
-use ringlock::crypto::{CryptoOp, inline, suspend};
+use ringlock::crypto::suspend::Progress;
+use ringlock::crypto::{CryptoOp, inline, suspend, verifier};
 use ringlock::limits::{SUSPENDED_STACK_BYTES, SUSPENDED_STACK_GUARD_BYTES};
 use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
@@ -19,7 +21,7 @@ use ringlock::tls::{Outboxes, Step, Tls};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, SignatureScheme, SupportedProtocolVersion};
 use support::*;
 use tempfile::TempDir;
 
@@ -220,7 +222,7 @@ fn every_kind_of_handshake_leaves_room() {
             &TLS13,
             &mlkem,
             Some(below.client_with(KeyKind::Rsa4096, |_| {})),
-            asked(1, 1, 2),
+            asked(1, 1, 3),
         ),
         Case {
             accepted: false,
@@ -290,5 +292,33 @@ fn every_kind_of_handshake_leaves_room() {
         let used = used.join().unwrap();
         println!("{name}: {} KiB of {}", used / 1024, SUSPENDED_STACK_BYTES / 1024);
         assert!(used <= USED_MAX, "{name}: {used} bytes");
+    }
+}
+
+/// The largest signatures that clients may send are not verified on the stack where they are asked for.
+#[test]
+fn what_is_large_is_asked_for() {
+    for (signing, scheme) in [
+        (&ML_DSA_44_SIGNING, SignatureScheme::ML_DSA_44),
+        (&ML_DSA_87_SIGNING, SignatureScheme::ML_DSA_87),
+    ] {
+        let pair = PqdsaKeyPair::generate(signing).unwrap();
+        let mut signature = vec![0; signing.signature_len()];
+        pair.sign(b"message", &mut signature).unwrap();
+        let key = pair.public_key().as_ref().to_vec();
+        let mapping = verifier::algorithms().mapping;
+        let (_, algorithms) = mapping.iter().find(|(known, _)| *known == scheme).unwrap();
+        let algorithm = algorithms[0];
+        let used = std::thread::spawn(move || {
+            let call = move || algorithm.verify_signature(&key, b"message", &signature).is_ok();
+            let Progress::Waits(call, op) = suspend::run(call) else {
+                panic!("it asks")
+            };
+            assert!(matches!(call.resume(inline::run(&op)), Progress::Done(true)));
+            used()
+        });
+        let used = used.join().unwrap();
+        println!("{scheme:?}: {} KiB of {}", used / 1024, SUSPENDED_STACK_BYTES / 1024);
+        assert!(used <= USED_MAX / 4, "{scheme:?}: {used} bytes");
     }
 }

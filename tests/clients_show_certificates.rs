@@ -95,6 +95,7 @@ fn whoever_shows_a_right_one_is_let_in(io: Io) {
         shown.push(below.client_with(KeyKind::P384, |_| {}));
         shown.push(below.below("two below", KeyKind::Ecdsa).client());
     }
+    shown.push(root.client_with(KeyKind::Ed25519, |_| {}));
     // No extended key usage allows all.
     shown.push(root.client_with(KeyKind::Ecdsa, |params| params.extended_key_usages.clear()));
     // Whoever sends the root as well sends more than is needed.

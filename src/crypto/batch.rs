@@ -160,7 +160,7 @@ impl Kind {
                 },
                 LaneKey::P256(_) | LaneKey::P384(_) => None,
             },
-            CryptoOp::Verify(verification) => Some(match verification.kind() {
+            CryptoOp::Verify(verification) => Some(match verification.kind()? {
                 verifier::Kind::P256 => Kind::VerifyP256,
                 verifier::Kind::P384 => Kind::VerifyP384,
             }),

@@ -16,14 +16,14 @@ use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
 use rustls::crypto::tls13::OkmBlock;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm};
 use rustls::{CipherSuite, NamedGroup, SignatureScheme, SupportedCipherSuite};
 
 use super::batch::{Engine, LANES};
 use super::inline::MLKEM_KEY_BYTES;
 use super::multibuffer::{EcdsaJob, Multibuffer, P256, P384, Scalar};
 use super::signer::{Key, LaneCurve};
-use super::verifier::{Kind, Verification};
+use super::verifier::Verification;
 use super::{CryptoOp, CryptoResult, inline, provider};
 
 /// How long each figure is measured.
@@ -97,23 +97,23 @@ pub fn examples() -> Vec<Example> {
         ),
         Example {
             name: "ECDSA P-256 verify",
-            op: verify(Kind::P256, &ECDSA_P256_SHA256_ASN1_SIGNING),
+            op: verify(webpki::aws_lc_rs::ECDSA_P256_SHA256, &ECDSA_P256_SHA256_ASN1_SIGNING),
         },
         Example {
             name: "ECDSA P-384 verify",
-            op: verify(Kind::P384, &ECDSA_P384_SHA384_ASN1_SIGNING),
+            op: verify(webpki::aws_lc_rs::ECDSA_P384_SHA384, &ECDSA_P384_SHA384_ASN1_SIGNING),
         },
     ]
 }
 
-fn verify(kind: Kind, algorithm: &'static EcdsaSigningAlgorithm) -> CryptoOp {
-    let pair = EcdsaKeyPair::generate(algorithm).expect("aws-lc makes keys");
+fn verify(algorithm: &'static dyn SignatureVerificationAlgorithm, signing: &'static EcdsaSigningAlgorithm) -> CryptoOp {
+    let pair = EcdsaKeyPair::generate(signing).expect("aws-lc makes keys");
     // As long as what is signed of a small certificate.
     let message = [0; 350];
     let signature = pair.sign(&SystemRandom::new(), &message);
     let signature = signature.expect("aws-lc's generator ends the process rather than fail");
     CryptoOp::Verify(Verification::new(
-        kind,
+        algorithm,
         pair.public_key().as_ref(),
         &message,
         signature.as_ref(),

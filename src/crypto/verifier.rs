@@ -1,5 +1,6 @@
-//! Verification of other people's signatures, as rustls and webpki ask for it: of the kinds that batches know, each is an operation
-//! that an engine answers. All others are aws-lc's own affair.
+//! Verification of other people's signatures, as rustls and webpki ask for it: an operation that an engine answers. That some can
+//! share a call is one reason. The other is that none is computed where it is asked for, on the small stack of a call that can be
+//! left: ML-DSA-87 alone takes 80 KiB.
 
 use std::sync::LazyLock;
 
@@ -19,11 +20,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What decides which signatures are right.
-    fn library(self) -> &'static dyn SignatureVerificationAlgorithm {
-        match self {
-            Kind::P256 => webpki::aws_lc_rs::ECDSA_P256_SHA256,
-            Kind::P384 => webpki::aws_lc_rs::ECDSA_P384_SHA384,
+    fn of(algorithm: &dyn SignatureVerificationAlgorithm) -> Option<Kind> {
+        if is_same(algorithm, webpki::aws_lc_rs::ECDSA_P256_SHA256) {
+            Some(Kind::P256)
+        } else if is_same(algorithm, webpki::aws_lc_rs::ECDSA_P384_SHA384) {
+            Some(Kind::P384)
+        } else {
+            None
         }
     }
 }
@@ -31,7 +34,8 @@ impl Kind {
 /// A signature that somebody claims to have made. Nothing in it is validated.
 #[derive(Clone, Debug)]
 pub struct Verification {
-    kind: Kind,
+    algorithm: &'static dyn SignatureVerificationAlgorithm,
+    kind: Option<Kind>,
     /// Key, message and signature, one after the other.
     bytes: Box<[u8]>,
     key_end: usize,
@@ -39,20 +43,27 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// `key` is the point as the certificate has it, `message` what is said to be signed, before any hash.
+    /// `algorithm` is one of aws-lc's, which decides; `key` is as the certificate has it, `message` what is said to be signed,
+    /// before any hash.
     #[must_use]
-    pub fn new(kind: Kind, key: &[u8], message: &[u8], signature: &[u8]) -> Verification {
+    pub fn new(
+        algorithm: &'static dyn SignatureVerificationAlgorithm,
+        key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Verification {
         Verification {
-            kind,
+            algorithm,
+            kind: Kind::of(algorithm),
             bytes: [key, message, signature].concat().into(),
             key_end: key.len(),
             message_end: key.len() + message.len(),
         }
     }
 
-    /// Of the key and the signature.
+    /// Nothing for those that are always verified one by one.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Option<Kind> {
         self.kind
     }
 
@@ -77,18 +88,15 @@ impl Verification {
     /// Whether it is right, by aws-lc.
     #[must_use]
     pub fn verify(&self) -> bool {
-        let library = self.kind.library();
-        library
+        self.algorithm
             .verify_signature(self.key(), self.message(), self.signature())
             .is_ok()
     }
 }
 
-/// What rustls and webpki hold in place of an algorithm of aws-lc.
+/// What rustls and webpki hold in place of this algorithm of aws-lc.
 #[derive(Debug)]
-struct Suspending(Kind);
-
-static SUSPENDING: [Suspending; 2] = [Suspending(Kind::P256), Suspending(Kind::P384)];
+struct Suspending(&'static dyn SignatureVerificationAlgorithm);
 
 impl SignatureVerificationAlgorithm for Suspending {
     fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
@@ -102,19 +110,19 @@ impl SignatureVerificationAlgorithm for Suspending {
     }
 
     fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        self.0.library().public_key_alg_id()
+        self.0.public_key_alg_id()
     }
 
     fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        self.0.library().signature_alg_id()
+        self.0.signature_alg_id()
     }
 
     fn fips(&self) -> bool {
-        self.0.library().fips()
+        self.0.fips()
     }
 }
 
-/// aws-lc's algorithms in aws-lc's order, those of [`Kind`] as operations.
+/// aws-lc's algorithms in aws-lc's order, as operations.
 #[must_use]
 pub fn algorithms() -> WebPkiSupportedAlgorithms {
     static TABLE: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(|| {
@@ -136,14 +144,10 @@ type Algorithms = &'static [&'static dyn SignatureVerificationAlgorithm];
 
 /// Made once for the life of the process.
 fn suspending(theirs: Algorithms) -> Algorithms {
-    let algorithms: Vec<&dyn SignatureVerificationAlgorithm> = theirs
+    let ours = theirs
         .iter()
-        .map(|&theirs| {
-            let ours = SUSPENDING.iter().find(|ours| is_same(*ours, theirs));
-            ours.map_or(theirs, |ours| ours as _)
-        })
-        .collect();
-    Box::leak(algorithms.into())
+        .map(|&theirs| Box::leak(Box::new(Suspending(theirs))) as &dyn SignatureVerificationAlgorithm);
+    Box::leak(ours.collect())
 }
 
 fn is_same(one: &dyn SignatureVerificationAlgorithm, other: &dyn SignatureVerificationAlgorithm) -> bool {
@@ -154,10 +158,6 @@ fn is_same(one: &dyn SignatureVerificationAlgorithm, other: &dyn SignatureVerifi
 mod tests {
     use super::*;
 
-    fn is_ours(algorithm: &dyn SignatureVerificationAlgorithm) -> bool {
-        format!("{algorithm:?}").starts_with("Suspending")
-    }
-
     #[test]
     fn nothing_is_added_lost_or_moved() {
         let (ours, theirs) = (
@@ -165,7 +165,9 @@ mod tests {
             aws_lc_rs::default_provider().signature_verification_algorithms,
         );
         let same = |ours: Algorithms, theirs: Algorithms| {
-            ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(&ours, &theirs)| is_same(ours, theirs))
+            let is_ours = |ours: &dyn SignatureVerificationAlgorithm| format!("{ours:?}").starts_with("Suspending");
+            let mut pairs = ours.iter().zip(theirs);
+            ours.len() == theirs.len() && pairs.all(|(&ours, &theirs)| is_ours(ours) && is_same(ours, theirs))
         };
         assert!(same(ours.all, theirs.all));
         assert_eq!(ours.mapping.len(), theirs.mapping.len());
@@ -173,24 +175,24 @@ mod tests {
             assert_eq!(scheme, theirs_scheme);
             assert!(same(ours, theirs), "{scheme:?}");
         }
-        assert_eq!(ours.all.iter().filter(|&&algorithm| is_ours(algorithm)).count(), 2);
     }
 
     /// In TLS 1.3 the scheme names the curve: the first algorithm of its list is taken.
     #[test]
-    fn the_schemes_of_both_curves_lead_to_ours() {
-        let mapping = algorithms().mapping;
-        let leads: Vec<SignatureScheme> = mapping
+    fn the_schemes_of_both_curves_lead_to_batches() {
+        let kinds: Vec<_> = algorithms()
+            .mapping
             .iter()
-            .filter(|(_, algorithms)| is_ours(algorithms[0]))
-            .map(|(scheme, _)| *scheme)
+            .filter_map(|(scheme, algorithms)| Some((*scheme, Kind::of(algorithms[0])?)))
             .collect();
         assert_eq!(
-            leads,
+            kinds,
             [
-                SignatureScheme::ECDSA_NISTP384_SHA384,
-                SignatureScheme::ECDSA_NISTP256_SHA256
+                (SignatureScheme::ECDSA_NISTP384_SHA384, Kind::P384),
+                (SignatureScheme::ECDSA_NISTP256_SHA256, Kind::P256)
             ]
         );
+        let batched = algorithms().all.iter().filter_map(|&algorithm| Kind::of(algorithm));
+        assert_eq!(batched.count(), 2);
     }
 }
