@@ -47,6 +47,12 @@ pub struct ClientArgs {
     /// the server the limit.
     #[arg(long, conflicts_with = "ca")]
     pub insecure: bool,
+    /// PEM chain, leaf first, to show when the server asks for a certificate.
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+    /// PEM private key of --client-cert.
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
     /// Process ids of the server, to measure its CPU time and memory.
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pub server_pid: Vec<u32>,

@@ -20,6 +20,9 @@ use ringlock_perf::args::{Cli, Command};
 use ringlock_perf::origin::{Origin, OriginReport};
 use ringlock_perf::report::Report;
 use ringlock_perf::{PerfError, run};
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::WebPkiClientVerifier;
 
 /// An origin that runs in a thread until it is asked for its counts.
 struct RunningOrigin {
@@ -385,6 +388,58 @@ fn a_certificate_of_another_ca_is_refused_unless_insecure() {
     assert!(run(&Cli::parse_from(line.split(' ')).command).unwrap().is_clean());
     relay.finish();
     other.finish();
+    origin.finish();
+}
+
+#[test]
+fn a_server_that_asks_for_a_certificate_gets_it() {
+    let origin = origin("discard", &[]);
+    let certified = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let relay = Relay::start_asking(&origin.address, Fault::None, verifier.build().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let certificate = write("client.pem", certified.cert.pem());
+    let key = write("client.key", certified.signing_key.serialize_pem());
+    let flags = "handshake --connections 1 --count 3 --errors-max 2 --duration 30s";
+    for version in ["1.2", "1.3"] {
+        let shown = format!("{flags} --tls {version} --client-cert {certificate} --client-key {key}");
+        let report = drive(&relay, &shown).unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert!(report.totals.established >= 3, "{report}");
+        let refused = drive(&relay, &format!("{flags} --tls {version}"))
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("alert"), "{refused}");
+    }
+    let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap();
+    let other = write("other.key", other.signing_key.serialize_pem());
+    for (certificate, key, expected) in [
+        (&*certificate, &*other, "--client-key: found"),
+        (
+            "/nonexistent/client.pem",
+            &key,
+            "--client-cert: found `/nonexistent/client.pem`",
+        ),
+        (
+            &certificate,
+            "/nonexistent/client.key",
+            "--client-key: found `/nonexistent/client.key`",
+        ),
+        (&key, &key, "--client-cert: found"),
+    ] {
+        let shown = format!("{flags} --client-cert {certificate} --client-key {key}");
+        let error = drive(&relay, &shown).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    relay.finish();
     origin.finish();
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::crypto::aws_lc_rs;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::PrivateKeyDer;
 use tempfile::NamedTempFile;
@@ -47,6 +49,11 @@ pub(crate) struct Relay {
 impl Relay {
     /// Listens with a certificate of its own and relays to `origin`.
     pub(crate) fn start(origin: &str, fault: Fault) -> Self {
+        Relay::start_asking(origin, fault, WebPkiClientVerifier::no_client_auth())
+    }
+
+    /// The same, with a word on clients' certificates.
+    pub(crate) fn start_asking(origin: &str, fault: Fault, verifier: Arc<dyn ClientCertVerifier>) -> Self {
         let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let mut ca = NamedTempFile::new().unwrap();
         ca.write_all(certified.cert.pem().as_bytes()).unwrap();
@@ -54,7 +61,7 @@ impl Relay {
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certified.cert.der().clone()], key)
             .unwrap();
         // A client that does nothing then hears nothing after the handshake.
