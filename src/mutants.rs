@@ -16,6 +16,8 @@ pub enum Mutant {
     StaleCryptoResult,
     /// A crypto result is given to another session.
     CryptoResultToWrongSlot,
+    /// What was made ahead stays after it was used.
+    NonceUsedTwice,
     /// Operations that are more than a batch are never answered.
     FlushForgotten,
     /// Our end is sent before what is queued.
@@ -68,7 +70,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 30] = [
+    pub const ALL: [Mutant; 31] = [
         Mutant::CloseWithoutJoin,
         Mutant::NoSlotGeneration,
         Mutant::PartialSendForgotten,
@@ -76,6 +78,7 @@ impl Mutant {
         Mutant::StaleCryptoResult,
         Mutant::CryptoResultToWrongSlot,
         Mutant::FlushForgotten,
+        Mutant::NonceUsedTwice,
         Mutant::EarlyHalfClose,
         Mutant::BufferLeakedWhileClosing,
         Mutant::ReceiveBufferLost,

@@ -14,7 +14,7 @@ use ::aws_lc_rs::signature::{KeyPair, ML_DSA_44_SIGNING, ML_DSA_87_SIGNING, Pqds
 use ringlock::buffers::{Outbox, SendPool};
 use ringlock::crypto::suspend::Progress;
 use ringlock::crypto::{CryptoOp, inline, suspend, verifier};
-use ringlock::limits::{SUSPENDED_STACK_BYTES, SUSPENDED_STACK_GUARD_BYTES};
+use ringlock::limits::SUSPENDED_STACK_BYTES;
 use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
 use ringlock::tls::{Outboxes, Step, Tls};
@@ -104,30 +104,6 @@ fn handshake(snapshot: &Snapshot, mut client: ClientConnection) -> (Asked, Resul
         }
     }
     (asked, Ok(()))
-}
-
-/// The memory of the deepest stack of this process. Each is a mapping behind one that cannot be touched.
-fn used() -> usize {
-    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut guard_ends = String::new();
-    let (mut is_stack, mut most) = (false, 0);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(first), Some(second)) = (words.next(), words.next()) else {
-            continue;
-        };
-        if let Some((start, end)) = first.split_once('-') {
-            let length =
-                |start, end| usize::from_str_radix(end, 16).unwrap() - usize::from_str_radix(start, 16).unwrap();
-            is_stack = second == "rw-p" && start == guard_ends && length(start, end) == SUSPENDED_STACK_BYTES;
-            let is_guard = second == "---p" && length(start, end) == SUSPENDED_STACK_GUARD_BYTES;
-            guard_ends = if is_guard { end.to_owned() } else { String::new() };
-        } else if first == "Rss:" && is_stack {
-            most = most.max(1024 * second.parse::<usize>().unwrap());
-        }
-    }
-    assert!(most > 0, "there is a stack, and it has been used");
-    most
 }
 
 struct Case {
@@ -287,9 +263,10 @@ fn every_kind_of_handshake_leaves_room() {
             let (counted, result) = handshake(&snapshot, client);
             assert_eq!(result.is_ok(), accepted, "{name}: {result:?}");
             assert_eq!(counted, asked, "{name}");
-            used()
+            suspend::stack_high_water()
         });
         let used = used.join().unwrap();
+        assert!(used > 1000, "{used}: nothing ran on a stack");
         println!("{name}: {} KiB of {}", used / 1024, SUSPENDED_STACK_BYTES / 1024);
         assert!(used <= USED_MAX, "{name}: {used} bytes");
     }
@@ -315,9 +292,10 @@ fn what_is_large_is_asked_for() {
                 panic!("it asks")
             };
             assert!(matches!(call.resume(inline::run(&op)), Progress::Done(true)));
-            used()
+            suspend::stack_high_water()
         });
         let used = used.join().unwrap();
+        assert!(used > 1000, "{used}: nothing ran on a stack");
         println!("{scheme:?}: {} KiB of {}", used / 1024, SUSPENDED_STACK_BYTES / 1024);
         assert!(used <= USED_MAX / 4, "{scheme:?}: {used} bytes");
     }

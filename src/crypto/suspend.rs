@@ -114,6 +114,18 @@ impl<T> Drop for Suspended<T> {
     }
 }
 
+/// Calls that wait, on this thread.
+#[must_use]
+pub fn waiting() -> usize {
+    SUSPENDED.get()
+}
+
+/// The most that any call has used of a stack that is free again, on this thread, in bytes.
+#[must_use]
+pub fn stack_high_water() -> usize {
+    FREE_STACKS.with_borrow(|free| free.iter().map(GuardedStack::used).max().unwrap_or_default())
+}
+
 fn take_stack() -> Option<GuardedStack> {
     if SUSPENDED.get() >= SUSPENDED_CALLS_MAX || RUNNING.get().is_some() {
         return None;
@@ -159,6 +171,19 @@ impl GuardedStack {
             return Err(io::Error::last_os_error());
         }
         Ok(stack)
+    }
+
+    /// Bytes above the lowest that is not zero any more.
+    #[expect(unsafe_code, reason = "nothing else looks into this memory while nothing runs on it")]
+    fn used(&self) -> usize {
+        // SAFETY: the mapping has these bytes behind the guard, new ones are zero, and nobody writes there: nothing runs on a stack
+        // that is not borrowed by a coroutine.
+        let bytes = unsafe {
+            let lowest = self.lowest.as_ptr().byte_add(SUSPENDED_STACK_GUARD_BYTES);
+            std::slice::from_raw_parts(lowest.cast::<u8>(), SUSPENDED_STACK_BYTES)
+        };
+        let untouched = bytes.iter().take_while(|&&byte| byte == 0).count();
+        bytes.len() - untouched
     }
 }
 

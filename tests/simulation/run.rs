@@ -11,6 +11,7 @@ use crossbeam::queue::ArrayQueue;
 use ringlock::address::{Endpoints, ServerEndpoint};
 use ringlock::crypto::batch::Engine;
 use ringlock::crypto::multibuffer::Multibuffer;
+use ringlock::crypto::pool::Ahead;
 use ringlock::error::{Cause, IoError};
 use ringlock::net::driver::Driver as _;
 use ringlock::net::sim::faults::Faults;
@@ -82,7 +83,7 @@ pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<Outcome, Strin
 fn engine(seed: u64) -> Arc<Engine> {
     static BATCH: LazyLock<Option<Arc<Engine>>> = LazyLock::new(|| {
         let library = Multibuffer::load(Some(&multibuffer::library()?)).unwrap_or_else(|error| panic!("{error}"));
-        Some(Arc::new(Engine::with_library(library)))
+        Some(Arc::new(Engine::with_library(library).making_ahead(Ahead::ALL)))
     });
     match (seed % 3, &*BATCH) {
         (0, Some(batch)) => Arc::clone(batch),

@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use memmap2::{Advice, MmapMut};
 use zeroize::Zeroize;
 
+use crate::mutants::{Mutant, active};
+
 /// What can be kept as bytes. It has no copy elsewhere, and goes into memory and out of it once.
 pub trait Kept: Sized {
     /// How many.
@@ -73,6 +75,9 @@ impl<T: Kept> Queue<T> {
         let at = self.counter(0);
         let entry = self.entry(at);
         let item = T::take(entry);
+        if active(Mutant::NonceUsedTwice) {
+            return Some(item);
+        }
         entry.zeroize();
         self.set_counter(0, (at + 1) % self.capacity);
         self.set_counter(8, self.len() - 1);
