@@ -47,6 +47,18 @@ pub enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Show what this processor is good at, measured, and what Ringlock will use of it
+    ///
+    /// Takes less than five seconds. The figures are those of one core that does nothing else: stop what else runs on this
+    /// machine. With a configuration its `io`, `multibuffer` and `made_ahead` are used, otherwise "auto".
+    Hw {
+        /// Configuration file (TOML)
+        #[arg(long, short, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// About the configuration file
     Config {
         /// What about it.
@@ -254,6 +266,20 @@ mod tests {
             Some(Command::Check {
                 config: config(),
                 strict: true
+            })
+        );
+        assert_eq!(
+            command(&["hw"]),
+            Some(Command::Hw {
+                config: None,
+                json: false
+            })
+        );
+        assert_eq!(
+            command(&["hw", "--json", "-c", "a.toml"]),
+            Some(Command::Hw {
+                config: Some(config()),
+                json: true
             })
         );
         assert_eq!(

@@ -63,6 +63,8 @@ pub enum HandshakeFailure {
     NoSharedAlpn,
     /// No certificate fits the client's signature schemes.
     NoSuitableCertificate,
+    /// A certificate is required and none was sent, or the one that was sent is not acceptable.
+    ClientCertificate(String),
     /// The peer ended the handshake with this alert.
     PeerAlert(AlertDescription),
     /// The key could not sign.
@@ -86,6 +88,7 @@ impl HandshakeFailure {
             HandshakeFailure::NoSharedSuite => "no_shared_suite",
             HandshakeFailure::NoSharedAlpn => "no_shared_alpn",
             HandshakeFailure::NoSuitableCertificate => "no_suitable_certificate",
+            HandshakeFailure::ClientCertificate(_) => "client_certificate",
             HandshakeFailure::PeerAlert(_) => "peer_alert",
             HandshakeFailure::Key(_) => "key",
             HandshakeFailure::Protocol(_) => "protocol",
@@ -93,7 +96,7 @@ impl HandshakeFailure {
     }
 
     /// Every label, for metrics that start at zero. The order is [`HandshakeFailure::index`]'s.
-    pub const LABELS: [&'static str; 13] = [
+    pub const LABELS: [&'static str; 14] = [
         "plain_http",
         "not_tls",
         "hello_too_large",
@@ -104,6 +107,7 @@ impl HandshakeFailure {
         "no_shared_suite",
         "no_shared_alpn",
         "no_suitable_certificate",
+        "client_certificate",
         "peer_alert",
         "key",
         "protocol",
@@ -148,6 +152,7 @@ impl fmt::Display for HandshakeFailure {
             HandshakeFailure::NoSuitableCertificate => {
                 f.write_str("no certificate fits the client's signature schemes")
             }
+            HandshakeFailure::ClientCertificate(why) => f.write_str(why),
             HandshakeFailure::PeerAlert(alert) => write!(f, "peer sent {}", alert_name(*alert)),
             HandshakeFailure::Key(why) => write!(f, "the private key could not be used: {why}"),
             HandshakeFailure::Protocol(why) => f.write_str(why),
@@ -370,6 +375,7 @@ mod tests {
             HandshakeFailure::NoSharedSuite,
             HandshakeFailure::NoSharedAlpn,
             HandshakeFailure::NoSuitableCertificate,
+            HandshakeFailure::ClientCertificate(String::new()),
             HandshakeFailure::PeerAlert(AlertDescription::UnknownCA),
             HandshakeFailure::Key(String::new()),
             HandshakeFailure::Protocol(String::new()),

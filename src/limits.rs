@@ -26,8 +26,31 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
 /// peer sends one per 2^24 records.
 pub const KEY_UPDATES_PER_SECOND_MAX: u32 = 16;
 
-/// Handshakes that one worker computes in one turn of its loop, so that established traffic waits for no more than these.
-pub const HANDSHAKES_PER_TURN: usize = 8;
+/// When a turn of a worker's loop has taken so long, no more operations of handshakes are begun in it: a flood of handshakes holds
+/// up established traffic for this, and for one call more (100 µs to 1 ms).
+pub const TURN_BUDGET: Duration = Duration::from_micros(100);
+
+/// Calls of operations in one turn, however quick they are.
+pub const CALLS_PER_TURN: usize = 4;
+
+/// Completions that a turn takes. Those of a flood are taken quickly and let others' through.
+pub const COMPLETIONS_PER_TURN: usize = 256;
+
+/// Operations that share a call: the lanes of AVX-512.
+pub const LANES: usize = 8;
+
+/// Stack of a call that can be suspended. Used at most by a release build: 12 KiB, with ML-KEM after a HelloRetryRequest or with six
+/// intermediates of a client 28 KiB; by a debug build 72 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
+pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
+
+/// What lies below it and cannot be touched: more than any frame of C code is long.
+pub const SUSPENDED_STACK_GUARD_BYTES: usize = 64 * 1024;
+
+/// Calls of one worker that are suspended at a time; beyond that they compute inline what they ask for.
+pub const SUSPENDED_CALLS_MAX: usize = 1024;
+
+/// Stacks that a worker keeps for the next calls; what comes back beyond that goes to the kernel.
+pub const SUSPENDED_STACKS_KEEP: usize = 64;
 
 /// Longest an unanswered end of stream is waited for, and what is read and dropped meanwhile.
 pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
@@ -129,8 +152,21 @@ const _: () = assert!(
     "the kernel's buffer rings have a power of two of entries"
 );
 
+/// Of each kind, so many are made ahead by a worker: as many as arrive while it is busy with something else.
+pub const MADE_AHEAD_MAX: usize = 64;
+
+/// Exchanges of one group that aws-lc has begun ahead on a worker.
+pub const MADE_AHEAD_STARTED_MAX: usize = 16;
+
+/// What was made ahead is thrown away no later than this.
+pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// CAs of clients whose names take more than this are not named to the client: the list has 16 bits for its length, and a
+/// handshake that names hundreds of them is slow. The client then chooses by itself.
+pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
 
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;

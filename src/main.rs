@@ -1,4 +1,4 @@
-//! The gateway's command line: `run`, `check`, `config schema`, and the demo.
+//! The gateway's command line: `run`, `check`, `hw`, `config schema`, and the demo.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -9,15 +9,17 @@ use clap::Parser;
 use ringlock::cli::{self, Args, Command, ConfigCommand, Style};
 use ringlock::config::{self, Problem, Warning};
 use ringlock::control::admin::Admin;
+use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
-use ringlock::server::{self, Inherited, Server, StartError};
+use ringlock::server::{self, Inherited, Server, StartError, host};
 
 fn main() -> ExitCode {
     match Args::parse().command {
         None => run_demo(),
         Some(Command::Run { config }) => run(&config, None),
         Some(Command::Check { config, strict }) => check(&config, strict),
+        Some(Command::Hw { config, json }) => hardware(config.as_deref(), json),
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
@@ -44,7 +46,7 @@ fn run(path: &Path, banner: Option<&str>) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return fail(&error),
     };
-    for warning in &warnings {
+    for warning in warnings.iter().chain(&host::warnings(&config)) {
         tracing::warn!("{warning}");
     }
     let admin = match config.global.admin.as_ref().map(Admin::bind).transpose() {
@@ -70,17 +72,34 @@ fn run(path: &Path, banner: Option<&str>) -> ExitCode {
 fn check(path: &Path, strict: bool) -> ExitCode {
     let (problems, warnings) = match config::load(path) {
         Err(problems) => (problems.as_slice().to_vec(), Vec::new()),
-        Ok((config, mut warnings)) => match server::load(config) {
-            Err(problems) => (problems, warnings),
-            Ok((_, snapshot)) => {
-                warnings.extend(snapshot.warnings(unix_now()));
-                (Vec::new(), warnings)
+        Ok((config, mut warnings)) => {
+            warnings.extend(host::warnings(&config));
+            match server::load(config) {
+                Err(problems) => (problems, warnings),
+                Ok((_, snapshot)) => {
+                    warnings.extend(snapshot.warnings(unix_now()));
+                    (Vec::new(), warnings)
+                }
             }
-        },
+        }
     };
     show(&problems, &warnings);
     print(&cli::summary(path, &problems, &warnings));
     ExitCode::from(cli::check_exit_code(&problems, &warnings, strict))
+}
+
+/// What this machine is good at; with the settings of a file, or with "auto".
+fn hardware(config: Option<&Path>, json: bool) -> ExitCode {
+    let settings = match config.map(|path| config::load(path).map(|(config, _)| Settings::of(path, &config))) {
+        None => Settings::default(),
+        Some(Ok(settings)) => settings,
+        Some(Err(problems)) => return refuse(problems.as_slice(), &[]),
+    };
+    match Hardware::measure(settings) {
+        Ok(hardware) if json => print(&hardware.json()),
+        Ok(hardware) => print(&hardware.to_string()),
+        Err(problems) => refuse(&problems, &[]),
+    }
 }
 
 fn refuse(problems: &[Problem], warnings: &[Warning]) -> ExitCode {

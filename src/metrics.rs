@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Cause, HandshakeFailure};
+use crate::limits::LANES;
 
 /// A counter or gauge with one writer, so adding is a plain load and store.
 #[derive(Debug, Default)]
@@ -91,8 +92,16 @@ pub struct WorkerMetrics {
     pub upstream_received: Counter,
     /// Bytes sent to upstreams (plain).
     pub upstream_sent: Counter,
-    /// Key exchanges answered through the crypto queue.
-    pub crypto_operations: Counter,
+    /// Operations answered through the crypto queue, each computed by itself.
+    pub crypto_inline: Counter,
+    /// Batches computed, by how many operations each had, less one.
+    pub crypto_batches: [Counter; LANES],
+    /// What was made ahead and has been used.
+    pub made_ahead_used: Counter,
+    /// What would have been used, had it been made ahead.
+    pub made_ahead_missing: Counter,
+    /// What was made ahead and got too old.
+    pub made_ahead_expired: Counter,
     /// Turns of the loop.
     pub turns: Counter,
     /// Connection records dropped because the log could not keep up.
@@ -115,7 +124,11 @@ impl Default for WorkerMetrics {
             downstream_sent: Counter::default(),
             upstream_received: Counter::default(),
             upstream_sent: Counter::default(),
-            crypto_operations: Counter::default(),
+            crypto_inline: Counter::default(),
+            crypto_batches: std::array::from_fn(|_| Counter::default()),
+            made_ahead_used: Counter::default(),
+            made_ahead_missing: Counter::default(),
+            made_ahead_expired: Counter::default(),
             turns: Counter::default(),
             log_dropped: Counter::default(),
             buffer_bytes: Counter::default(),

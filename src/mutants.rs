@@ -16,6 +16,10 @@ pub enum Mutant {
     StaleCryptoResult,
     /// A crypto result is given to another session.
     CryptoResultToWrongSlot,
+    /// What was made ahead stays after it was used.
+    NonceUsedTwice,
+    /// Operations that are more than a batch are never answered.
+    FlushForgotten,
     /// Our end is sent before what is queued.
     EarlyHalfClose,
     /// What is left of a cancelled send stays with a session that is over.
@@ -66,13 +70,15 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 29] = [
+    pub const ALL: [Mutant; 31] = [
         Mutant::CloseWithoutJoin,
         Mutant::NoSlotGeneration,
         Mutant::PartialSendForgotten,
         Mutant::NoBackpressure,
         Mutant::StaleCryptoResult,
         Mutant::CryptoResultToWrongSlot,
+        Mutant::FlushForgotten,
+        Mutant::NonceUsedTwice,
         Mutant::EarlyHalfClose,
         Mutant::BufferLeakedWhileClosing,
         Mutant::ReceiveBufferLost,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::address::ServerEndpoint;
 use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, UpstreamId, Warning};
 use crate::crypto::cpu::Cpu;
+use crate::identity::client_auth::{Authority, ClientAuth};
 use crate::identity::{Identity, IdentityError, NameMap, Selector};
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, SERVERS_PER_UPSTREAM_MAX};
 use crate::metrics::ServerMetrics;
@@ -39,6 +40,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// TLS settings.
     pub policy: Arc<Policy>,
+    /// The verification of client certificates; none when clients are not asked for any.
+    pub client_auth: Option<ClientAuth>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
@@ -80,10 +83,15 @@ impl Snapshot {
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
+        let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
+            load_client_auth(listener, places)
+        })
+        .into_iter();
         let mut listeners = Vec::new();
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
-                load_listener(listener, places, &identities, previous)
+                let client_auth = client_auths.next().expect("each listener's was loaded");
+                load_listener(listener, client_auth, places, &identities, previous)
             });
         }
         if !problems.is_empty() {
@@ -125,6 +133,21 @@ impl Snapshot {
                     "has no DNS name (subjectAltName): no client can ask for it by name",
                     "have it issued with the names that clients use",
                 );
+            }
+        }
+        for listener in &self.listeners {
+            let (Some(client_auth), Some(settings)) = (&listener.client_auth, &listener.settings.client_auth) else {
+                continue;
+            };
+            let expired = |authority: &&Authority| authority.not_after < now;
+            if let Some(first) = client_auth.authorities().iter().find(expired) {
+                let what = format!(
+                    "{} holds a CA that has expired ({}): its clients are accepted all the same",
+                    settings.ca.display(),
+                    first.subject
+                );
+                let key = format!("listener \"{}\": client_auth.ca", listener.name);
+                warnings.push(self.config.places.warning(key, what, "remove it, or renew it"));
             }
         }
         warnings
@@ -288,8 +311,24 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
+fn load_client_auth(settings: &config::Listener, places: &Places) -> Result<Option<ClientAuth>, Problem> {
+    let Some(config::ClientAuth { required, ca }) = &settings.client_auth else {
+        return Ok(None);
+    };
+    let loaded = read(ca).and_then(|pem| ClientAuth::from_pem(&pem, *required));
+    loaded.map(Some).map_err(|found| {
+        places.problem(
+            format!("listener \"{}\": client_auth.ca", settings.name),
+            format!("{found} in {}", ca.display()),
+            "a PEM file with one or more certificates of CAs",
+            "check the path, and that the file holds the CAs and nothing that is cut off",
+        )
+    })
+}
+
 fn load_listener(
     settings: &config::Listener,
+    client_auth: Option<ClientAuth>,
     places: &Places,
     identities: &[Arc<Identity>],
     previous: Option<&Snapshot>,
@@ -300,7 +339,8 @@ fn load_listener(
         .map(|&IdentityId(position)| Arc::clone(&identities[position]))
         .collect();
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
-    let policy = Policy::new(&settings.tls, selector, Cpu::detect()).map_err(|error| {
+    let policy = Policy::new(&settings.tls, client_auth.as_ref(), selector, Cpu::detect());
+    let policy = policy.map_err(|error| {
         let key = format!("listener \"{}\": tls", settings.name);
         places.problem(
             key,
@@ -317,6 +357,7 @@ fn load_listener(
     Ok(Listener {
         name: settings.name.as_str().into(),
         policy: Arc::new(policy),
+        client_auth,
         live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
         routes,

@@ -12,9 +12,10 @@ use crossbeam::channel::Receiver;
 use crossbeam::queue::ArrayQueue;
 
 use crate::buffers::SendPool;
-use crate::crypto::{CryptoOp, OpId, inline};
+use crate::crypto::batch::{Engine, LANES, Queue};
+use crate::crypto::{CryptoResult, OpId, pool, suspend};
 use crate::error::{Cause, IoError};
-use crate::limits::{ACCEPT_BACKOFF, HANDSHAKES_PER_TURN};
+use crate::limits::{ACCEPT_BACKOFF, CALLS_PER_TURN, TURN_BUDGET};
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -58,6 +59,8 @@ pub struct Shared {
     pub metrics: Arc<WorkerMetrics>,
     /// Ends of connections, to be logged.
     pub records: Arc<ArrayQueue<ConnectionRecord>>,
+    /// Computes what handshakes ask for.
+    pub engine: Arc<Engine>,
 }
 
 /// A snapshot that sessions of this worker still use, with its upstream state.
@@ -110,8 +113,9 @@ pub struct Worker<D, T> {
     free: Vec<u32>,
     timers: TimerWheel,
     pool: SendPool,
-    /// Crypto operations in the order they were asked for.
-    operations: VecDeque<(Token, OpId, CryptoOp)>,
+    operations: Queue<(Token, OpId)>,
+    /// Computed, and not delivered yet.
+    answers: VecDeque<(Token, OpId, CryptoResult)>,
     /// Slots whose sessions hold bytes back until the end of a turn.
     held: Vec<u32>,
     live: usize,
@@ -124,6 +128,12 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     /// A worker that serves nothing until told to.
     pub fn new(driver: D, commands: Receiver<Command>, shared: Shared) -> Worker<D, T> {
         let now = driver.now();
+        suspend::allow(shared.engine.is_worth_waiting_for());
+        if let Err(error) = pool::open(&shared.engine, &shared.metrics, now) {
+            tracing::warn!(
+                "memory for what is made ahead cannot be locked ({error}): raise RLIMIT_MEMLOCK (LimitMEMLOCK=)"
+            );
+        }
         Worker {
             driver,
             commands,
@@ -135,7 +145,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             free: Vec::new(),
             timers: TimerWheel::new(now),
             pool: SendPool::default(),
-            operations: VecDeque::new(),
+            operations: Queue::default(),
+            answers: VecDeque::new(),
             held: Vec::new(),
             live: 0,
             sample: 0,
@@ -153,12 +164,25 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     /// One turn of the loop.
     pub fn turn(&mut self, completions: &mut Vec<Completion>) {
-        let deadline = self.next_deadline();
+        let makes_ahead = pool::wants_more();
+        let deadline = if makes_ahead {
+            Some(self.driver.now())
+        } else {
+            self.next_deadline()
+        };
         self.driver.wait(deadline, completions);
+        if makes_ahead && completions.is_empty() {
+            pool::refill();
+        }
+        pool::expire(self.driver.now());
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.release_held();
+        if !self.operations.is_empty() || !self.answers.is_empty() {
+            // What established connections send does not wait for what handshakes compute.
+            self.driver.begin(completions);
+        }
         self.run_operations();
         self.expire_timers();
         self.retry_accepts();
@@ -196,7 +220,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        if !self.operations.is_empty() || !self.held.is_empty() {
+        if !self.operations.is_empty() || !self.answers.is_empty() || !self.held.is_empty() {
             return Some(self.driver.now());
         }
         let retries = self
@@ -204,7 +228,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             .iter()
             .flatten()
             .filter_map(|listening| listening.retry_at);
-        self.timers.next().into_iter().chain(retries).min()
+        let wakes = self.timers.next().into_iter().chain(retries).chain(pool::expires_at());
+        wakes.min()
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -393,7 +418,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 Some(Output::Connect(server)) => self.connect(slot, server),
                 Some(Output::Crypto(id, op)) => {
                     let token = self.token(slot, Role::Downstream);
-                    self.operations.push_back((token, id, op));
+                    self.operations.push((token, id), op);
                 }
                 Some(Output::Receive(side)) => self.submit(slot, side, Op::Receive),
                 Some(Output::Send(side, buffer)) => self.submit(slot, side, |socket| Op::Send(socket, buffer)),
@@ -578,23 +603,53 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
     }
 
-    /// Answers the operations that wait, but only so many that established traffic is not kept waiting.
+    /// Answers operations that wait, for as long as established traffic may be kept waiting. A call and what its answers lead to
+    /// may take several turns.
     fn run_operations(&mut self) {
-        for _ in 0..HANDSHAKES_PER_TURN {
-            let Some((token, id, op)) = self.operations.pop_front() else {
+        if active(Mutant::FlushForgotten) && self.operations.len() > LANES {
+            return;
+        }
+        let mut calls = 0;
+        loop {
+            if let Some((token, id, answer)) = self.answers.pop_front() {
+                if self.side_of(token).is_some() {
+                    self.handle(token, Input::CryptoDone(id, answer));
+                }
+            } else if calls < CALLS_PER_TURN
+                && !self.operations.is_empty()
+                && self.operations.is_due(&self.shared.engine)
+            {
+                calls += 1;
+                self.compute();
+            } else {
                 return;
-            };
-            let next = self
-                .operations
-                .front()
-                .filter(|_| active(Mutant::CryptoResultToWrongSlot));
-            let token = next.map_or(token, |(next, _, _)| *next);
-            if self.side_of(token).is_some() {
-                let result = inline::run(&op);
-                self.shared.metrics.crypto_operations.add(1);
-                self.handle(token, Input::CryptoDone(id, result));
+            }
+            if self.driver.busy() >= TURN_BUDGET {
+                return;
             }
         }
+    }
+
+    /// Computes the next call of operations.
+    fn compute(&mut self) {
+        let mut call = self.operations.take_call(&self.shared.engine);
+        call.retain(|((token, _), _)| self.side_of(*token).is_some());
+        let (mut tags, ops): (Vec<_>, Vec<_>) = call.into_iter().unzip();
+        if active(Mutant::CryptoResultToWrongSlot) {
+            tags.extend(self.operations.first_tag());
+            let by = usize::from(tags.len() > 1);
+            tags.rotate_left(by);
+        }
+        let metrics = &self.shared.metrics;
+        let answers = self.shared.engine.answer(&ops, |lanes| match lanes {
+            1 => metrics.crypto_inline.add(1),
+            lanes => metrics.crypto_batches[lanes - 1].add(1),
+        });
+        let answers = tags
+            .into_iter()
+            .zip(answers)
+            .map(|((token, id), answer)| (token, id, answer));
+        self.answers.extend(answers);
     }
 
     fn arm_timer(&mut self, slot: u32) {
@@ -645,7 +700,10 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Serve(snapshot, sockets) => self.serve(snapshot, sockets),
-            Command::StopAccepting => self.stop_accepting(),
+            Command::StopAccepting => {
+                pool::close();
+                self.stop_accepting();
+            }
             Command::EndSessions => self.end_sessions(),
             Command::Exit => self.exiting = true,
         }

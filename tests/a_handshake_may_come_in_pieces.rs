@@ -15,6 +15,7 @@ use support::*;
 
 both_drivers!(
     a_handshake_is_accepted_byte_by_byte,
+    every_message_may_come_in_many_records_and_segments,
     a_post_quantum_hello_is_accepted_in_many_records_and_segments,
     data_may_come_together_with_the_end_of_the_handshake,
 );
@@ -47,6 +48,51 @@ fn a_handshake_is_accepted_byte_by_byte(io: Io) {
         connection.finish();
     }
     gateway.wait_for_ended("finished", 2);
+}
+
+/// Does the handshake, and sends each record when the gateway has received those before.
+fn record_by_record(gateway: &Gateway, connection: &mut Connection) {
+    let labels = [("side", "downstream"), ("direction", "received")];
+    let received = || gateway.metrics().count("ringlock_transferred_bytes_total", &labels);
+    let mut sent = received();
+    while connection.tls.is_handshaking() || connection.tls.wants_write() {
+        let flight = connection.take_outgoing();
+        let mut rest = &flight[..];
+        while let [_, _, _, high, low, ..] = rest {
+            let (record, later) = rest.split_at(5 + usize::from(u16::from_be_bytes([*high, *low])));
+            connection.stream.write_all(record).unwrap();
+            sent += record.len() as u64;
+            eventually("the record to be received", || (received() == sent).then_some(()));
+            rest = later;
+        }
+        if connection.tls.is_handshaking() {
+            assert!(connection.tls.read_tls(&mut connection.stream).unwrap() > 0);
+            connection.tls.process_new_packets().unwrap();
+        }
+    }
+}
+
+/// Records of at most 27 bytes: none holds a whole message.
+fn every_message_may_come_in_many_records_and_segments(io: Io) {
+    let origin = Origin::echo();
+    let gateway = Setup::new(io, &[origin.address()]).start();
+    for client in [Client::new(&gateway).tls12(), Client::new(&gateway).tls13()] {
+        for group in [NamedGroup::X25519, NamedGroup::secp256r1] {
+            let client = client.clone().groups(&[group]).fragments(32);
+            let mut connection = client.open();
+            record_by_record(&gateway, &mut connection);
+            connection.send(b"and data");
+            assert_eq!(connection.receive(8), b"and data");
+            connection.finish();
+            gateway.wait_until_quiet();
+            let mut connection = client.connect();
+            connection.send(b"and data");
+            assert_eq!(connection.receive(8), b"and data");
+            connection.finish();
+            gateway.wait_until_quiet();
+        }
+    }
+    gateway.wait_for_ended("finished", 8);
 }
 
 fn a_post_quantum_hello_is_accepted_in_many_records_and_segments(io: Io) {

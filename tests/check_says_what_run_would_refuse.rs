@@ -167,6 +167,76 @@ fn a_key_that_does_not_fit() {
     );
 }
 
+/// With `[listener.client_auth]` and this in its file.
+fn with_clients(ca: &str) -> File {
+    let file = File::with(&[(
+        "upstream = \"app\"",
+        "upstream = \"app\"\nclient_auth.mode = \"required\"\nclient_auth.ca = \"clients.pem\"",
+    )]);
+    std::fs::write(file.folder.path().join("clients.pem"), ca).unwrap();
+    file
+}
+
+const CLIENTS: &str = "listener \"edge\": client_auth.ca";
+
+#[test]
+fn cas_of_clients_in_order_are_accepted() {
+    let two = [Authority::root("one"), Authority::root("two")].map(|root| root.pem());
+    with_clients(&two.concat()).ringlock(&["check", "--strict"]).ok();
+}
+
+#[test]
+fn a_missing_file_of_client_cas() {
+    let file = with_clients("");
+    let path = file.folder.path().join("clients.pem");
+    std::fs::remove_file(&path).unwrap();
+    file.refused(
+        10,
+        CLIENTS,
+        &[
+            "No such file",
+            path.to_str().unwrap(),
+            "expected a PEM file",
+            "check the path",
+        ],
+    );
+}
+
+#[test]
+fn a_file_of_client_cas_without_one() {
+    for text in ["", "hello\n"] {
+        with_clients(text).refused(
+            10,
+            CLIENTS,
+            &["no certificate in ", "clients.pem", "expected a PEM file"],
+        );
+    }
+    let file = with_clients("");
+    std::fs::copy(file.key(), file.folder.path().join("clients.pem")).unwrap();
+    file.refused(10, CLIENTS, &["no certificate in "]);
+}
+
+#[test]
+fn a_file_of_client_cas_that_is_broken() {
+    let whole = Authority::root("one").pem();
+    with_clients(&whole[..whole.len() - 30]).refused(10, CLIENTS, &["no valid PEM", "cut off"]);
+    let garbage = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+    with_clients(&format!("{whole}{garbage}")).refused(10, CLIENTS, &["certificate 2, which cannot be used"]);
+}
+
+#[test]
+fn an_expired_ca_of_clients_is_a_warning() {
+    let file = with_clients("");
+    certificate_until(&file, -1);
+    std::fs::rename(file.certificate(), file.folder.path().join("clients.pem")).unwrap();
+    file.ca.issue("site", &[SITE], KeyKind::Ecdsa);
+    file.warned(
+        10,
+        CLIENTS,
+        &["clients.pem", "has expired", "accepted all the same", "renew it"],
+    );
+}
+
 #[test]
 fn an_expired_certificate_is_a_warning() {
     let file = File::with(&[]);

@@ -5,7 +5,7 @@ mod local;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::pki_types::{PrivateKeyDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 
@@ -37,6 +37,14 @@ impl KeyRef {
     /// No key in it, an encrypted key, or an algorithm that is not supported.
     pub fn from_pem(pem: &[u8]) -> Result<KeyRef, KeyError> {
         local::load(pem).map(KeyRef)
+    }
+
+    /// Takes over a key.
+    ///
+    /// # Errors
+    /// An algorithm that is not supported.
+    pub fn from_der(der: PrivateKeyDer<'static>) -> Result<KeyRef, KeyError> {
+        local::load_der(der).map(KeyRef)
     }
 }
 

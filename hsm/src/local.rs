@@ -16,6 +16,10 @@ pub(crate) fn load(pem: &[u8]) -> Result<Arc<dyn SigningKey>, KeyError> {
         Err(PemError::NoItemsFound) => return Err(KeyError::Missing),
         Err(error) => return Err(KeyError::Pem(error.to_string())),
     };
+    load_der(key)
+}
+
+pub(crate) fn load_der(key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, KeyError> {
     let loaded = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key);
     wipe(key);
     loaded.map_err(|error| KeyError::Unsupported(error.to_string()))

@@ -47,6 +47,12 @@ pub struct ClientArgs {
     /// the server the limit.
     #[arg(long, conflicts_with = "ca")]
     pub insecure: bool,
+    /// PEM chain, leaf first, to show when the server asks for a certificate.
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+    /// PEM private key of --client-cert.
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
     /// Process ids of the server, to measure its CPU time and memory.
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pub server_pid: Vec<u32>,
@@ -92,9 +98,13 @@ pub struct HandshakeArgs {
     /// The common flags.
     #[command(flatten)]
     pub client: ClientArgs,
-    /// Handshakes in flight.
+    /// Handshakes in flight; with --rate at most.
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
+    /// Begin this many handshakes per second, whether or not earlier ones are done (an open loop). Latencies then count from
+    /// when each was due. Without it the next one begins when one is done.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u32>,
     /// Stop when this many handshakes are measured, if that is before --duration.
     #[arg(long)]
     pub count: Option<u64>,
@@ -112,9 +122,13 @@ pub struct EchoArgs {
     /// The common flags.
     #[command(flatten)]
     pub client: ClientArgs,
-    /// Connections, each with one message in flight.
+    /// Connections, each with one message in flight; with --rate at most one.
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
+    /// Begin this many messages over all connections per second, whether or not earlier ones are done (an open loop). Latencies then count from
+    /// when each was due. Without it the next one begins when one is done.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u32>,
     /// Stop when this many messages are measured, if that is before --duration.
     #[arg(long)]
     pub count: Option<u64>,

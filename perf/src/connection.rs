@@ -32,7 +32,9 @@ pub(crate) struct Connection {
     /// True exactly when our FIN is out.
     write_closed: bool,
     inbound: Inbound,
-    /// When the unit of work in flight began (in a closed loop: when it could begin).
+    /// When the unit of work in flight should have begun: its latency counts from here.
+    pub(crate) unit_due: Instant,
+    /// When it did begin, `unit_due <= unit_started`: its timeout counts from here.
     pub(crate) unit_started: Instant,
     /// When the operation in flight counts as timed out; `None`: never.
     pub(crate) deadline: Option<Instant>,
@@ -68,6 +70,10 @@ pub(crate) struct WorkState {
     pub(crate) received: usize,
     /// Nanoseconds of the unit that is done but not yet counted.
     pub(crate) latency_ns: Option<u64>,
+    /// True exactly when the last unit is done and the next one waits for its time.
+    pub(crate) resting: bool,
+    /// When the unit that is to begin now was due.
+    pub(crate) due: Option<Instant>,
 }
 
 /// What one call of [`Connection::advance`] brought.
@@ -176,11 +182,12 @@ impl From<rustls::Error> for Failure {
 }
 
 impl Connection {
-    /// Starts connecting, from `source` if there is one, and queues the ClientHello.
+    /// Starts connecting, from `source` if there is one, and queues the ClientHello. It was `due` to start then.
     pub(crate) fn open(
         plan: &ClientPlan,
         source: Option<Ipv4Addr>,
         inbound: Inbound,
+        due: Instant,
         now: Instant,
     ) -> Result<Self, Failure> {
         let stream = start_connect(plan.target, source)?;
@@ -196,6 +203,7 @@ impl Connection {
             reset: false,
             write_closed: false,
             inbound,
+            unit_due: due,
             unit_started: now,
             deadline: Some(now + plan.timeout),
             state: WorkState::default(),

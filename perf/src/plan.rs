@@ -19,6 +19,9 @@ const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// As many as file descriptors can be had on a generous machine.
 const CONNECTIONS_MAX: usize = 1_000_000;
 
+/// More than one thread can begin, even on the fastest machine.
+const RATE_MAX: u32 = 1_000_000;
+
 /// One source address has about 28,000 ephemeral ports; fewer per address keep the kernel's search for a free one short.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
@@ -34,6 +37,8 @@ pub(crate) struct ClientPlan {
     pub(crate) sources: Vec<Ipv4Addr>,
     /// 0 < connections
     pub(crate) connections: usize,
+    /// Units begun per second, 0 < rate; `None`: the next one begins when one is done.
+    pub(crate) rate: Option<u32>,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
     pub(crate) timeout: Duration,
@@ -44,9 +49,14 @@ pub(crate) struct ClientPlan {
 
 impl ClientPlan {
     /// Checks the flags, pins the thread, raises the descriptor limit, resolves the target, reads the CA.
-    pub(crate) fn new(args: &ClientArgs, connections: usize) -> Result<Self, PerfError> {
+    pub(crate) fn new(args: &ClientArgs, connections: usize, rate: Option<u32>) -> Result<Self, PerfError> {
         if connections == 0 || connections > CONNECTIONS_MAX {
             return Err(flag("--connections", &connections, &format!("1 to {CONNECTIONS_MAX}")));
+        }
+        if let Some(rate) = rate
+            && !(1..=RATE_MAX).contains(&rate)
+        {
+            return Err(flag("--rate", &rate, &format!("1 to {RATE_MAX}")));
         }
         if args.duration.is_zero() || args.duration > DURATION_MAX {
             return Err(flag(
@@ -80,6 +90,7 @@ impl ClientPlan {
             tls,
             sources,
             connections,
+            rate,
             warmup: args.warmup,
             duration: args.duration,
             timeout: args.timeout,

@@ -56,6 +56,9 @@ pub struct Report {
     /// Time per unit; absent for bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Latency>,
+    /// With --rate: what should have begun, and what did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_loop: Option<OpenLoop>,
     /// What the server used, when --server-pid was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<Cpu>,
@@ -87,6 +90,19 @@ pub struct Latency {
     pub p999: f64,
     /// Longest.
     pub max: f64,
+}
+
+/// An open loop, from the begin of the warm-up to the end of the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OpenLoop {
+    /// Units that should begin per second.
+    pub rate_per_s: u32,
+    /// Units whose time came.
+    pub due: u64,
+    /// Units that began.
+    pub started: u64,
+    /// Units that were due and did not begin, because as many as may be were in flight: `due` - `started`.
+    pub not_started: u64,
 }
 
 /// CPU use in the window.
@@ -196,6 +212,7 @@ impl Report {
             rate_per_s: rounded(quotient(units, seconds)),
             bytes: tally.bytes,
             latency_us: (!tally.latency.is_empty()).then(|| Latency::new(&tally.latency)),
+            open_loop: None,
             server: window
                 .server_cpu
                 .map(|cpu| Cpu::new(cpu.total, units, window.wall, Some(user_part(&cpu)))),
@@ -213,6 +230,10 @@ impl Report {
             },
             errors: errors(tally),
         }
+    }
+
+    pub(crate) fn set_open_loop(&mut self, counts: OpenLoop) {
+        self.open_loop = Some(counts);
     }
 
     pub(crate) fn set_idle(&mut self, held: usize, lost: usize, memory: Option<IdleMemory>) {
@@ -319,6 +340,18 @@ impl Display for Report {
             "  rate        {:.1} {unit}/s ({:.1} in all)",
             self.rate_per_s, self.units
         )?;
+        if let Some(OpenLoop {
+            rate_per_s,
+            due,
+            started,
+            not_started,
+        }) = self.open_loop
+        {
+            writeln!(
+                f,
+                "  open loop   {rate_per_s}/s asked: {due} due, {started} started, {not_started} not started"
+            )?;
+        }
         if let Some(Latency {
             mean,
             p50,

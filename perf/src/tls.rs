@@ -8,7 +8,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::args::{ClientArgs, TlsVersion};
 use crate::error::PerfError;
@@ -18,7 +18,7 @@ use crate::error::PerfError;
 /// Resumption is off, so each handshake is a full one.
 ///
 /// # Errors
-/// Names the flag whose value is unknown, or the CA file that cannot be read.
+/// Names the flag whose value is unknown, or whose file cannot be used.
 pub(crate) fn client_config(args: &ClientArgs) -> Result<ClientConfig, PerfError> {
     let provider = provider(args)?;
     let versions = match args.tls {
@@ -26,20 +26,23 @@ pub(crate) fn client_config(args: &ClientArgs) -> Result<ClientConfig, PerfError
         TlsVersion::Tls13 => &[&version::TLS13],
     };
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
-    let mut config = match &args.ca {
-        Some(file) => builder
-            .with_root_certificates(trust_anchors(file)?)
-            .with_no_client_auth(),
+    let builder = match &args.ca {
+        Some(file) => builder.with_root_certificates(trust_anchors(file)?),
         None => {
             let schemes = aws_lc_rs::default_provider()
                 .signature_verification_algorithms
                 .supported_schemes();
             let trusting = Arc::new(TrustEverything { schemes });
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(trusting)
-                .with_no_client_auth()
+            builder.dangerous().with_custom_certificate_verifier(trusting)
         }
+    };
+    let mut config = match (&args.client_cert, &args.client_key) {
+        (Some(chain), Some(key)) => {
+            let (certificates, private) = (certificates("--client-cert", chain)?, private_key(key)?);
+            let config = builder.with_client_auth_cert(certificates, private);
+            config.map_err(|error| flag_error("--client-key", key, format!("the key of --client-cert ({error})")))?
+        }
+        (None, _) | (_, None) => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -100,24 +103,36 @@ fn unknown(flag: &'static str, found: &str, shorthand: &str, legal: &[String]) -
     }
 }
 
-fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {
-    let flag_error = |expected: String| PerfError::Flag {
-        flag: "--ca",
+fn flag_error(flag: &'static str, file: &Path, expected: String) -> PerfError {
+    PerfError::Flag {
+        flag,
         found: file.display().to_string(),
         expected,
-    };
-    let mut roots = RootCertStore::empty();
+    }
+}
+
+fn certificates(flag: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, PerfError> {
     let certificates = CertificateDer::pem_file_iter(file)
-        .map_err(|error| flag_error(format!("a readable PEM file ({error})")))?
+        .map_err(|error| flag_error(flag, file, format!("a readable PEM file ({error})")))?
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| flag_error(format!("PEM certificates ({error})")))?;
-    for certificate in certificates {
+        .map_err(|error| flag_error(flag, file, format!("PEM certificates ({error})")))?;
+    if certificates.is_empty() {
+        return Err(flag_error(flag, file, "at least one PEM certificate".to_owned()));
+    }
+    Ok(certificates)
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, PerfError> {
+    PrivateKeyDer::from_pem_file(file)
+        .map_err(|error| flag_error("--client-key", file, format!("a readable PEM private key ({error})")))
+}
+
+fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("--ca", file)? {
         roots
             .add(certificate)
-            .map_err(|error| flag_error(format!("usable CA certificates ({error})")))?;
-    }
-    if roots.is_empty() {
-        return Err(flag_error("at least one PEM certificate".to_owned()));
+            .map_err(|error| flag_error("--ca", file, format!("usable CA certificates ({error})")))?;
     }
     Ok(roots)
 }

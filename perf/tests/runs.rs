@@ -20,6 +20,9 @@ use ringlock_perf::args::{Cli, Command};
 use ringlock_perf::origin::{Origin, OriginReport};
 use ringlock_perf::report::Report;
 use ringlock_perf::{PerfError, run};
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::WebPkiClientVerifier;
 
 /// An origin that runs in a thread until it is asked for its counts.
 struct RunningOrigin {
@@ -170,6 +173,84 @@ fn echoed_messages_are_all_at_the_origin() {
 }
 
 #[test]
+fn an_open_loop_begins_as_many_units_as_it_should() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let mut connections = 0;
+    for work in ["handshake", "echo"] {
+        let report = drive(&relay, &format!("{work} --rate 50 --connections 8 --duration 1s")).unwrap();
+        assert!(report.is_clean(), "{report}");
+        let counts = report.open_loop.unwrap();
+        assert_eq!(counts.due, counts.started + counts.not_started, "{report}");
+        // 50 in a second, if the machine is not too busy to run this at all; a closed loop would do far more.
+        assert!((50..=500).contains(&counts.due), "{report}");
+        assert!((25.0..500.0).contains(&report.units), "{report}");
+        // Messages that are on their way when the window ends are not waited for.
+        assert!(
+            (counts.started - 8..=counts.started).contains(&report.totals.units),
+            "{report}"
+        );
+        let opened = if work == "echo" { 8 } else { counts.started };
+        assert_eq!(report.totals.opened, opened, "{report}");
+        connections += opened;
+    }
+    assert_eq!(relay.finish().handshakes, connections);
+    origin.finish();
+}
+
+#[test]
+fn a_unit_begins_when_it_is_due_even_if_nothing_else_happens() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    // The engine looks around every 250 ms at least. Whoever relies on that is late in some attempts.
+    let first = |_| {
+        let report = drive(&relay, "echo --rate 1 --connections 1 --count 1 --duration 30s").unwrap();
+        report.latency_us.unwrap().max
+    };
+    let mut longest: Vec<f64> = (0..30).map(first).collect();
+    longest.sort_by(f64::total_cmp);
+    assert!(longest[27] < 200_000.0, "µs: {longest:?}");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn latencies_of_an_open_loop_hold_the_wait_for_a_slow_server() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::Slow(Duration::from_millis(20)));
+    for work in ["handshake", "echo"] {
+        let twenty = format!("{work} --connections 1 --count 20 --duration 60s");
+        let closed = drive(&relay, &twenty).unwrap();
+        assert!(closed.open_loop.is_none(), "{closed}");
+        let open = drive(&relay, &format!("{twenty} --rate 1000")).unwrap();
+        assert!(open.is_clean(), "{open}");
+        // Due within 20 ms, and done one after the other: the last one waits for nineteen.
+        let (alone, last) = (closed.latency_us.unwrap().p50, open.latency_us.unwrap().max);
+        assert!(last > 5.0 * alone, "{closed}{open}");
+        let counts = open.open_loop.unwrap();
+        assert!(counts.not_started > counts.started, "{open}");
+        assert_eq!(counts.due, counts.started + counts.not_started, "{open}");
+    }
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn a_connection_at_rest_does_not_time_out_and_one_that_fails_is_opened_anew() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let flags = "echo --rate 2 --connections 2 --duration 2s --timeout 500ms";
+    let report = drive(&relay, flags).unwrap();
+    assert!(report.is_clean() && report.totals.opened == 2, "{report}");
+    relay.finish();
+    let relay = Relay::start(&origin.address, Fault::HangUp(Duration::from_millis(300)));
+    let report = drive(&relay, "echo --rate 1 --connections 1 --duration 2s").unwrap();
+    assert!(report.totals.opened > 2 && !report.is_clean(), "{report}");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
 fn a_changed_byte_in_an_echo_is_noticed() {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::ChangeByte);
@@ -311,6 +392,58 @@ fn a_certificate_of_another_ca_is_refused_unless_insecure() {
 }
 
 #[test]
+fn a_server_that_asks_for_a_certificate_gets_it() {
+    let origin = origin("discard", &[]);
+    let certified = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let relay = Relay::start_asking(&origin.address, Fault::None, verifier.build().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let certificate = write("client.pem", certified.cert.pem());
+    let key = write("client.key", certified.signing_key.serialize_pem());
+    let flags = "handshake --connections 1 --count 3 --errors-max 2 --duration 30s";
+    for version in ["1.2", "1.3"] {
+        let shown = format!("{flags} --tls {version} --client-cert {certificate} --client-key {key}");
+        let report = drive(&relay, &shown).unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert!(report.totals.established >= 3, "{report}");
+        let refused = drive(&relay, &format!("{flags} --tls {version}"))
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("alert"), "{refused}");
+    }
+    let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap();
+    let other = write("other.key", other.signing_key.serialize_pem());
+    for (certificate, key, expected) in [
+        (&*certificate, &*other, "--client-key: found"),
+        (
+            "/nonexistent/client.pem",
+            &key,
+            "--client-cert: found `/nonexistent/client.pem`",
+        ),
+        (
+            &certificate,
+            "/nonexistent/client.key",
+            "--client-key: found `/nonexistent/client.key`",
+        ),
+        (&key, &key, "--client-cert: found"),
+    ] {
+        let shown = format!("{flags} --client-cert {certificate} --client-key {key}");
+        let error = drive(&relay, &shown).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
 fn json_has_the_documented_fields() {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
@@ -346,6 +479,8 @@ fn flags_that_cannot_be_used_are_named() {
         ("echo --size 0", "--size: found `0`"),
         ("idle --opening 0", "--opening: found `0`"),
         ("handshake --duration 0s", "--duration"),
+        ("handshake --rate 0", "--rate: found `0`, expected 1 to 1000000"),
+        ("echo --rate 1000001", "--rate: found `1000001`"),
         ("handshake --cpu 100000", "--cpu: found `100000`"),
     ];
     for (work, expected) in cases {

@@ -8,7 +8,7 @@ use super::address::{self, Taken};
 use super::keys::CPUS_MAX;
 use super::read::{Item, Refusal, Report, Table, choice, parsed, path, share, whole_number};
 use super::units::duration;
-use super::{ConnectionLog, Global, Io, Log, LogFormat, LogLevel, Workers};
+use super::{ConnectionLog, Crypto, Global, Io, Log, LogFormat, LogLevel, MadeAhead, Multibuffer, Workers};
 
 /// `[global]`
 pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Global> {
@@ -69,11 +69,28 @@ fn read_log(table: &mut Table<'_, '_>) -> Option<Log> {
     })
 }
 
-/// `[crypto]`: nothing comes of it, because every operation runs inline whether "auto" or "off" is written.
-pub(super) fn read_crypto(table: &mut Table<'_, '_>) -> Option<()> {
-    let multibuffer = table.read("multibuffer", choice(&[("auto", ()), ("off", ())]));
-    let made_ahead = table.read("made_ahead", choice(&[("auto", ()), ("off", ())]));
-    multibuffer.and(made_ahead)
+/// `[crypto]`
+pub(super) fn read_crypto(table: &mut Table<'_, '_>) -> Option<Crypto> {
+    let multibuffer = table.read("multibuffer", |report, item| {
+        let word = item.value.as_str().map(str::to_owned);
+        match word.as_deref() {
+            Some("auto") => Some(Multibuffer::Auto),
+            Some("off") => Some(Multibuffer::Off),
+            Some(_) | None => path(report, item).map(Multibuffer::Library),
+        }
+    });
+    let made_ahead = table.read(
+        "made_ahead",
+        choice(&[
+            ("auto", MadeAhead::Auto),
+            ("on", MadeAhead::On),
+            ("off", MadeAhead::Off),
+        ]),
+    );
+    Some(Crypto {
+        multibuffer: multibuffer?,
+        made_ahead: made_ahead?,
+    })
 }
 
 fn workers(report: &mut Report, item: Item<'_>) -> Option<Workers> {

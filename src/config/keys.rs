@@ -387,11 +387,16 @@ static CLIENT_AUTH: Section = Section {
     keys: &[
         key(
             "mode",
-            Kind::Word(&[word("off"), later("optional"), later("required")]),
+            Kind::Word(&[word("off"), word("optional"), word("required")]),
             Presence::Default(r#""off""#),
-            "Whether clients are asked for a certificate. Only off is supported yet.",
+            "Whether clients are asked for a certificate. With optional they may send none; one that is sent must be right.",
         ),
-        key("ca", Kind::Text("a path"), Presence::Later, "Trust anchors."),
+        key(
+            "ca",
+            Kind::Text("the path of a PEM file with the CAs whose clients are accepted"),
+            Presence::Optional,
+            "PEM file with the certificates of the CAs that are trusted. Needed unless mode is off.",
+        ),
         key(
             "crl",
             Kind::Texts {
@@ -489,20 +494,22 @@ static UPSTREAM: Section = Section {
     ],
 };
 
+const MULTIBUFFER: &str = r#""auto", "off", or the path of libcrypto_mb.so"#;
+
 static CRYPTO: Section = Section {
-    doc: "How cryptography is computed. Every operation runs inline yet: auto and off mean the same.",
+    doc: "How cryptography is computed.",
     keys: &[
         key(
             "multibuffer",
-            Kind::WordOrPathLater(&[word("auto"), word("off")]),
+            Kind::Text(MULTIBUFFER),
             Presence::Default(r#""auto""#),
-            "Batches of eight operations at once, by libcrypto_mb.",
+            "Batches of up to eight operations at once, by libcrypto_mb. With auto it is used where it is found and the processor has AVX-512 IFMA; with a path it must be usable.",
         ),
         key(
             "made_ahead",
-            Kind::Word(&[word("auto"), later("on"), word("off")]),
+            Kind::Word(&[word("auto"), word("on"), word("off")]),
             Presence::Default(r#""auto""#),
-            "Key pairs and signature set-ups made before they are needed.",
+            "Key pairs and signature set-ups made before they are needed. With auto, set-ups are made ahead only where no hypervisor is seen: a machine that is copied while it runs would use one twice, which gives the key away.",
         ),
     ],
 };

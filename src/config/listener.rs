@@ -54,7 +54,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, context: &mut Context<'_>) -> Opti
     if let (Some(routes), Some(upstream)) = (&routes, upstream) {
         warn_of_idle_routes(table.report, routes, upstream);
     }
-    mode.and(client_auth)?;
+    mode?;
     Some(Listener {
         name: name?,
         addresses: addresses?,
@@ -70,6 +70,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, context: &mut Context<'_>) -> Opti
         linger_timeout: linger_timeout?,
         congestion_control: congestion_control?,
         tls: tls?,
+        client_auth: client_auth?,
     })
 }
 

@@ -233,10 +233,18 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:7: listener "edge": tls.tickets: found true, which is not supported yet, expected false; remove it until a later version supports it"#;
     tls_that_is_a_string: in_listener(r#"tls = "on""#) =>
         r#"ringlock.toml:6: listener "edge": tls: found "on", expected a table; write its keys below the header [listener.tls]"#;
-    client_auth: in_listener("[listener.client_auth]\nmode = \"required\"") =>
-        r#"ringlock.toml:7: listener "edge": client_auth.mode: found "required", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
-    the_other_keys_of_client_auth: in_listener("[listener.client_auth]\nca = \"ca.pem\"") =>
-        r#"ringlock.toml:7: listener "edge": client_auth.ca: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
+    client_auth_by_a_word_of_others: in_listener("[listener.client_auth]\nmode = \"on\"") =>
+        r#"ringlock.toml:7: listener "edge": client_auth.mode: found "on", expected "off", "optional" or "required"; write one of them, or remove the key for the default"#;
+    client_auth_without_a_ca: in_listener("[listener.client_auth]\nmode = \"required\"") =>
+        r#"ringlock.toml:6: listener "edge": client_auth.ca: found nothing, expected the path of a PEM file with the CAs whose clients are accepted; add "ca" to this table, or write mode = "off""#;
+    optional_client_auth_without_a_ca: in_listener("[listener.client_auth]\nmode = \"optional\"") =>
+        r#"ringlock.toml:6: listener "edge": client_auth.ca: found nothing, expected the path of a PEM file with the CAs whose clients are accepted; add "ca" to this table, or write mode = "off""#;
+    a_list_of_crls: in_listener("[listener.client_auth]\nmode = \"required\"\nca = \"ca.pem\"\ncrl = [\"a.crl\"]") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.crl: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
+    a_verify_depth: in_listener("[listener.client_auth]\nmode = \"required\"\nca = \"ca.pem\"\nverify_depth = 2") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.verify_depth: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
+    names_that_are_allowed: in_listener("[listener.client_auth]\nallow = [\"cn:batch-7\"]") =>
+        r#"ringlock.toml:7: listener "edge": client_auth.allow: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
     the_tickets_section: in_file("[tickets]\nsecret = \"random\"") =>
         "ringlock.toml:1: tickets: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
     a_token: in_file("[keys.edge]\nmodule = \"/usr/lib/softhsm/libsofthsm2.so\"") =>
@@ -309,10 +317,10 @@ servers = ["127.0.0.1:8080"]
         "ringlock.toml:2: global.log.connections_sample: found 1.5, expected a number from 0.0 to 1.0; write a share such as 0.01 for one in a hundred, without quotes";
     a_sample_that_is_no_number: in_global("log.connections_sample = nan") =>
         "ringlock.toml:2: global.log.connections_sample: found nan, expected a number from 0.0 to 1.0; write a share such as 0.01 for one in a hundred, without quotes";
-    a_multibuffer_library: in_file("[crypto]\nmultibuffer = \"/usr/lib/libcrypto_mb.so\"") =>
-        r#"ringlock.toml:2: crypto.multibuffer: found "/usr/lib/libcrypto_mb.so", and a path is not supported yet, expected "auto" or "off"; write "auto" or "off" until a later version supports it"#;
-    made_ahead_on: in_file("[crypto]\nmade_ahead = \"on\"") =>
-        r#"ringlock.toml:2: crypto.made_ahead: found "on", which is not supported yet, expected "auto" or "off"; write "auto" or "off" until a later version supports it"#;
+    a_multibuffer_that_is_no_path: in_file("[crypto]\nmultibuffer = true") =>
+        r#"ringlock.toml:2: crypto.multibuffer: found true, expected "auto", "off", or the path of libcrypto_mb.so; write it as one string in double quotes"#;
+    an_unknown_made_ahead: in_file("[crypto]\nmade_ahead = \"always\"") =>
+        r#"ringlock.toml:2: crypto.made_ahead: found "always", expected "auto", "on" or "off"; write one of them, or remove the key for the default"#;
     no_listener: replaced(BASE, "") =>
         "ringlock.toml:1: listener: found none, expected at least one [[listener]]; add a [[listener]] table";
     a_listener_with_single_brackets: replaced("[[listener]]", "[listener]") =>
@@ -351,6 +359,8 @@ servers = ["app:80"]
         r#"ringlock.toml:3: global.log.connections_sample: it has no effect: successful connections are not logged; set connections = "all" or remove it"#;
     suites_of_a_version_that_is_not_enabled: in_tls("min_version = \"1.3\"\ncipher_suites = [\"TLS_AES_128_GCM_SHA256\", \"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\"]") =>
         r#"ringlock.toml:8: listener "edge": tls.cipher_suites: "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256" has no effect: TLS 1.2 is not enabled; remove it, or change min_version or max_version"#;
+    a_ca_without_a_mode: in_listener("[listener.client_auth]\nca = \"ca.pem\"") =>
+        r#"ringlock.toml:7: listener "edge": client_auth.ca: it has no effect: mode is "off" when it is absent; add mode = "required" or mode = "optional", or mode = "off" to say that this is meant"#;
     a_route_that_an_earlier_one_covers: in_listener(r#"routes = [{ sni = "*.example", upstream = "api" }, { sni = "a.example", upstream = "app" }]
 [[upstream]]
 name = "api"

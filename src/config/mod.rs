@@ -109,17 +109,18 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
         let listeners = root.sections("listener", |table| listener::read(table, &mut context));
         identity_names.warn_unused(root.report);
         upstream_names.warn_unused(root.report);
-        crypto?;
-        Some((global?, listeners?, identities?, upstreams?))
+        Some((global?, crypto?, listeners?, identities?, upstreams?))
     });
     let (problems, warnings, places) = report.into_parts();
     if let Some(problems) = Problems::new(problems) {
         return Err(problems);
     }
-    let (global, listeners, identities, upstreams) = parts.expect("a reader that returns nothing has noted a problem");
+    let (global, crypto, listeners, identities, upstreams) =
+        parts.expect("a reader that returns nothing has noted a problem");
     Ok((
         Config {
             global,
+            crypto,
             listeners,
             identities,
             upstreams,
@@ -166,6 +167,8 @@ fn syntax_problems(text: &str, origin: &Path, errors: &[toml::de::Error]) -> Vec
 pub struct Config {
     /// `[global]`
     pub global: Global,
+    /// `[crypto]`
+    pub crypto: Crypto,
     /// `[[listener]]`, in file order.
     pub listeners: Vec<Listener>,
     /// `[[identity]]`, in file order.
@@ -199,6 +202,37 @@ pub struct Global {
     pub user: Option<String>,
     /// `[global.log]`
     pub log: Log,
+}
+
+/// `[crypto]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crypto {
+    /// Batches of operations.
+    pub multibuffer: Multibuffer,
+    /// Key pairs and signature set-ups before they are needed.
+    pub made_ahead: MadeAhead,
+}
+
+/// `made_ahead`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadeAhead {
+    /// Key pairs, and signature set-ups where the machine cannot be copied while it runs.
+    Auto,
+    /// Both.
+    On,
+    /// Nothing.
+    Off,
+}
+
+/// `multibuffer`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Multibuffer {
+    /// Where the library is found and the processor has what it takes.
+    Auto,
+    /// Every operation is computed by itself.
+    Off,
+    /// With this library, or refuse to start.
+    Library(PathBuf),
 }
 
 /// `workers`
@@ -311,6 +345,17 @@ pub struct Listener {
     pub congestion_control: Option<String>,
     /// `[listener.tls]`
     pub tls: Tls,
+    /// `[listener.client_auth]`: `None` when `mode` is "off".
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// `[listener.client_auth]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// `mode`: "required", otherwise "optional".
+    pub required: bool,
+    /// `ca`: a PEM file with trust anchors.
+    pub ca: PathBuf,
 }
 
 /// One entry of `routes`.

@@ -223,7 +223,10 @@ mod tests {
             ("tls.tickets = true", ".listener[0].tls.tickets: const"),
             ("tls.groups = [\"P-256\"]", ".listener[0].tls.groups: anyOf"),
             ("tls.alpn = [\"h2\", \"h2\"]", ".listener[0].tls.alpn: uniqueItems"),
-            ("client_auth.ca = \"ca.pem\"", ".listener[0].client_auth: ca is unknown"),
+            (
+                "client_auth.verify_depth = 2",
+                ".listener[0].client_auth: verify_depth is unknown",
+            ),
         ] {
             let text = BASE.replacen("upstream = \"app\"\n", &format!("upstream = \"app\"\n{added}\n"), 1);
             assert_eq!(of_toml(&text), [violation], "{added}");

@@ -61,6 +61,10 @@ cipher_suites = "auto"
 groups = "auto"
 alpn = ["h2", "http/1.1"]
 
+[listener.client_auth]
+mode = "required"
+ca = "clients-ca.pem"
+
 [[identity]]
 name = "site"
 certificate = "fullchain.pem"
@@ -88,6 +92,10 @@ fn the_example_of_the_contract_is_read_as_it_says() {
     let (config, warnings) = parse(CONTRACT, Path::new("/etc/ringlock/ringlock.toml")).expect("it is legal");
     assert_eq!(warnings, []);
     let expected = Config {
+        crypto: Crypto {
+            multibuffer: Multibuffer::Auto,
+            made_ahead: MadeAhead::Auto,
+        },
         global: Global {
             workers: Workers::Auto,
             io: Io::Auto,
@@ -126,6 +134,10 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 groups: None,
                 alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             },
+            client_auth: Some(ClientAuth {
+                required: true,
+                ca: "/etc/ringlock/clients-ca.pem".into(),
+            }),
         }],
         identities: vec![Identity {
             name: "site".to_owned(),
@@ -215,9 +227,10 @@ fn the_other_forms_of_values_are_read() {
               accept_proxy = true, strict_sni = true, connections_max = 1_000, linger_timeout = "0s",
               tls = { min_version = "1.3", cipher_suites = ["TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"],
                       groups = ["secp384r1", "X25519"], alpn = [], tickets = false },
-              client_auth = { mode = "off" } },
+              client_auth = { mode = "off", ca = "ca.pem" } },
             { name = "b", address = "127.0.0.1:2", identities = ["one"], upstream = "app",
-              tls = { max_version = "1.2", cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"] } },
+              tls = { max_version = "1.2", cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"] },
+              client_auth = { mode = "optional", ca = "ca.pem" } },
         ]
         identity = [{ name = "one", certificate = "c", key = "k", ocsp = "off" }, { name = "two", certificate = "c", key = "k" }]
         upstream = [{ name = "app", servers = ["app:1"] }]
@@ -253,6 +266,14 @@ fn the_other_forms_of_values_are_read() {
             CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
             CipherSuite::TLS13_AES_128_GCM_SHA256
         ])
+    );
+    assert_eq!(a.client_auth, None);
+    assert_eq!(
+        b.client_auth,
+        Some(ClientAuth {
+            required: false,
+            ca: "conf/ca.pem".into()
+        })
     );
     assert_eq!(a.tls.groups, Some(vec![NamedGroup::secp384r1, NamedGroup::X25519]));
     assert_eq!(

@@ -163,6 +163,33 @@ impl Exposition<'_> {
         Ok(())
     }
 
+    /// Each sample has the number of observations of 1, 2, 3 and so on.
+    fn histogram(&mut self, family: Family<'_, Vec<u64>>) -> fmt::Result {
+        let Family {
+            name,
+            help,
+            unit,
+            samples,
+        } = family;
+        let mut encoder = self
+            .0
+            .encode_descriptor(name, help, unit.as_ref(), MetricType::Histogram)?;
+        for (labels, counts) in &samples {
+            let bounded = (1..).map(f64::from).zip(counts.iter().copied());
+            let buckets: Vec<(f64, u64)> = bounded.chain([(f64::INFINITY, 0)]).collect();
+            let sum: u64 = (1..).zip(counts).map(|(value, count)| value * count).sum();
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "what is lost of 2^53 and more does not matter"
+            )]
+            let sum = sum as f64;
+            encoder
+                .encode_family(labels)?
+                .encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+        }
+        Ok(())
+    }
+
     fn info(&mut self, name: &'static str, help: &'static str, rows: &[Labels<'_>]) -> fmt::Result {
         let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Info)?;
         for labels in rows {
@@ -237,12 +264,24 @@ impl View {
             unit: Some(Unit::Bytes),
             samples: self.workers.iter().flat_map(transferred).collect(),
         })?;
-        to.counter(self.of_workers(
-            "ringlock_crypto_operations",
-            "Private key and key exchange operations answered through the crypto queue",
-            None,
-            |m| &m.crypto_operations,
-        ))?;
+        to.counter(Family {
+            name: "ringlock_crypto_operations",
+            help: "Private key and key exchange operations answered through the crypto queue",
+            unit: None,
+            samples: self.workers.iter().flat_map(crypto_operations).collect(),
+        })?;
+        to.histogram(Family {
+            name: "ringlock_crypto_batch_operations",
+            help: "Calls that computed several operations at once, by how many",
+            unit: None,
+            samples: self.workers.iter().map(batches).collect(),
+        })?;
+        to.counter(Family {
+            name: "ringlock_crypto_made_ahead",
+            help: "Key pairs and signature set-ups made ahead, by what became of them; missing: used and not made ahead",
+            unit: None,
+            samples: self.workers.iter().flat_map(made_ahead).collect(),
+        })?;
         to.counter(self.of_workers("ringlock_loop_turns", "Turns of the worker's loop", None, |m| &m.turns))?;
         to.gauge(self.of_workers(
             "ringlock_send_buffers",
@@ -435,6 +474,42 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "operator",
     "us",
 ];
+
+/// The operations of one worker, by how they were computed.
+fn crypto_operations(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let labels = |engine: &'static str| vec![worker_label(worker), ("engine", Cow::Borrowed(engine))];
+    let batches = worker.metrics.crypto_batches.iter().map(Counter::value);
+    let batched = (1..).zip(batches).map(|(operations, batches)| operations * batches);
+    vec![
+        (labels("inline"), worker.metrics.crypto_inline.value()),
+        (labels("batch"), batched.sum()),
+    ]
+}
+
+fn made_ahead(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
+    let WorkerMetrics {
+        made_ahead_used,
+        made_ahead_missing,
+        made_ahead_expired,
+        ..
+    } = &*worker.metrics;
+    let outcomes = [
+        ("used", made_ahead_used),
+        ("missing", made_ahead_missing),
+        ("expired", made_ahead_expired),
+    ];
+    let sample = |(outcome, counter): (&'static str, &Counter)| {
+        let labels = vec![worker_label(worker), ("outcome", Cow::Borrowed(outcome))];
+        (labels, counter.value())
+    };
+    outcomes.map(sample).into()
+}
+
+/// The batches of one worker, by how many operations they had.
+fn batches(worker: &WorkerView) -> (Labels<'static>, Vec<u64>) {
+    let counts = worker.metrics.crypto_batches.iter().map(Counter::value).collect();
+    (vec![worker_label(worker)], counts)
+}
 
 /// The connections of one worker that ended, by cause and fault.
 fn ended(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod demo;
+pub mod hardware;
 pub mod log;
 pub mod metrics;
 

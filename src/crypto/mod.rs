@@ -1,18 +1,30 @@
 //! Cryptographic operations: what a session may ask for, and the engines that answer.
 
+pub mod batch;
 pub mod cpu;
 pub mod inline;
+pub mod measure;
+pub mod multibuffer;
+pub mod pool;
 pub mod provider;
+pub mod sha256;
+pub mod signer;
+pub mod suspend;
+pub mod verifier;
 
-use rustls::NamedGroup;
+use std::sync::Arc;
+
 use rustls::crypto::CompletedKeyExchange;
+use rustls::{NamedGroup, SignatureScheme};
+use signer::Key;
+use verifier::Verification;
 
 /// Numbers the operations of one session, so that a late answer is known as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpId(pub u32);
 
 /// An operation that a session emits and whose result it receives later. The session cannot tell which engine answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum CryptoOp {
     /// An ephemeral key pair of `group`, and its agreement with the peer's share.
     KeyExchange {
@@ -21,12 +33,29 @@ pub enum CryptoOp {
         /// As the peer sent it; not validated.
         peer_share: Box<[u8]>,
     },
+    /// A signature.
+    Sign {
+        /// Whose.
+        key: Arc<Key>,
+        /// One that the key has.
+        scheme: SignatureScheme,
+        /// What is signed, before any hash.
+        message: Box<[u8]>,
+    },
+    /// Whether a signature is right.
+    Verify(Verification),
 }
 
 /// The answer to a [`CryptoOp`].
 pub enum CryptoResult {
     /// Of [`CryptoOp::KeyExchange`].
     KeyExchange(Result<CompletedKeyExchange, rustls::Error>),
+    /// Of [`CryptoOp::Sign`].
+    Signature(Result<Vec<u8>, rustls::Error>),
+    /// Of [`CryptoOp::Verify`]: the signature is right.
+    Verified(bool),
+    /// Nobody waits for the operation any more: the connection is over.
+    Abandoned,
 }
 
 impl std::fmt::Debug for CryptoResult {
@@ -34,6 +63,10 @@ impl std::fmt::Debug for CryptoResult {
         match self {
             CryptoResult::KeyExchange(Ok(done)) => write!(f, "KeyExchange({:?})", done.group),
             CryptoResult::KeyExchange(Err(error)) => write!(f, "KeyExchange({error})"),
+            CryptoResult::Signature(Ok(signature)) => write!(f, "Signature({} bytes)", signature.len()),
+            CryptoResult::Signature(Err(error)) => write!(f, "Signature({error})"),
+            CryptoResult::Verified(right) => write!(f, "Verified({right})"),
+            CryptoResult::Abandoned => f.write_str("Abandoned"),
         }
     }
 }

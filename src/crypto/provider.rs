@@ -7,13 +7,17 @@
 //! prepared is never a matter of correctness.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
-use rustls::crypto::{ActiveKeyExchange, CompletedKeyExchange, CryptoProvider, SupportedKxGroup};
-use rustls::{CipherSuite, Error, NamedGroup, ProtocolVersion, SupportedCipherSuite};
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::hash::HashAlgorithm;
+use rustls::crypto::{ActiveKeyExchange, CipherSuiteCommon, CompletedKeyExchange, CryptoProvider, SupportedKxGroup};
+use rustls::{
+    CipherSuite, Error, NamedGroup, ProtocolVersion, SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite,
+};
 
 use super::cpu::Cpu;
+use super::{pool, sha256, verifier};
 
 /// A group of aws-lc whose `start_and_complete` first looks for a prepared answer.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ pub fn with_prepared<R>(
 
 impl SupportedKxGroup for PreparedGroup {
     fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
-        self.0.start()
+        pool::take_started(self.0.name()).map_or_else(|| self.0.start(), Ok)
     }
 
     fn start_and_complete(&self, peer_share: &[u8]) -> Result<CompletedKeyExchange, Error> {
@@ -149,23 +153,48 @@ pub fn provider(suites: &[CipherSuite], groups: &[NamedGroup]) -> Arc<CryptoProv
     Arc::new(CryptoProvider {
         cipher_suites: suites.iter().filter_map(suite).collect(),
         kx_groups: groups.iter().filter_map(group).collect(),
+        signature_verification_algorithms: verifier::algorithms(),
         ..aws_lc_rs::default_provider()
     })
 }
 
-fn cipher_suite_table() -> &'static [SupportedCipherSuite; 9] {
-    static TABLE: [SupportedCipherSuite; 9] = [
-        cipher_suite::TLS13_AES_128_GCM_SHA256,
-        cipher_suite::TLS13_AES_256_GCM_SHA384,
-        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-    ];
+/// aws-lc's suites. Where the processor has SHA instructions those of SHA-256 use them by [`sha256`].
+fn cipher_suite_table() -> &'static [SupportedCipherSuite] {
+    static TABLE: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
+        let sha = Cpu::detect().sha;
+        let adapted = |&suite: &SupportedCipherSuite| if sha { with_our_sha256(suite) } else { suite };
+        aws_lc_rs::ALL_CIPHER_SUITES.iter().map(adapted).collect()
+    });
     &TABLE
+}
+
+/// Made once for the life of the process.
+fn with_our_sha256(suite: SupportedCipherSuite) -> SupportedCipherSuite {
+    let common = |common: &CipherSuiteCommon| CipherSuiteCommon {
+        suite: common.suite,
+        hash_provider: &sha256::SHA256,
+        confidentiality_limit: common.confidentiality_limit,
+    };
+    let uses_sha256 = |common: &CipherSuiteCommon| common.hash_provider.algorithm() == HashAlgorithm::SHA256;
+    match suite {
+        SupportedCipherSuite::Tls13(theirs) if uses_sha256(&theirs.common) => {
+            let ours = Tls13CipherSuite {
+                common: common(&theirs.common),
+                hkdf_provider: &sha256::HKDF,
+                ..*theirs
+            };
+            SupportedCipherSuite::Tls13(Box::leak(Box::new(ours)))
+        }
+        SupportedCipherSuite::Tls12(theirs) if uses_sha256(&theirs.common) => {
+            let ours = Tls12CipherSuite {
+                common: common(&theirs.common),
+                prf_provider: &sha256::PRF,
+                ..*theirs
+            };
+            SupportedCipherSuite::Tls12(Box::leak(Box::new(ours)))
+        }
+        other @ (SupportedCipherSuite::Tls13(_) | SupportedCipherSuite::Tls12(_)) => other,
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod client_auth;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ringlock_hsm::{KeyError, KeyRef};
+use ringlock_hsm::KeyError;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -13,6 +15,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::NamePattern;
+use crate::crypto::signer::{Key, SuspendingKey};
 
 /// A certificate chain whose key is known to fit.
 #[derive(Debug)]
@@ -67,8 +70,8 @@ impl Identity {
         let subject = parsed.subject().to_string();
         let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
-        let key = KeyRef::from_pem(key)?;
-        let certified = CertifiedKey::new(chain, Arc::new(key));
+        let key = Arc::new(Key::from_pem(key)?);
+        let certified = CertifiedKey::new(chain, Arc::new(SuspendingKey(key)));
         match certified.keys_match() {
             Ok(()) => {}
             Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {

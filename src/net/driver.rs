@@ -2,7 +2,7 @@
 //! and one for simulated ones ([`super::sim`]).
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::address::{Endpoints, ServerEndpoint};
 use crate::buffers::SendBuffer;
@@ -115,6 +115,9 @@ pub trait Driver {
     /// The time that [`Driver::wait`] last looked at the clock.
     fn now(&self) -> Instant;
 
+    /// How long that is ago: the time that this turn has taken so far.
+    fn busy(&self) -> Duration;
+
     /// Takes over a listening socket.
     fn listen(&mut self, listener: OwnedFd) -> Result<Socket, IoError>;
 
@@ -123,6 +126,9 @@ pub trait Driver {
 
     /// Queues an operation; it reaches the kernel in [`Driver::wait`] at the latest.
     fn submit(&mut self, token: Token, op: Op);
+
+    /// Begins what was submitted, without waiting. What completes at once is appended, and counts as found by the next wait.
+    fn begin(&mut self, completions: &mut Vec<Completion>);
 
     /// Waits until something completes, `deadline` passes (no deadline: for ever) or the driver is woken, and appends
     /// what completed.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
@@ -306,7 +306,7 @@ impl EpollDriver {
         let timeout = if idle {
             deadline.map(|at| at.saturating_duration_since(clock()))
         } else {
-            Some(std::time::Duration::ZERO)
+            Some(Duration::ZERO)
         };
         // Fails only when interrupted by a signal: then there are no events, which is true.
         let _ = self.poll.poll(&mut self.events, timeout);
@@ -337,6 +337,14 @@ fn clock() -> Instant {
 impl Driver for EpollDriver {
     fn now(&self) -> Instant {
         self.now
+    }
+
+    fn begin(&mut self, completions: &mut Vec<Completion>) {
+        self.run_queue(completions);
+    }
+
+    fn busy(&self) -> Duration {
+        clock().saturating_duration_since(self.now)
     }
 
     fn listen(&mut self, listener: OwnedFd) -> Result<Socket, IoError> {

@@ -1,11 +1,16 @@
 //! What this machine and this process may do: processors, drivers, users, descriptors.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 
-use crate::config::{AdminAddress, Config, Io, Problem, Workers};
+use crate::config::{AdminAddress, Config, Crypto, Io, MadeAhead, Multibuffer, Places, Problem, Warning, Workers};
+use crate::crypto::batch::Engine;
+use crate::crypto::cpu::{Mask, Processor, is_virtual};
+use crate::crypto::multibuffer;
+use crate::crypto::pool::Ahead;
 use crate::net::uring::UringDriver;
 
 /// Which driver the workers use.
@@ -29,14 +34,54 @@ impl DriverKind {
 }
 
 /// What the workers will be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// One worker on each of these processors.
     pub cpus: Vec<usize>,
+    /// What they work with.
+    pub equipment: Equipment,
+}
+
+/// What workers work with.
+#[derive(Clone, Debug)]
+pub struct Equipment {
     /// Their driver.
     pub driver: DriverKind,
-    /// Why that driver, for the log.
+    /// Why that driver.
     pub reason: String,
+    /// What computes for handshakes.
+    pub engine: Arc<Engine>,
+    /// Why that one.
+    pub engine_reason: String,
+}
+
+/// Finds out what this machine has for these settings, which stand at `places`.
+///
+/// # Errors
+/// What is asked for by name and is not there.
+pub fn equipment(io: Io, crypto: &Crypto, places: &Places) -> Result<Equipment, Vec<Problem>> {
+    let driver = choose_driver(io).map_err(|refusal| refusal.at(places, "global.io"));
+    let engine = choose_engine(crypto).map_err(|refusal| refusal.at(places, "crypto.multibuffer"));
+    match (driver, engine) {
+        (Ok((driver, reason)), Ok((engine, engine_reason))) => Ok(Equipment {
+            driver,
+            reason,
+            engine: Arc::new(engine),
+            engine_reason,
+        }),
+        (driver, engine) => Err(driver.err().into_iter().chain(engine.err()).collect()),
+    }
+}
+
+/// What this machine does to every gateway that runs on it, and probably should not.
+#[must_use]
+pub fn warnings(config: &Config) -> Vec<Warning> {
+    let mask = Mask::from_environment().map(|mask| {
+        let key = format!("environment variable {}", Mask::VARIABLE);
+        let remedy = "unset it: it is for tests, and cryptography becomes slow";
+        config.places.warning(key, mask.effect(Processor::detect()), remedy)
+    });
+    mask.into_iter().collect()
 }
 
 /// Finds out what this machine will do for `config`.
@@ -45,16 +90,11 @@ pub struct Plan {
 /// Everything that it cannot do.
 pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
     let mut problems = Vec::new();
-    let mut keep = |key: &str,
-                    Refusal {
-                        found,
-                        expected,
-                        remedy,
-                    }: Refusal| {
-        problems.push(config.places.problem(key, found, expected, remedy));
-    };
-    let cpus = choose_cpus(&config.global.workers).map_err(|refusal| keep("global.workers", refusal));
-    let driver = choose_driver(config.global.io).map_err(|refusal| keep("global.io", refusal));
+    let cpus = choose_cpus(&config.global.workers)
+        .map_err(|refusal| problems.push(refusal.at(&config.places, "global.workers")));
+    let equipment =
+        equipment(config.global.io, &config.crypto, &config.places).map_err(|refused| problems.extend(refused));
+    let mut keep = |key: &str, refusal: Refusal| problems.push(refusal.at(&config.places, key));
     if let Some(user) = &config.global.user
         && let Err(refusal) = find_user(user)
     {
@@ -79,8 +119,8 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
             keep(&format!("listener \"{}\": congestion_control", listener.name), refusal);
         }
     }
-    match (cpus, driver) {
-        (Ok(cpus), Ok((driver, reason))) if problems.is_empty() => Ok(Plan { cpus, driver, reason }),
+    match (cpus, equipment) {
+        (Ok(cpus), Ok(equipment)) if problems.is_empty() => Ok(Plan { cpus, equipment }),
         (_, _) => Err(problems),
     }
 }
@@ -91,6 +131,12 @@ struct Refusal {
     found: String,
     expected: String,
     remedy: String,
+}
+
+impl Refusal {
+    fn at(self, places: &Places, key: &str) -> Problem {
+        places.problem(key, self.found, self.expected, self.remedy)
+    }
 }
 
 /// The processors that the kernel lets this process run on.
@@ -147,6 +193,35 @@ fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
             found: format!("\"io_uring\", which is not usable: {}", explain(&error)),
             expected: "a kernel from 6.1 on that lets this process use io_uring".into(),
             remedy: "use \"auto\" or \"epoll\"".into(),
+        }),
+    }
+}
+
+fn choose_engine(crypto: &Crypto) -> Result<(Engine, String), Refusal> {
+    let ahead = match crypto.made_ahead {
+        MadeAhead::On => Ahead::ALL,
+        MadeAhead::Auto => Ahead {
+            key_pairs: true,
+            setups: !is_virtual(),
+        },
+        MadeAhead::Off => Ahead::NOTHING,
+    };
+    let inline = || Engine::inline(false).making_ahead(ahead);
+    let path = match &crypto.multibuffer {
+        Multibuffer::Off => return Ok((inline(), "configured".into())),
+        Multibuffer::Auto => None,
+        Multibuffer::Library(path) => Some(path.as_path()),
+    };
+    match (multibuffer::Multibuffer::load(path), path) {
+        (Ok(library), _) => {
+            let reason = format!("{} is usable", library.path().display());
+            Ok((Engine::with_library(library).making_ahead(ahead), reason))
+        }
+        (Err(error), None) => Ok((inline(), error.to_string())),
+        (Err(error), Some(path)) => Err(Refusal {
+            found: format!("\"{}\": {error}", path.display()),
+            expected: "a libcrypto_mb that this processor can use".into(),
+            remedy: "use scripts/setup-multibuffer to get one, or write \"auto\" or \"off\"".into(),
         }),
     }
 }
@@ -212,11 +287,7 @@ fn find_user(name: &str) -> Result<User, Refusal> {
 /// The user is unknown, or this process may not become it.
 pub fn drop_privileges(config: &Config) -> Result<(), Problem> {
     let Some(name) = &config.global.user else { return Ok(()) };
-    let problem = |Refusal {
-                       found,
-                       expected,
-                       remedy,
-                   }| config.places.problem("global.user", found, expected, remedy);
+    let problem = |refusal: Refusal| refusal.at(&config.places, "global.user");
     let user = find_user(name).map_err(problem)?;
     if Uid::effective() == user.uid {
         return Ok(());

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
 
-use self::host::{DriverKind, Plan};
+use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
@@ -135,17 +135,19 @@ impl Server {
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
         server.serve(snapshot, sockets);
-        let Plan { cpus, driver, reason } = &server.plan;
+        let Plan { cpus, equipment } = &server.plan;
+        let Equipment {
+            driver,
+            reason,
+            engine,
+            engine_reason,
+        } = equipment;
         tracing::info!(driver = driver.name(), reason, ?cpus, descriptors, "workers started");
+        let ahead = engine.ahead();
+        tracing::info!(%engine, reason = engine_reason, made_ahead = %ahead, "handshakes are computed");
         for address in server.inherited.unused(&server.bound) {
             tracing::warn!(
                 "a socket for {address} was passed (LISTEN_FDS) and no listener has that address: its clients wait"
-            );
-        }
-        if let Ok(mask) = std::env::var("OPENSSL_ia32cap") {
-            tracing::warn!(
-                mask,
-                "OPENSSL_ia32cap is set: it switches off instructions that cryptography is fast with"
             );
         }
         Ok(server)
@@ -157,8 +159,9 @@ impl Server {
                 index,
                 metrics: Arc::new(WorkerMetrics::default()),
                 records: Arc::new(ArrayQueue::new(LOG_QUEUE_RECORDS)),
+                engine: Arc::clone(&self.plan.equipment.engine),
             };
-            let worker = start_worker(self.plan.driver, cpu, shared).map_err(StartError::Thread)?;
+            let worker = start_worker(self.plan.equipment.driver, cpu, shared).map_err(StartError::Thread)?;
             self.workers.push(worker);
         }
         Ok(())
@@ -230,7 +233,7 @@ impl Service for Server {
     fn view(&self) -> View {
         let worker = |worker: &WorkerHandle| WorkerView {
             cpu: worker.cpu,
-            driver: self.plan.driver.name(),
+            driver: self.plan.equipment.driver.name(),
             metrics: Arc::clone(&worker.shared.metrics),
         };
         let upstream = |upstream: &crate::snapshot::Upstream| UpstreamView {

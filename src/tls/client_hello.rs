@@ -70,6 +70,12 @@ impl Gathering {
         }
     }
 
+    /// Where the last record starts that was looked at: once the ClientHello is complete, the one that completes it.
+    #[must_use]
+    pub fn last_record(&self) -> usize {
+        self.at
+    }
+
     /// The length of the ClientHello's body, once every record that holds a part of it is there.
     fn find_message(&mut self, received: &[u8]) -> Result<usize, Stop> {
         loop {

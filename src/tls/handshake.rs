@@ -1,5 +1,6 @@
 //! One connection from the first byte of its ClientHello to its close_notify: the handshake by rustls, then the records.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,10 +11,13 @@ use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, Pe
 use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
 use super::records::{Records, record_end};
-use super::{Opened, Outboxes, Step, Tls, unbuffered};
+use super::unbuffered::{self, Processed};
+use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
+use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
 use crate::error::{Cause, HandshakeFailure, alert_name};
+use crate::identity::client_auth;
 use crate::metrics::Negotiated;
 
 /// See the module.
@@ -23,29 +27,63 @@ pub struct Connection {
     server_name: Option<Box<str>>,
     /// Highest version the client offered, as on the wire.
     offered_version: u16,
+    /// Where the record ends that completes the ClientHello.
+    hello_end: usize,
 }
 
 enum State {
     /// The ClientHello is not complete.
     Hello(Gathering),
     /// The key exchange of the complete ClientHello is being computed elsewhere.
-    Exchanging {
-        rustls: Box<UnbufferedServerConnection>,
-        group: NamedGroup,
-        peer_share: Box<[u8]>,
-    },
+    Exchanging(Box<UnbufferedServerConnection>, Exchange),
     /// It has been computed; rustls has seen nothing yet.
-    Exchanged {
-        rustls: Box<UnbufferedServerConnection>,
-        group: NamedGroup,
-        peer_share: Box<[u8]>,
-        answer: Result<CompletedKeyExchange, Error>,
+    Exchanged(
+        Box<UnbufferedServerConnection>,
+        Exchange,
+        Result<CompletedKeyExchange, Error>,
+    ),
+    /// rustls has asked for something that is being computed elsewhere. `end`: of the records it has been given.
+    Suspended {
+        call: Suspended<Called>,
+        end: usize,
     },
-    /// rustls has the connection.
-    Handshaking(Box<UnbufferedServerConnection>),
+    /// It has been computed; rustls does not know yet.
+    Answered {
+        call: Suspended<Called>,
+        end: usize,
+        answer: CryptoResult,
+    },
+    /// rustls has the connection. It has seen what lies before `end`, the beginning of a message whose end has not come, and has
+    /// changed it: it is given so again, with more behind it.
+    Handshaking {
+        rustls: Box<UnbufferedServerConnection>,
+        end: usize,
+    },
     Established(Box<Established>),
     /// Over.
     Dead,
+}
+
+/// A key exchange that is known before rustls asks for it.
+struct Exchange {
+    group: NamedGroup,
+    peer_share: Box<[u8]>,
+}
+
+/// What a call of rustls gives back.
+struct Called {
+    rustls: Box<UnbufferedServerConnection>,
+    processed: Processed,
+    /// The bytes of a call that had a copy of them: decrypted in place, and to be given so again where a message has not ended.
+    given: Option<Vec<u8>>,
+}
+
+/// What rustls is given of the bytes received.
+#[derive(Clone, Copy)]
+struct Window {
+    /// Those before are used up.
+    used: usize,
+    end: usize,
 }
 
 struct Established {
@@ -61,6 +99,7 @@ impl Tls for Connection {
             state: State::Hello(Gathering::default()),
             server_name: None,
             offered_version: 0,
+            hello_end: 0,
         }
     }
 
@@ -80,25 +119,28 @@ impl Tls for Connection {
                     (received.len(), Step::Failed(failure))
                 }
             },
-            State::Exchanging {
-                rustls,
-                group,
-                peer_share,
-            } => {
-                self.state = State::Exchanging {
-                    rustls,
-                    group,
-                    peer_share,
-                };
+            waiting @ (State::Exchanging(..) | State::Suspended { .. }) => {
+                self.state = waiting;
                 (0, Step::NeedsInput)
             }
-            State::Exchanged {
-                rustls,
-                group,
-                peer_share,
-                answer,
-            } => provider::with_prepared(group, peer_share, answer, || self.run(rustls, received, outboxes)),
-            State::Handshaking(rustls) => self.run(rustls, received, outboxes),
+            State::Exchanged(rustls, exchange, answer) => {
+                let at = Window {
+                    used: 0,
+                    end: self.hello_end,
+                };
+                let given = &mut received[..at.end];
+                let call = move |rustls: &mut UnbufferedServerConnection, given: &mut [u8]| {
+                    let Exchange { group, peer_share } = exchange;
+                    provider::with_prepared(group, peer_share, answer, || unbuffered::process(rustls, given))
+                };
+                let progress = call_that_may_wait(rustls, given, call);
+                self.go_on(progress, at, received, outboxes)
+            }
+            State::Answered { call, end, answer } => {
+                let at = Window { used: 0, end };
+                self.go_on(call.resume(answer), at, received, outboxes)
+            }
+            State::Handshaking { rustls, end } => self.run(rustls, Window { used: 0, end }, received, outboxes),
             State::Established(_) | State::Dead => (
                 received.len(),
                 Step::Failed(HandshakeFailure::Protocol("bytes after the end".into())),
@@ -107,29 +149,24 @@ impl Tls for Connection {
     }
 
     fn crypto_done(&mut self, result: CryptoResult) {
-        let CryptoResult::KeyExchange(answer) = result;
-        if let State::Exchanging {
-            rustls,
-            group,
-            peer_share,
-        } = std::mem::replace(&mut self.state, State::Dead)
-        {
-            self.state = State::Exchanged {
-                rustls,
-                group,
-                peer_share,
-                answer,
-            };
-        }
+        self.state = match (std::mem::replace(&mut self.state, State::Dead), result) {
+            (State::Exchanging(rustls, exchange), CryptoResult::KeyExchange(answer)) => {
+                State::Exchanged(rustls, exchange, answer)
+            }
+            (State::Suspended { call, end }, answer) => State::Answered { call, end, answer },
+            (other, _) => other,
+        };
     }
 
     fn open(&mut self, now: Instant, received: &[u8], outboxes: &mut Outboxes<'_>) -> (usize, Opened) {
         match &mut self.state {
             State::Established(this) => this.records.open(now, received, outboxes),
             State::Hello(_)
-            | State::Exchanging { .. }
-            | State::Exchanged { .. }
-            | State::Handshaking(_)
+            | State::Exchanging(..)
+            | State::Exchanged(..)
+            | State::Suspended { .. }
+            | State::Answered { .. }
+            | State::Handshaking { .. }
             | State::Dead => (received.len(), Opened::Closed),
         }
     }
@@ -169,6 +206,43 @@ fn negotiated(rustls: &UnbufferedServerConnection) -> Option<Negotiated> {
         group: position(&GROUPS, &group)?,
         resumption: u8::from(rustls.handshake_kind()? == HandshakeKind::Resumed),
     })
+}
+
+/// Calls rustls with records on which it asks for a signature, or for the verification of one, and may have to wait for it.
+fn call_that_may_wait(
+    mut rustls: Box<UnbufferedServerConnection>,
+    received: &mut [u8],
+    call: impl FnOnce(&mut UnbufferedServerConnection, &mut [u8]) -> Processed + 'static,
+) -> Progress<Called> {
+    if !suspend::is_allowed() {
+        let processed = call(&mut rustls, received);
+        let given = None;
+        return Progress::Done(Called {
+            rustls,
+            processed,
+            given,
+        });
+    }
+    let mut received = received.to_vec();
+    suspend::run(move || {
+        let processed = call(&mut rustls, &mut received);
+        let given = Some(received);
+        Called {
+            rustls,
+            processed,
+            given,
+        }
+    })
+}
+
+/// One record that starts with a ClientHello: the second one, after a HelloRetryRequest.
+fn is_client_hello(records: &[u8]) -> bool {
+    matches!(records, [22, _, _, _, _, 1, ..]) && record_end(records, 0) == Some(records.len())
+}
+
+/// A record that may hold a handshake message: in the clear, or encrypted as TLS 1.3 does it.
+fn is_handshake(record: &[u8]) -> bool {
+    matches!(record, [22 | 23, ..])
 }
 
 /// Versions on the wire.
@@ -223,7 +297,9 @@ impl Connection {
             Gathered::Refused(failure) => return Err(failure),
             Gathered::Complete(body) => body,
         };
+        let hello_end = record_end(received, gathering.last_record()).unwrap_or(received.len());
         let hello = ClientHello::parse(&body)?;
+        self.hello_end = hello_end;
         self.server_name = hello.server_name().map(|name| name.to_ascii_lowercase().into());
         self.offered_version = hello.best_version();
         // Without the supported_versions extension the version of the header is the best one, and all below it are meant too.
@@ -255,18 +331,15 @@ impl Connection {
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {
-            self.state = State::Handshaking(rustls);
+            self.state = State::Handshaking { rustls, end: 0 };
             return Ok(None);
         };
         let op = CryptoOp::KeyExchange {
             group,
             peer_share: share.into(),
         };
-        self.state = State::Exchanging {
-            rustls,
-            group,
-            peer_share: share.into(),
-        };
+        let peer_share = share.into();
+        self.state = State::Exchanging(rustls, Exchange { group, peer_share });
         Ok(Some(op))
     }
 
@@ -275,26 +348,36 @@ impl Connection {
     fn run(
         &mut self,
         mut rustls: Box<UnbufferedServerConnection>,
+        mut at: Window,
         received: &mut [u8],
         outboxes: &mut Outboxes<'_>,
     ) -> (usize, Step) {
-        let mut used = 0;
-        let mut end = 0;
         while rustls.is_handshaking() {
-            let Some(next) = record_end(received, end) else {
-                self.state = State::Handshaking(rustls);
-                return (used, Step::NeedsInput);
+            let Some(end) = record_end(received, at.end) else {
+                self.state = State::Handshaking {
+                    rustls,
+                    end: at.end - at.used,
+                };
+                return (at.used, Step::NeedsInput);
             };
-            end = next;
-            let mut sealed = outboxes.sealed.sink(outboxes.pool);
-            let processed = unbuffered::process(&mut rustls, &mut received[used..end], &mut sealed);
-            used += processed.discard;
-            let failure = match processed.error {
-                Some(error) => self.failure(&error),
-                None if processed.closed => HandshakeFailure::PeerAlert(AlertDescription::CloseNotify),
-                None => continue,
+            let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
+            at.end = end;
+            let given = &mut received[at.used..end];
+            let progress = if end == self.hello_end || verifies || is_client_hello(given) {
+                call_that_may_wait(rustls, given, unbuffered::process)
+            } else {
+                let processed = unbuffered::process(&mut rustls, given);
+                let given = None;
+                Progress::Done(Called {
+                    rustls,
+                    processed,
+                    given,
+                })
             };
-            return (received.len(), Step::Failed(failure));
+            match self.after(progress, at, received, outboxes) {
+                ControlFlow::Continue((same, next)) => (rustls, at) = (same, next),
+                ControlFlow::Break(step) => return step,
+            }
         }
         let negotiated = negotiated(&rustls);
         let alpn = rustls.alpn_protocol().map(Into::into);
@@ -305,13 +388,69 @@ impl Connection {
                     negotiated,
                     alpn,
                 }));
-                (end, Step::Established)
+                (at.end, Step::Established)
             }
             Err(error) => (
                 received.len(),
                 Step::Failed(HandshakeFailure::Protocol(error.to_string())),
             ),
         }
+    }
+
+    /// What follows from a call of rustls, up to the next step.
+    fn go_on(
+        &mut self,
+        progress: Progress<Called>,
+        at: Window,
+        received: &mut [u8],
+        outboxes: &mut Outboxes<'_>,
+    ) -> (usize, Step) {
+        match self.after(progress, at, received, outboxes) {
+            ControlFlow::Continue((rustls, at)) => self.run(rustls, at, received, outboxes),
+            ControlFlow::Break(step) => step,
+        }
+    }
+
+    /// What follows from a call of rustls: it goes on with the next record, or there is a step.
+    fn after(
+        &mut self,
+        progress: Progress<Called>,
+        at: Window,
+        received: &mut [u8],
+        outboxes: &mut Outboxes<'_>,
+    ) -> ControlFlow<(usize, Step), (Box<UnbufferedServerConnection>, Window)> {
+        let Called {
+            rustls,
+            processed,
+            given,
+        } = match progress {
+            Progress::Done(called) => called,
+            Progress::Panicked => {
+                let failure = HandshakeFailure::Protocol("internal error".into());
+                return ControlFlow::Break((received.len(), Step::Failed(failure)));
+            }
+            Progress::Waits(call, op) => {
+                // The same bytes come again, from the first that is not used up.
+                self.state = State::Suspended {
+                    call,
+                    end: at.end - at.used,
+                };
+                return ControlFlow::Break((at.used, Step::Crypto(op)));
+            }
+        };
+        if let Some(given) = given {
+            received[at.used..at.end].copy_from_slice(&given);
+        }
+        outboxes.sealed.sink(outboxes.pool).write(&processed.output);
+        let failure = match processed.error {
+            Some(error) => self.failure(&error),
+            None if processed.closed => HandshakeFailure::PeerAlert(AlertDescription::CloseNotify),
+            None => {
+                let used = at.used + processed.discard;
+                return ControlFlow::Continue((rustls, Window { used, end: at.end }));
+            }
+        };
+        ControlFlow::Break((received.len(), Step::Failed(failure)))
     }
 
     #[expect(
@@ -322,6 +461,12 @@ impl Connection {
         use PeerIncompatible as P;
         match error {
             Error::AlertReceived(alert) => HandshakeFailure::PeerAlert(*alert),
+            Error::NoCertificatesPresented => {
+                HandshakeFailure::ClientCertificate("client sent no certificate, which is required".into())
+            }
+            Error::InvalidCertificate(error) => {
+                HandshakeFailure::ClientCertificate(format!("client certificate {}", client_auth::refusal(error)))
+            }
             Error::NoApplicationProtocol => HandshakeFailure::NoSharedAlpn,
             Error::PeerIncompatible(P::NoKxGroupsInCommon | P::NamedGroupsExtensionRequired) => {
                 HandshakeFailure::NoSharedGroup
@@ -362,6 +507,7 @@ fn alert_for(failure: &HandshakeFailure) -> Option<AlertDescription> {
         | HandshakeFailure::NoSharedSuite
         | HandshakeFailure::NoSharedAlpn
         | HandshakeFailure::NoSuitableCertificate
+        | HandshakeFailure::ClientCertificate(_)
         | HandshakeFailure::PeerAlert(_)
         | HandshakeFailure::Key(_)
         | HandshakeFailure::Protocol(_) => Some(AlertDescription::HandshakeFailure),

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
 
 use crate::config::{Tls, TlsVersion};
 use crate::crypto::cpu::Cpu;
 use crate::crypto::provider;
 use crate::identity::Selector;
+use crate::identity::client_auth::ClientAuth;
 
 /// See the module.
 #[derive(Debug)]
@@ -20,16 +21,23 @@ pub struct Policy {
     chacha: Arc<ServerConfig>,
     selector: Arc<Selector>,
     groups: Vec<NamedGroup>,
+    asks_for_certificates: bool,
     min_version: TlsVersion,
     max_version: TlsVersion,
 }
 
 impl Policy {
-    /// Settings of a listener whose identities are in `selector`.
+    /// Settings of a listener whose identities are in `selector`, and which asks clients for certificates if there is a
+    /// `client_auth`.
     ///
     /// # Errors
     /// rustls' word on suites and versions that do not go together.
-    pub fn new(tls: &Tls, selector: Arc<Selector>, cpu: Cpu) -> Result<Policy, rustls::Error> {
+    pub fn new(
+        tls: &Tls,
+        client_auth: Option<&ClientAuth>,
+        selector: Arc<Selector>,
+        cpu: Cpu,
+    ) -> Result<Policy, rustls::Error> {
         let groups = tls.groups.clone().unwrap_or_else(provider::auto_groups);
         let suites = tls.cipher_suites.clone().unwrap_or_else(|| provider::auto_suites(cpu));
         // A list in the file is an order that the operator wants; only "auto" bends to the client.
@@ -38,11 +46,15 @@ impl Policy {
         } else {
             provider::chacha_first(&suites)
         };
-        let config = |suites: &[CipherSuite]| server_config(tls, provider::provider(suites, &groups), &selector);
+        let config = |suites: &[CipherSuite]| {
+            let provider = provider::provider(suites, &groups);
+            server_config(tls, client_auth, provider, &selector)
+        };
         Ok(Policy {
             ours: config(&suites)?,
             chacha: config(&for_chacha)?,
             groups,
+            asks_for_certificates: client_auth.is_some(),
             min_version: tls.min_version,
             max_version: tls.max_version,
             selector,
@@ -55,6 +67,11 @@ impl Policy {
         } else {
             &self.ours
         }
+    }
+
+    /// Clients are asked for certificates, and rustls verifies signatures of theirs.
+    pub(super) fn asks_for_certificates(&self) -> bool {
+        self.asks_for_certificates
     }
 
     /// The listener has an identity for this lower-case name, or does not insist.
@@ -89,6 +106,7 @@ impl Policy {
 
 fn server_config(
     tls: &Tls,
+    client_auth: Option<&ClientAuth>,
     provider: Arc<CryptoProvider>,
     selector: &Arc<Selector>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
@@ -100,9 +118,13 @@ fn server_config(
         versions.push(&rustls::version::TLS12);
     }
     let resolver: Arc<dyn ResolvesServerCert> = selector.clone();
+    let verifier = match client_auth {
+        Some(client_auth) => client_auth.verifier(&provider),
+        None => WebPkiClientVerifier::no_client_auth(),
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
     config.ignore_client_order = true;
     config.alpn_protocols.clone_from(&tls.alpn);

@@ -1,10 +1,8 @@
 //! rustls' connection, driven over the records of a handshake.
 
 use rustls::AlertDescription;
-use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-
-use crate::buffers::Sink;
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 
 /// What one call of rustls came to.
 pub(super) struct Processed {
@@ -12,27 +10,26 @@ pub(super) struct Processed {
     pub(super) discard: usize,
     /// The peer's close_notify came.
     pub(super) closed: bool,
-    /// The connection is over, by rustls' word; its alert is sealed.
+    /// The connection is over, by rustls' word; its alert is in the output.
     pub(super) error: Option<rustls::Error>,
+    /// Bytes for the peer.
+    pub(super) output: Vec<u8>,
 }
 
 /// Gives `received` to rustls until it wants more.
-pub(super) fn process(
-    connection: &mut UnbufferedServerConnection,
-    received: &mut [u8],
-    sealed: &mut Sink<'_>,
-) -> Processed {
+pub(super) fn process(connection: &mut UnbufferedServerConnection, received: &mut [u8]) -> Processed {
     let mut processed = Processed {
         discard: 0,
         closed: false,
         error: None,
+        output: Vec::new(),
     };
     loop {
         let UnbufferedStatus { discard, state } = connection.process_tls_records(&mut received[processed.discard..]);
         let mut waiting = false;
         match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                encode(&mut data, sealed);
+                encode(&mut data, &mut processed.output);
             }
             Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
             Ok(ConnectionState::PeerClosed) => processed.closed = true,
@@ -53,26 +50,25 @@ pub(super) fn process(
     }
 }
 
-fn encode(
-    data: &mut rustls::unbuffered::EncodeTlsData<'_, rustls::server::ServerConnectionData>,
-    sealed: &mut Sink<'_>,
-) {
-    let mut room = 2048;
+fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, output: &mut Vec<u8>) {
+    let start = output.len();
+    let mut room = 1024;
     loop {
-        let space = sealed.space(room);
-        match data.encode(space) {
+        output.resize(start + room, 0);
+        match data.encode(&mut output[start..]) {
             Ok(written) => {
-                if let [21, 3, _, 0, 2, 2, description] = &mut space[..written]
+                output.truncate(start + written);
+                if let [21, 3, _, 0, 2, 2, description] = &mut output[start..]
                     && *description == u8::from(AlertDescription::AccessDenied)
                 {
                     // rustls' word when no certificate fits the client. RFC 8446 section 6.2 has another for "unable to
                     // negotiate an acceptable set of security parameters".
                     *description = u8::from(AlertDescription::HandshakeFailure);
                 }
-                return sealed.commit(written);
+                return;
             }
             Err(EncodeError::InsufficientSize(error)) => room = error.required_size,
-            Err(EncodeError::AlreadyEncoded) => return sealed.commit(0),
+            Err(EncodeError::AlreadyEncoded) => return output.truncate(start),
         }
     }
 }

@@ -22,24 +22,33 @@ pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timer ticks, late completions and late cancellations.
 pub(crate) const SLACK: Duration = Duration::from_millis(200);
 
-/// A certificate and its key, made once a process.
+/// Two certificates and their keys, made once a process.
 pub(crate) struct Site {
     folder: tempfile::TempDir,
-    pub(crate) certificate: rustls::pki_types::CertificateDer<'static>,
+    pub(crate) certificates: [rustls::pki_types::CertificateDer<'static>; 2],
 }
 
 pub(crate) static SITE: LazyLock<Site> = LazyLock::new(|| {
-    // Ed25519 signatures all have one length, so that the steps of a run do not depend on chance outside the seed.
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key pair");
-    let params = rcgen::CertificateParams::new(vec!["site.example".to_owned()]).expect("a legal name");
-    let certificate = params.self_signed(&key).expect("the simulation is set up");
     let folder = tempfile::tempdir().expect("the simulation is set up");
-    std::fs::write(folder.path().join("site.pem"), certificate.pem()).expect("the simulation is set up");
-    std::fs::write(folder.path().join("site.key"), key.serialize_pem()).expect("the simulation is set up");
-    Site {
-        folder,
-        certificate: certificate.der().clone(),
-    }
+    // Ed25519 signatures all have one length, so that the steps of a run do not depend on chance outside the seed. Those of
+    // P-256 do not, but are computed in batches.
+    let kinds = [
+        ("ed25519", &rcgen::PKCS_ED25519),
+        ("p256", &rcgen::PKCS_ECDSA_P256_SHA256),
+    ];
+    let certificates = kinds.map(|(name, kind)| {
+        let key = rcgen::KeyPair::generate_for(kind).expect("a key pair");
+        let params = rcgen::CertificateParams::new(vec!["site.example".to_owned()]).expect("a legal name");
+        let certificate = params.self_signed(&key).expect("the simulation is set up");
+        let write = |kind: &str, pem: String| {
+            let file = folder.path().join(format!("{name}.{kind}"));
+            std::fs::write(file, pem).expect("the simulation is set up");
+        };
+        write("pem", certificate.pem());
+        write("key", key.serialize_pem());
+        certificate.der().clone()
+    });
+    Site { folder, certificates }
 });
 
 /// A command to the worker, at a time.
@@ -56,6 +65,8 @@ pub(crate) struct Plan {
     /// By server address, 10.0.0.n.
     pub(crate) health: Vec<Health>,
     pub(crate) send_proxy: bool,
+    /// The site's key is one of P-256.
+    ecdsa: bool,
     pub(crate) clients: Vec<ClientPlan>,
     pub(crate) actions: Vec<(Duration, Action)>,
     /// Sessions end so many turns after the first was accepted, and then the other clients come: slots are taken anew while
@@ -123,6 +134,7 @@ impl Plan {
             round_robin: random.chance(500),
             sizes,
             calm,
+            ecdsa: count.is_multiple_of(2),
         }
     }
 
@@ -150,8 +162,9 @@ impl Plan {
     /// The configuration, one listener or two.
     pub(crate) fn snapshot(&self, previous: Option<&Snapshot>, both: bool) -> Arc<Snapshot> {
         let servers: Vec<String> = (0..self.health.len()).map(|n| format!("\"10.0.0.{n}:80\"")).collect();
+        let key = if self.ecdsa { "p256" } else { "ed25519" };
         let mut text = format!(
-            "[[identity]]\nname = \"site\"\ncertificate = \"site.pem\"\nkey = \"site.key\"\n\
+            "[[identity]]\nname = \"site\"\ncertificate = \"{key}.pem\"\nkey = \"{key}.key\"\n\
              [[upstream]]\nname = \"app\"\nservers = [{}]\nconnect_timeout = \"1s\"\nsend_proxy = \"{}\"\n\
              connect_on = \"{}\"\nbalance = \"{}\"\n",
             servers.join(","),

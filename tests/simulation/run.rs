@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use ringlock::address::{Endpoints, ServerEndpoint};
+use ringlock::crypto::batch::Engine;
+use ringlock::crypto::multibuffer::Multibuffer;
+use ringlock::crypto::pool::Ahead;
 use ringlock::error::{Cause, IoError};
 use ringlock::net::driver::Driver as _;
 use ringlock::net::sim::faults::Faults;
@@ -19,6 +22,7 @@ use ringlock::snapshot::Snapshot;
 use ringlock::worker::{Bound, Command, Shared, Worker};
 
 use crate::client::{Client, ClientPlan, ClientTls, Mischief};
+use crate::multibuffer;
 use crate::oracle;
 use crate::plan::{
     Action, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, LINGER_TIMEOUT, Plan, SLACK, WRITE_TIMEOUT, listener_addresses,
@@ -74,6 +78,19 @@ pub(crate) fn run<C: ClientTls>(seed: u64, print: bool) -> Result<Outcome, Strin
     })
 }
 
+/// Every engine gets its seeds: one that answers within the call, one for which handshakes wait, and where there is the library
+/// the one that computes in batches.
+fn engine(seed: u64) -> Arc<Engine> {
+    static BATCH: LazyLock<Option<Arc<Engine>>> = LazyLock::new(|| {
+        let library = Multibuffer::load(Some(&multibuffer::library()?)).unwrap_or_else(|error| panic!("{error}"));
+        Some(Arc::new(Engine::with_library(library).making_ahead(Ahead::ALL)))
+    });
+    match (seed % 3, &*BATCH) {
+        (0, Some(batch)) => Arc::clone(batch),
+        (waits, _) => Arc::new(Engine::inline(waits == 1)),
+    }
+}
+
 fn play<C: ClientTls>(seed: u64, print: bool) -> Outcome {
     let mut random = Random::new(seed);
     let mut faults = Faults::draw(&mut random);
@@ -87,6 +104,7 @@ fn play<C: ClientTls>(seed: u64, print: bool) -> Outcome {
         index: 0,
         metrics: Arc::default(),
         records: Arc::new(ArrayQueue::new(1024)),
+        engine: engine(seed),
     };
     let mut worker: Worker<SimDriver, C::Server> = Worker::new(driver, received, shared.clone());
     let mut world: World<C> = World::new(plan, random, start, commands, shared);
@@ -117,6 +135,8 @@ fn play<C: ClientTls>(seed: u64, print: bool) -> Outcome {
     world.command(Command::StopAccepting);
     world.command(Command::Exit);
     for _ in 0..100 {
+        // Before time moves on: a record tells only how long its session has lived.
+        world.collect(worker.driver().now());
         worker.turn(&mut completions);
     }
     assert_eq!(worker.sessions(), 0, "sessions at the end");

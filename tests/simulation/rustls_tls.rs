@@ -1,14 +1,18 @@
 //! Real TLS: rustls as the client, the gateway's own adapter at the other end.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
 use std::io::{Read, Write};
 use std::sync::Arc;
 
+use ringlock::crypto::multibuffer::{P256, Signature};
 use ringlock::net::sim::random::Random;
 use ringlock::tls::handshake::Connection;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use crate::client::{ClientTls, Heard, Hello};
 use crate::plan::SITE;
@@ -29,12 +33,67 @@ impl RustlsClient {
     }
 }
 
+/// Verifies as rustls does, and knows every nonce that it has seen.
+#[derive(Debug)]
+struct Witness(Arc<WebPkiServerVerifier>);
+
+thread_local! {
+    static NONCES: RefCell<HashSet<[u8; 32]>> = RefCell::default();
+}
+
+fn remember(signed: &DigitallySignedStruct) {
+    if signed.scheme == SignatureScheme::ECDSA_NISTP256_SHA256 {
+        let signature = Signature::<P256>::from_der(signed.signature()).expect("it is in DER");
+        let is_new = NONCES.with_borrow_mut(|seen| seen.insert(signature.r));
+        assert!(is_new, "two signatures have one nonce");
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        remember(signed);
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        remember(signed);
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
 impl ClientTls for RustlsClient {
     type Server = Connection;
 
     fn new(random: &mut Random, hello: Hello, out: &mut VecDeque<u8>) -> Self {
         let mut roots = RootCertStore::empty();
-        roots.add(SITE.certificate.clone()).expect("the simulation is set up");
+        for certificate in &SITE.certificates {
+            roots.add(certificate.clone()).expect("the simulation is set up");
+        }
         let mut provider = aws_lc_rs::default_provider();
         provider.kx_groups = match hello {
             Hello::Good => vec![aws_lc_rs::kx_group::X25519],
@@ -46,10 +105,13 @@ impl ClientTls for RustlsClient {
         } else {
             &[&rustls::version::TLS13]
         };
-        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        let provider = Arc::new(provider);
+        let believes = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .expect("the simulation is set up")
-            .with_root_certificates(roots)
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Witness(believes.build().expect("the simulation is set up"))))
             .with_no_client_auth();
         let name = ServerName::try_from("site.example").expect("the simulation is set up");
         let mut client = RustlsClient {

@@ -193,7 +193,9 @@ impl Tls for ScriptedServer {
             matches!(self.state, State::Exchanging),
             "a result that nobody waits for"
         );
-        let CryptoResult::KeyExchange(answer) = result;
+        let CryptoResult::KeyExchange(answer) = result else {
+            panic!("an answer to something else: {result:?}");
+        };
         self.state = State::Exchanged(answer);
     }
 

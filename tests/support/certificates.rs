@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
+    RsaKeySize,
 };
 
 /// The kind of an identity's key.
@@ -13,8 +14,16 @@ use rcgen::{
 pub(crate) enum KeyKind {
     /// ECDSA on P-256.
     Ecdsa,
+    /// ECDSA on P-384.
+    P384,
+    /// Ed25519.
+    Ed25519,
     /// RSA with 2,048 bits.
     Rsa,
+    /// RSA with 3,072 bits.
+    Rsa3072,
+    /// RSA with 4,096 bits.
+    Rsa4096,
 }
 
 /// A certificate authority whose certificate is `ca.pem` in its folder.
@@ -54,9 +63,14 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        let rsa = |size| KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, size);
         let key = match kind {
             KeyKind::Ecdsa => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
-            KeyKind::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
+            KeyKind::P384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
+            KeyKind::Ed25519 => KeyPair::generate_for(&PKCS_ED25519),
+            KeyKind::Rsa => rsa(RsaKeySize::_2048),
+            KeyKind::Rsa3072 => rsa(RsaKeySize::_3072),
+            KeyKind::Rsa4096 => rsa(RsaKeySize::_4096),
         };
         let key = key.unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();

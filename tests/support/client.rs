@@ -11,7 +11,7 @@ use rustls::{
 };
 use rustls_pki_types::ServerName;
 
-use super::{Gateway, SITE, reset};
+use super::{Gateway, SITE, Shown, reset};
 
 /// What a client offers.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub(crate) struct Client<'g> {
     suites: Option<Vec<CipherSuite>>,
     groups: Option<Vec<NamedGroup>>,
     alpn: Vec<Vec<u8>>,
+    shown: Option<Shown>,
+    fragment: Option<usize>,
 }
 
 /// A connection of a [`Client`].
@@ -53,6 +55,8 @@ impl<'g> Client<'g> {
             suites: None,
             groups: None,
             alpn: Vec::new(),
+            shown: None,
+            fragment: None,
         }
     }
 
@@ -99,6 +103,33 @@ impl<'g> Client<'g> {
             .map(|protocol| protocol.as_bytes().to_owned())
             .collect();
         self
+    }
+
+    /// Shows this when it is asked for a certificate.
+    pub(crate) fn shows(mut self, shown: &Shown) -> Self {
+        self.shown = Some(shown.clone());
+        self
+    }
+
+    /// Cuts what it sends into records of at most so many bytes.
+    pub(crate) fn fragments(mut self, bytes: usize) -> Self {
+        self.fragment = Some(bytes);
+        self
+    }
+
+    /// The alert with which the gateway refuses what this client shows. In TLS 1.3 the client's handshake is over by then.
+    #[track_caller]
+    pub(crate) fn refused_after_its_flight(&self) -> AlertDescription {
+        let read = self.try_connect().and_then(|mut connection| connection.read(&mut [0]));
+        let error = match read {
+            Err(error) => error,
+            Ok(read) => panic!("it is not refused: {read:?}\n{}", self.gateway.log()),
+        };
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match inner {
+            Some(rustls::Error::AlertReceived(alert)) => *alert,
+            Some(_) | None => panic!("no alert, but {error:?}"),
+        }
     }
 
     /// Connects and completes the handshake.
@@ -160,11 +191,15 @@ impl<'g> Client<'g> {
         }
         let mut roots = RootCertStore::empty();
         roots.add(self.gateway.ca.der()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(Arc::<CryptoProvider>::new(provider))
+        let builder = ClientConfig::builder_with_provider(Arc::<CryptoProvider>::new(provider))
             .with_protocol_versions(&self.versions)
             .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let mut config = match &self.shown {
+            Some(shown) => builder.with_client_cert_resolver(shown.resolver()),
+            None => builder.with_no_client_auth(),
+        };
+        config.max_fragment_size = self.fragment;
         config.alpn_protocols.clone_from(&self.alpn);
         config.enable_sni = self.name.is_some();
         let name = self.name.clone().unwrap_or_else(|| SITE.into());

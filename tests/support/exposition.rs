@@ -62,8 +62,8 @@ impl Exposition {
                 "UNIT" if format == Format::OpenMetrics => Ok(()),
                 "TYPE" => {
                     let known: &[&str] = match format {
-                        Format::Prometheus => &["counter", "gauge"],
-                        Format::OpenMetrics => &["counter", "gauge", "info"],
+                        Format::Prometheus => &["counter", "gauge", "histogram"],
+                        Format::OpenMetrics => &["counter", "gauge", "histogram", "info"],
                     };
                     if !known.contains(&rest) {
                         return Err(format!("unknown type {rest:?}"));
@@ -78,15 +78,16 @@ impl Exposition {
         }
         let (name, labels, value) = sample(line)?;
         let kind = self.types.get(family.as_str()).ok_or("a sample before its type")?;
-        let expected = match (format, kind.as_str()) {
-            (Format::OpenMetrics, "counter") => format!("{family}_total"),
-            (Format::OpenMetrics, "info") => format!("{family}_info"),
-            (_, _) => family.clone(),
+        let suffixes: &[&str] = match (format, kind.as_str()) {
+            (_, "histogram") => &["_bucket", "_sum", "_count"],
+            (Format::OpenMetrics, "counter") => &["_total"],
+            (Format::OpenMetrics, "info") => &["_info"],
+            (_, _) => &[""],
         };
-        if name != expected {
+        if !suffixes.iter().any(|suffix| name == format!("{family}{suffix}")) {
             return Err(format!("a sample of another family than {family}"));
         }
-        if kind == "counter" && (value < 0.0 || value.is_nan()) {
+        if ["counter", "histogram"].contains(&kind.as_str()) && (value < 0.0 || value.is_nan()) {
             return Err("a counter below zero, or none at all".to_owned());
         }
         match self.samples.insert((name, labels), value) {

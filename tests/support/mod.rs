@@ -30,6 +30,7 @@
     reason = "every test uses a part of this, and an error here is a failed test"
 )]
 
+mod authority;
 mod balancers;
 mod certificates;
 mod client;
@@ -46,6 +47,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+pub(crate) use authority::{Authority, DAY, Shown};
 pub(crate) use balancers::Balancer;
 pub(crate) use certificates::{Ca, KeyKind};
 pub(crate) use client::{Client, Connection, End};

@@ -7,8 +7,8 @@ use super::{Finding, breaks, check_rust, finding};
 const UNSAFE_FILES: [&str; 4] = [
     "src/net/uring.rs",
     "src/net/buffer.rs",
-    "src/tls/suspend.rs",
-    "src/crypto/multibuffer.rs",
+    "src/crypto/suspend.rs",
+    "src/crypto/multibuffer/library.rs",
 ];
 
 /// Folders whose code is given time, bytes and randomness, and never fetches them.
@@ -117,9 +117,7 @@ fn sessions_fetch_nothing(file: &RustFile) -> Vec<Finding> {
     let mut findings = Vec::new();
     for path in file.code.paths.iter().filter(|path| !file.code.is_test(path.line)) {
         for (name, instead) in IMPURE {
-            // The coroutine's stacks are given back to the kernel where they live.
-            let memory = UNSAFE_FILES.contains(&file.path.as_str()) && ["rustix", "libc"].contains(&name[0]);
-            if !memory && path.segments.windows(name.len()).any(|found| found == name) {
+            if path.segments.windows(name.len()).any(|found| found == name) {
                 findings.push(finding(
                     &file.path,
                     path.line,
@@ -185,8 +183,7 @@ fn the_purity_rules_see_what_a_session_fetches() {
     assert_eq!(impure("src/tls/records.rs", "rustix::net::send();"), [1]);
     assert_eq!(impure("src/tls.rs", "type S = UnixStream;"), [1]);
 
-    assert_eq!(impure("src/tls/suspend.rs", "rustix::mm::madvise();"), [0; 0]);
-    assert_eq!(impure("src/tls/suspend.rs", "std::time::Instant::now();"), [1]);
+    assert_eq!(impure("src/crypto/suspend.rs", "rustix::mm::madvise();"), [0; 0]);
     assert_eq!(impure("src/net/epoll.rs", "std::time::Instant::now();"), [0; 0]);
     assert_eq!(
         impure(

@@ -14,11 +14,11 @@ use crate::report::{Report, Unit};
 const BLOCK: usize = 256 * 1024;
 
 pub(super) fn run(args: &BulkArgs) -> Result<Report, PerfError> {
-    let plan = ClientPlan::new(&args.client, args.connections)?;
+    let plan = ClientPlan::new(&args.client, args.connections, None)?;
     let upload = args.direction == Direction::Upload;
     let steady = Steady {
         unit: Unit::Megabyte,
-        wait_for_all: true,
+        standing: true,
         units_max: None,
         bytes_max: args.bytes.map(|bytes| bytes as u64),
         // A download's origin would go on sending.

@@ -23,10 +23,10 @@ pub(super) fn run(args: &EchoArgs) -> Result<Report, PerfError> {
             expected,
         });
     }
-    let plan = ClientPlan::new(&args.client, args.connections)?;
+    let plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
     let steady = Steady {
         unit: Unit::Message,
-        wait_for_all: true,
+        standing: true,
         units_max: args.count,
         bytes_max: None,
         close_in_order: true,
@@ -36,6 +36,7 @@ pub(super) fn run(args: &EchoArgs) -> Result<Report, PerfError> {
         &plan,
         &mut EchoWork {
             size: args.size,
+            paced: args.rate.is_some(),
             connections: 0,
         },
     )
@@ -43,16 +44,21 @@ pub(super) fn run(args: &EchoArgs) -> Result<Report, PerfError> {
 
 struct EchoWork {
     size: usize,
+    /// Each message waits for its time.
+    paced: bool,
     /// Connections so far; each gets a message of its own, so that bytes of another would be noticed.
     connections: u64,
 }
 
 impl EchoWork {
-    fn send(&self, connection: &mut Connection, message: &[u8], now: Instant) -> Result<(), Failure> {
+    fn send(&self, connection: &mut Connection, due: Instant, now: Instant) -> Result<(), Failure> {
+        let message = connection
+            .expected()
+            .expect("what comes back is set when the connection is established");
+        connection.unit_due = due;
         connection.unit_started = now;
-        connection.state.received = 0;
         connection.limit_unit();
-        connection.queue(message)
+        connection.queue(&message)
     }
 }
 
@@ -67,22 +73,26 @@ impl Work for EchoWork {
         if progress.established {
             let message: Arc<[u8]> = message(self.connections, self.size).into();
             self.connections += 1;
-            connection.expect(Inbound::Match {
-                message: message.clone(),
-                at: 0,
-            });
-            self.send(connection, &message, now)?;
+            connection.expect(Inbound::Match { message, at: 0 });
+        }
+        if connection.state.resting && progress.received > 0 {
+            return Err(Failure::Corrupted);
         }
         connection.state.received += progress.received;
-        if connection.state.received >= self.size {
-            tally.unit(nanoseconds_since(connection.unit_started, now));
+        let answered = connection.state.received >= self.size;
+        if answered {
+            tally.unit(nanoseconds_since(connection.unit_due, now));
             tally.bytes(self.size);
-            if let Some(message) = connection.expected() {
-                self.send(connection, &message, now)?;
-            }
+            connection.state.received = 0;
+        }
+        let free = answered || progress.established;
+        if let Some(due) = connection.state.due.take().or((free && !self.paced).then_some(now)) {
+            self.send(connection, due, now)?;
         }
         if progress.peer_closed {
             Err(Failure::ClosedByPeer)
+        } else if free && self.paced {
+            Ok(Next::Rest)
         } else {
             Ok(Next::Wait)
         }

@@ -15,7 +15,7 @@ use crate::report::{Report, Unit};
 const PROBE: [u8; 1] = *b"x";
 
 pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
-    let plan = ClientPlan::new(&args.client, args.connections)?;
+    let plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
     let after = match (args.exchange, args.expect_close) {
         (true, _) => After::Exchange(Arc::new(PROBE)),
         (false, true) => After::ExpectClose,
@@ -28,7 +28,7 @@ pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
     };
     let steady = Steady {
         unit: Unit::Handshake,
-        wait_for_all: false,
+        standing: false,
         units_max: args.count,
         bytes_max: None,
         close_in_order: true,
@@ -43,7 +43,8 @@ enum After {
     ExpectClose,
 }
 
-/// A unit is counted when the connection is closed; its latency runs from the connect to the complete handshake,
+/// A unit is counted when the connection is closed; its latency runs from the connect (in an open loop: from
+/// when that was due) to the complete handshake,
 /// or to the returned byte.
 struct HandshakeWork {
     after: After,
@@ -57,7 +58,7 @@ impl Work for HandshakeWork {
         now: Instant,
         tally: &mut Tally,
     ) -> Result<Next, Failure> {
-        let elapsed = nanoseconds_since(connection.unit_started, now);
+        let elapsed = nanoseconds_since(connection.unit_due, now);
         if progress.established {
             // The timeout of the handshake goes on for what follows it.
             connection.limit_unit();

@@ -24,7 +24,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
             expected,
         });
     }
-    let plan = ClientPlan::new(&args.client, args.connections)?;
+    let plan = ClientPlan::new(&args.client, args.connections, None)?;
     let server = server_processes(&plan)?;
     let mut tally = Tally::new();
     let mut work = IdleWork;

@@ -4,6 +4,7 @@ mod bulk;
 mod echo;
 mod handshake;
 mod idle;
+mod pace;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::measure::{Meter, Tally, Window};
 use crate::plan::ClientPlan;
 use crate::procfs::Processes;
 use crate::report::{Report, Unit};
+use pace::Pace;
 
 /// How long the last connections may take to close after a run.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -47,6 +49,8 @@ pub(crate) enum Next {
     Wait,
     /// Call again as soon as everything queued has been sent.
     Again,
+    /// The unit is done; the next one begins with [`Engine::resume`], which sets `state.due`.
+    Rest,
     /// Close in order.
     Close,
 }
@@ -72,8 +76,9 @@ pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
 /// How a steady run begins and ends.
 pub(crate) struct Steady {
     pub(crate) unit: Unit,
-    /// The warm-up begins when all connections are established, not at once.
-    pub(crate) wait_for_all: bool,
+    /// Units go over connections that stay open, and the warm-up begins when all are established. Otherwise a connection
+    /// is a unit.
+    pub(crate) standing: bool,
     /// Stop after this many measured units.
     pub(crate) units_max: Option<u64>,
     /// Stop after this many measured bytes.
@@ -88,10 +93,11 @@ impl Steady {
         let mut tally = Tally::new();
         let mut engine = Engine::new(plan)?;
         let opened_at = Instant::now();
-        for slot in 0..plan.connections {
+        let paced_connections = plan.rate.is_some() && !self.standing;
+        for slot in (0..plan.connections).filter(|_| !paced_connections) {
             engine.open(slot, Instant::now(), work, &mut tally);
         }
-        if self.wait_for_all {
+        if self.standing {
             while engine.established() < plan.connections {
                 if opened_at.elapsed() > plan.timeout + OPENING_MAX {
                     let established = engine.established();
@@ -100,14 +106,20 @@ impl Steady {
                         "only {established} of {connections} connections opened"
                     )));
                 }
-                turn(&mut engine, Duration::MAX, work, &mut tally)?;
+                turn(&mut engine, Duration::MAX, work, &mut tally, &mut None)?;
             }
         }
-        let warm_at = Instant::now() + plan.warmup;
+        let first = Instant::now();
+        let mut pace = plan.rate.map(|rate| match self.standing {
+            true => Pace::of_messages(first, rate),
+            false => Pace::of_connections(first, rate, plan.connections),
+        });
+        let warm_at = first + plan.warmup;
         while let Some(left) = remaining(warm_at) {
-            turn(&mut engine, left, work, &mut tally)?;
+            turn(&mut engine, left, work, &mut tally, &mut pace)?;
         }
-        let window = self.measure(plan, &mut engine, work, &mut tally)?;
+        let window = self.measure(plan, &mut engine, work, &mut tally, &mut pace)?;
+        let open_loop = pace.map(|pace| pace.counts(Instant::now()));
         if self.close_in_order {
             let drained_at = Instant::now() + DRAIN_MAX.min(plan.timeout);
             engine.drain(work, &mut tally);
@@ -116,7 +128,11 @@ impl Steady {
             }
         }
         engine.abort();
-        Ok(Report::new(name, self.unit, plan, &tally, &window))
+        let mut report = Report::new(name, self.unit, plan, &tally, &window);
+        if let Some(counts) = open_loop {
+            report.set_open_loop(counts);
+        }
+        Ok(report)
     }
 
     fn measure(
@@ -125,6 +141,7 @@ impl Steady {
         engine: &mut Engine<'_>,
         work: &mut dyn Work,
         tally: &mut Tally,
+        pace: &mut Option<Pace>,
     ) -> Result<Window, PerfError> {
         let server = server_processes(plan)?;
         let meter = Meter::start(server)?;
@@ -136,7 +153,7 @@ impl Steady {
             {
                 break;
             }
-            turn(engine, left, work, tally)?;
+            turn(engine, left, work, tally, pace)?;
         }
         tally.set_measuring(false);
         meter.stop()
@@ -151,8 +168,17 @@ pub(crate) fn server_processes(plan: &ClientPlan) -> Result<Option<Processes>, P
     Processes::find(&plan.server_pids, plan.server_children).map(Some)
 }
 
-/// One turn of the engine in a closed loop: what has ended is opened again.
-fn turn(engine: &mut Engine<'_>, timeout: Duration, work: &mut dyn Work, tally: &mut Tally) -> Result<(), PerfError> {
+/// One turn of the engine. Without a pace, what has ended is opened again.
+fn turn(
+    engine: &mut Engine<'_>,
+    timeout: Duration,
+    work: &mut dyn Work,
+    tally: &mut Tally,
+    pace: &mut Option<Pace>,
+) -> Result<(), PerfError> {
+    if let Some(pace) = pace {
+        return pace.turn(engine, timeout, work, tally);
+    }
     engine.turn(timeout, work, tally)?;
     for slot in engine.take_freed() {
         engine.open(slot, Instant::now(), work, tally);

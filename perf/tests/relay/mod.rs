@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::crypto::aws_lc_rs;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::PrivateKeyDer;
 use tempfile::NamedTempFile;
@@ -22,6 +24,8 @@ pub(crate) enum Fault {
     ChangeByte,
     /// It closes without close_notify.
     NoCloseNotify,
+    /// Each handshake, and each piece of what the origin sends, takes this long.
+    Slow(Duration),
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
 }
@@ -45,16 +49,23 @@ pub(crate) struct Relay {
 impl Relay {
     /// Listens with a certificate of its own and relays to `origin`.
     pub(crate) fn start(origin: &str, fault: Fault) -> Self {
+        Relay::start_asking(origin, fault, WebPkiClientVerifier::no_client_auth())
+    }
+
+    /// The same, with a word on clients' certificates.
+    pub(crate) fn start_asking(origin: &str, fault: Fault, verifier: Arc<dyn ClientCertVerifier>) -> Self {
         let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let mut ca = NamedTempFile::new().unwrap();
         ca.write_all(certified.cert.pem().as_bytes()).unwrap();
         let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certified.cert.der().clone()], key)
             .unwrap();
+        // A client that does nothing then hears nothing after the handshake.
+        config.send_tls13_tickets = 0;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, handshakes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -110,6 +121,12 @@ fn relay(
     handshakes: &AtomicU64,
 ) -> Result<(), Box<dyn std::error::Error>> {
     client.set_nodelay(true)?;
+    let delay = || {
+        if let Fault::Slow(time) = fault {
+            std::thread::sleep(time);
+        }
+    };
+    delay();
     let mut tls = ServerConnection::new(config)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut client)?;
@@ -143,6 +160,7 @@ fn relay(
         }
         if origin_open && from_origin_ready {
             let length = origin.read(&mut buffer)?;
+            delay();
             if length == 0 {
                 origin_open = false;
                 if fault != Fault::NoCloseNotify {

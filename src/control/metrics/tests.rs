@@ -145,13 +145,15 @@ fn parse(text: &str) -> BTreeMap<String, Parsed> {
         } else {
             let (name, labels, value) = parse_sample(line);
             let family = families.get_mut(&current).expect("a sample has a family");
-            let suffix = match &*family.kind {
-                "counter" => "_total",
-                "info" => "_info",
-                "gauge" => "",
+            let suffixes: &[&str] = match &*family.kind {
+                "counter" => &["_total"],
+                "info" => &["_info"],
+                "gauge" => &[""],
+                "histogram" => &["_bucket", "_sum", "_count"],
                 other => panic!("type {other}"),
             };
-            assert_eq!(name, format!("{current}{suffix}"), "{line}");
+            let fits = |suffix: &&str| name == format!("{current}{suffix}");
+            assert!(suffixes.iter().any(fits), "{line}");
             assert!(seen.insert((name.clone(), labels.clone())), "sample twice: {line}");
             family.samples.push((name, labels, value));
         }
@@ -225,6 +227,30 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
 }
 
 #[test]
+fn batches_are_a_histogram_of_their_operations() {
+    let view = busy();
+    let batches = &view.workers[0].metrics.crypto_batches;
+    batches[1].add(3);
+    batches[7].add(5);
+    let families = parse(&render(view));
+    let samples = &families["ringlock_crypto_batch_operations"].samples;
+    let of = |name: &str, bound: Option<&str>| {
+        let fits = |labels: &BTreeMap<String, String>| {
+            labels["worker"] == "2" && labels.get("le").map(String::as_str) == bound
+        };
+        let found = samples.iter().find(|sample| sample.0 == name && fits(&sample.1));
+        found.unwrap_or_else(|| panic!("{name} {bound:?}: {samples:?}")).2
+    };
+    let buckets = ["1.0", "2.0", "7.0", "8.0", "+Inf"];
+    let counts = buckets.map(|bound| of("ringlock_crypto_batch_operations_bucket", Some(bound)));
+    assert_eq!(counts, [0.0, 3.0, 3.0, 8.0, 8.0]);
+    assert_eq!(of("ringlock_crypto_batch_operations_sum", None), 46.0);
+    assert_eq!(of("ringlock_crypto_batch_operations_count", None), 8.0);
+    let labels = [("worker", "2"), ("engine", "batch")];
+    assert_eq!(value(&families, "ringlock_crypto_operations", &labels), 46.0);
+}
+
+#[test]
 fn ended_connections_add_up_and_name_who_must_act() {
     let families = parse(&render(busy()));
     let samples = &families["ringlock_connections_ended"].samples;
@@ -288,7 +314,7 @@ fn the_older_format_has_the_same_samples_under_the_types_it_knows() {
         match keyword {
             "HELP" => assert!(!rest.is_empty(), "{line}"),
             "TYPE" => {
-                assert!(matches!(rest, "counter" | "gauge"), "{line}");
+                assert!(matches!(rest, "counter" | "gauge" | "histogram"), "{line}");
                 declared.insert(name.to_owned());
             }
             other => panic!("{other}: {line}"),
@@ -296,7 +322,11 @@ fn the_older_format_has_the_same_samples_under_the_types_it_knows() {
     }
     for sample in samples(&older) {
         let name = parse_sample(&sample).0;
-        assert!(declared.contains(&name), "{name} has no type");
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix));
+        let family = family.filter(|family| declared.contains(*family)).unwrap_or(&name);
+        assert!(declared.contains(family), "{name} has no type");
     }
     assert!(older.contains("# TYPE ringlock_connections_accepted_total counter\n"));
     assert!(older.contains("# TYPE ringlock_build_info gauge\n"));
@@ -329,6 +359,8 @@ fn the_manual_explains_every_metric_and_no_other() {
             .samples
             .first()
             .unwrap_or_else(|| panic!("{family} has no sample"));
+        // A histogram is one row, and known by its family.
+        let name = if parsed.kind == "histogram" { family } else { name };
         rendered.insert(name.as_str(), labels.keys().cloned().collect::<BTreeSet<_>>());
     }
     assert_eq!(manual, rendered);

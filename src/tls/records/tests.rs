@@ -94,18 +94,17 @@ fn connected(suite: CipherSuite) -> (Gateway, ClientConnection) {
     let name = "site.example".try_into().unwrap();
     let mut client = ClientConnection::new(Arc::new(client_config), name).unwrap();
     let mut server = UnbufferedServerConnection::new(Arc::new(config)).unwrap();
-    let (mut pool, mut sealed) = (SendPool::default(), Outbox::default());
     while server.is_handshaking() || client.is_handshaking() {
         let mut flight = sent(&mut client);
-        let processed = unbuffered::process(&mut server, &mut flight, &mut sealed.sink(&mut pool));
+        let processed = unbuffered::process(&mut server, &mut flight);
         assert!(processed.error.is_none() && processed.discard == flight.len());
-        heard(&mut client, &drain(&mut sealed, &mut pool)).unwrap();
+        heard(&mut client, &processed.output).unwrap();
     }
     let gateway = Gateway {
         records: Records::new(server).unwrap(),
-        pool,
+        pool: SendPool::default(),
         plain: Outbox::default(),
-        sealed,
+        sealed: Outbox::default(),
         now: Instant::now(),
     };
     (gateway, client)
