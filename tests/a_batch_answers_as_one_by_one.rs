@@ -32,7 +32,7 @@ static ENGINES: LazyLock<Vec<Engine>> = LazyLock::new(|| {
 /// Answers, and how many operations each call had, by that number.
 fn answers(engine: &Engine, ops: &[CryptoOp]) -> (Vec<CryptoResult>, BTreeMap<usize, usize>) {
     let mut calls = BTreeMap::new();
-    let answers = engine.answer(ops, |lanes| *calls.entry(lanes).or_default() += 1);
+    let answers = multibuffer::answered(engine, ops, |lanes| *calls.entry(lanes).or_default() += 1);
     assert_eq!(answers.len(), ops.len());
     let counted: usize = calls.iter().map(|(lanes, calls)| lanes * calls).sum();
     // What a batch refuses is computed and counted once more.

@@ -253,7 +253,7 @@ fn right_ones_are_accepted_with_every_number_of_lanes() {
                     .map(|lane| Signed::new(curve.signing, message(lane).as_bytes()).op(curve))
                     .collect();
                 let mut calls = Vec::new();
-                let answers = engine.answer(&ops, |lanes| calls.push(lanes));
+                let answers = multibuffer::answered(engine, &ops, |lanes| calls.push(lanes));
                 assert!(answers.iter().all(is_right), "{:?}, {lanes}", curve.kind);
                 let together = engine.break_even(&ops[0]).is_some_and(|count| lanes >= count);
                 assert_eq!(calls == [lanes], together || lanes == 1, "{calls:?}");
@@ -280,7 +280,10 @@ fn an_odd_one_among_right_ones_is_what_aws_lc_says() {
                     .map(|lane| Signed::new(curve.signing, &[lane as u8]).op(curve))
                     .collect();
                 ops[lane] = odd.op(curve);
-                let answers: Vec<_> = engine.answer(&ops, |_| {}).iter().map(is_right).collect();
+                let answers: Vec<_> = multibuffer::answered(engine, &ops, |_| {})
+                    .iter()
+                    .map(is_right)
+                    .collect();
                 for (at, right) in answers.into_iter().enumerate() {
                     assert_eq!(right, at != lane || expected, "{name}, {:?}, lane {at}", curve.kind);
                 }
@@ -307,7 +310,7 @@ fn a_call_of_wrong_ones_accepts_none() {
                     signed.op(curve)
                 })
                 .collect();
-            let answers = engine.answer(&ops, |_| {});
+            let answers = multibuffer::answered(engine, &ops, |_| {});
             assert!(!answers.iter().any(is_right), "{:?}", curve.kind);
         }
     }
@@ -328,7 +331,7 @@ fn curves_are_not_mixed_up() {
             })
             .collect();
         let ops: Vec<_> = signed.iter().map(|(curve, signed)| signed.op(curve)).collect();
-        let answers = engine.answer(&ops, |_| {});
+        let answers = multibuffer::answered(engine, &ops, |_| {});
         for (lane, answer) in answers.iter().enumerate() {
             assert_eq!(is_right(answer), lane % 3 != 0, "lane {lane}");
         }

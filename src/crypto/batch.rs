@@ -262,40 +262,32 @@ impl Engine {
         (break_even <= LANES).then_some(break_even)
     }
 
-    /// Answers up to [`LANES`] operations in one call, whether that is worth it or not; nothing when they cannot share one, or
-    /// one of them is refused.
+    /// Answers the operations of one call ([`Queue::take_call`]) together, whether that is worth it or not; nothing when they
+    /// cannot share one, or one of them is refused.
     ///
     /// # Panics
-    /// There are more, or none.
+    /// There are more than [`LANES`], or none.
     #[must_use]
     pub fn answer_together(&self, ops: &[CryptoOp]) -> Option<Vec<CryptoResult>> {
-        assert!(
-            (1..=LANES).contains(&ops.len()),
-            "a call has {LANES} lanes, and one is used"
-        );
-        let batch = self.batch.as_ref()?;
-        let kind = Kind::of(&ops[0])?;
-        let same = ops.iter().all(|op| Kind::of(op) == Some(kind));
-        same.then(|| batch.compute_all(kind, ops))?
+        let answers = self.batch.as_ref()?.compute(ops);
+        answers.into_iter().take(ops.len()).collect()
     }
 
-    /// Answers up to [`LANES`] operations, in their order. `count` is told how many were computed together, for each call.
+    /// Answers the operations of one call ([`Queue::take_call`]), in their order. `count` is told how many were computed together.
     ///
     /// # Panics
-    /// There are more.
+    /// There are more than [`LANES`].
     pub fn answer(&self, ops: &[CryptoOp], mut count: impl FnMut(usize)) -> Vec<CryptoResult> {
         assert!(ops.len() <= LANES, "a call has {LANES} lanes");
-        let mut answers: Lanes<CryptoResult> = Default::default();
-        if let Some(batch) = &self.batch {
-            for (kind, break_even) in Kind::ALL.into_iter().zip(batch.break_even) {
-                let wanted = (0..ops.len()).filter(|&lane| Kind::of(&ops[lane]) == Some(kind));
-                let wanted: Vec<usize> = wanted.collect();
-                if wanted.len() >= break_even.max(2) {
-                    count(wanted.len());
-                    batch.compute(kind, ops, &wanted, &mut answers);
-                }
+        let break_even = ops.first().and_then(|op| self.break_even(op));
+        let together = break_even.is_some_and(|break_even| ops.len() >= break_even);
+        let answers = match &self.batch {
+            Some(batch) if together => {
+                count(ops.len());
+                batch.compute(ops)
             }
-        }
+            Some(_) | None => Lanes::default(),
+        };
         let answers = answers.into_iter().zip(ops).map(|(answer, op)| {
             // What a batch refuses is computed again: aws-lc has the error for it, or does better.
             answer.unwrap_or_else(|| {
@@ -308,49 +300,40 @@ impl Engine {
 }
 
 impl Batch {
-    /// Computes up to [`LANES`], all of `kind`; nothing when one is refused.
-    fn compute_all(&self, kind: Kind, ops: &[CryptoOp]) -> Option<Vec<CryptoResult>> {
-        let wanted: Vec<usize> = (0..ops.len()).collect();
-        let mut answers = Default::default();
-        self.compute(kind, ops, &wanted, &mut answers);
-        answers.into_iter().take(ops.len()).collect()
-    }
-
-    /// Computes the `wanted` of `ops`, all of `kind`.
-    fn compute(&self, kind: Kind, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+    /// Computes operations of one kind; nothing of those that are refused, or of any when they have none.
+    fn compute(&self, ops: &[CryptoOp]) -> Lanes<CryptoResult> {
+        assert!(
+            (1..=LANES).contains(&ops.len()),
+            "a call has {LANES} lanes, and one is used"
+        );
+        let kind = Kind::of(&ops[0]);
+        debug_assert!(ops.iter().all(|op| Kind::of(op) == kind), "a call is of one kind");
         match kind {
-            Kind::X25519 => self.x25519(ops, wanted, answers),
-            Kind::P256 => self.p256(ops, wanted, answers),
-            Kind::SignP256 => self.ecdsa::<P256>(ops, wanted, answers),
-            Kind::SignP384 => self.ecdsa::<P384>(ops, wanted, answers),
-            Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096 => self.rsa(ops, wanted, answers),
-            Kind::VerifyP256 => self.verify::<P256>(ops, wanted, answers),
-            Kind::VerifyP384 => self.verify::<P384>(ops, wanted, answers),
+            None => Lanes::default(),
+            Some(Kind::X25519) => self.x25519(ops),
+            Some(Kind::P256) => self.p256(ops),
+            Some(Kind::SignP256) => self.ecdsa::<P256>(ops),
+            Some(Kind::SignP384) => self.ecdsa::<P384>(ops),
+            Some(Kind::SignRsa2048 | Kind::SignRsa3072 | Kind::SignRsa4096) => self.rsa(ops),
+            Some(Kind::VerifyP256) => self.verify::<P256>(ops),
+            Some(Kind::VerifyP384) => self.verify::<P384>(ops),
         }
     }
 
-    fn x25519(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
-        let pairs: Vec<X25519Pair> = pool::take(wanted.len(), &self.library);
-        let peers: Vec<&[u8; 32]> = wanted
-            .iter()
-            .map(|&lane| {
-                exchange(&ops[lane])
-                    .1
-                    .last_chunk()
-                    .expect("Kind::of has seen its length")
-            })
-            .collect();
+    fn x25519(&self, ops: &[CryptoOp]) -> Lanes<CryptoResult> {
+        let pairs: Vec<X25519Pair> = pool::take(ops.len(), &self.library);
         let jobs: Vec<X25519Job<'_>> = pairs
             .iter()
-            .zip(&peers)
-            .map(|(pair, peer)| X25519Job {
+            .zip(ops)
+            .map(|(pair, op)| X25519Job {
                 private: &pair.private,
-                peer,
+                peer: exchange(op).1.last_chunk().expect("Kind::of has seen its length"),
             })
             .collect();
-        let shared = self.library.x25519(&jobs);
-        for ((&lane, pair), shared) in wanted.iter().zip(&pairs).zip(shared) {
-            let (group, share) = exchange(&ops[lane]);
+        let mut answers = Lanes::default();
+        let computed = pairs.iter().zip(ops).zip(self.library.x25519(&jobs));
+        for (answer, ((pair, op), shared)) in answers.iter_mut().zip(computed) {
+            let (group, share) = exchange(op);
             let Some(shared) = shared else { continue };
             let done = if group == NamedGroup::X25519MLKEM768 {
                 inline::hybrid(&share[..MLKEM_KEY_BYTES], &pair.public, shared.bytes())
@@ -361,15 +344,17 @@ impl Batch {
                     secret: SharedSecret::from(shared.bytes().as_slice()),
                 })
             };
-            answers[lane] = Some(CryptoResult::KeyExchange(done));
+            *answer = Some(CryptoResult::KeyExchange(done));
         }
+        answers
     }
 
-    fn p256(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
-        let point = |&lane: &usize| Some((lane, Point::<P256>::from_uncompressed(exchange(&ops[lane]).1)?));
-        let peers: Vec<_> = wanted.iter().filter_map(point).collect();
+    fn p256(&self, ops: &[CryptoOp]) -> Lanes<CryptoResult> {
+        let mut answers = Lanes::default();
+        let point = |(lane, op)| Some((lane, Point::<P256>::from_uncompressed(exchange(op).1)?));
+        let peers: Vec<_> = ops.iter().enumerate().filter_map(point).collect();
         if peers.is_empty() {
-            return;
+            return answers;
         }
         let pairs: Vec<CurvePair<P256>> = pool::take(peers.len(), &self.library);
         let jobs: Vec<EcdhJob<'_, P256>> = pairs
@@ -385,21 +370,21 @@ impl Batch {
             let Some(shared) = shared else { continue };
             let mut bytes = [0; 65];
             answers[lane] = Some(CryptoResult::KeyExchange(Ok(CompletedKeyExchange {
-                group: exchange(&ops[lane]).0,
+                group: NamedGroup::secp256r1,
                 pub_key: pair.public.write_uncompressed(&mut bytes).to_vec(),
                 secret: SharedSecret::from(shared.bytes().as_ref()),
             })));
         }
+        answers
     }
 
-    fn ecdsa<C: LaneCurve>(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
-        let digest = |&lane: &usize| digest(C::DIGEST, signature(&ops[lane]).2);
-        let digests: Vec<_> = wanted.iter().map(digest).collect();
-        let jobs: Vec<EcdsaJob<'_, C>> = wanted
+    fn ecdsa<C: LaneCurve>(&self, ops: &[CryptoOp]) -> Lanes<CryptoResult> {
+        let digests: Vec<_> = ops.iter().map(|op| digest(C::DIGEST, signature(op).2)).collect();
+        let jobs: Vec<EcdsaJob<'_, C>> = ops
             .iter()
             .zip(&digests)
-            .map(|(&lane, digest)| EcdsaJob {
-                key: signature(&ops[lane])
+            .map(|(op, digest)| EcdsaJob {
+                key: signature(op)
                     .0
                     .lanes()
                     .and_then(C::scalar)
@@ -407,15 +392,15 @@ impl Batch {
                 digest: digest.as_ref(),
             })
             .collect();
-        for (&lane, signed) in wanted.iter().zip(self.library.ecdsa_sign(&jobs)) {
-            answers[lane] = signed.map(|signed| CryptoResult::Signature(Ok(signed.to_der())));
-        }
+        let signatures = self.library.ecdsa_sign(&jobs);
+        signatures.map(|signature| Some(CryptoResult::Signature(Ok(signature?.to_der()))))
     }
 
-    fn rsa(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
+    fn rsa(&self, ops: &[CryptoOp]) -> Lanes<CryptoResult> {
+        let mut answers = Lanes::default();
         let mut blocks: Vec<(usize, &RsaKey, Block, Vec<u8>)> = Vec::with_capacity(LANES);
-        for &lane in wanted {
-            let (key, scheme, message) = signature(&ops[lane]);
+        for (lane, op) in ops.iter().enumerate() {
+            let (key, scheme, message) = signature(op);
             if let Some(LaneKey::Rsa(key)) = key.lanes()
                 && let Some(block) = padded(key.bits(), scheme, message)
             {
@@ -423,7 +408,7 @@ impl Batch {
             }
         }
         if blocks.is_empty() {
-            return;
+            return answers;
         }
         let mut jobs: Vec<RsaJob<'_>> = blocks
             .iter_mut()
@@ -440,19 +425,21 @@ impl Batch {
         for ((lane, _, _, signature), done) in blocks.into_iter().zip(done) {
             answers[lane] = done.map(|()| CryptoResult::Signature(Ok(signature)));
         }
+        answers
     }
 
     /// Answers those that are right. What is wrong, or looks wrong, aws-lc decides.
-    fn verify<C: LaneCurve>(&self, ops: &[CryptoOp], wanted: &[usize], answers: &mut Lanes<CryptoResult>) {
-        let read = |&lane: &usize| {
-            let verification = verification(&ops[lane]);
+    fn verify<C: LaneCurve>(&self, ops: &[CryptoOp]) -> Lanes<CryptoResult> {
+        let mut answers = Lanes::default();
+        let read = |(lane, op)| {
+            let verification = verification(op);
             let key = Point::<C>::from_uncompressed(verification.key())?;
             let signature = Signature::<C>::from_der(verification.signature())?;
             Some((lane, key, signature, digest(C::DIGEST, verification.message())))
         };
-        let read: Vec<_> = wanted.iter().filter_map(read).collect();
+        let read: Vec<_> = ops.iter().enumerate().filter_map(read).collect();
         if read.is_empty() {
-            return;
+            return answers;
         }
         let jobs: Vec<VerifyJob<'_, C>> = read
             .iter()
@@ -465,6 +452,7 @@ impl Batch {
         for ((lane, ..), right) in read.iter().zip(self.library.ecdsa_verify(&jobs)) {
             answers[*lane] = right.map(|()| CryptoResult::Verified(true));
         }
+        answers
     }
 }
 
@@ -514,15 +502,15 @@ fn calibrated(batch: &Batch) -> [usize; Kind::ALL.len()] {
     let examples = measure::examples();
     Kind::ALL.map(|kind| {
         let example = examples.iter().find(|example| Kind::of(&example.op) == Some(kind));
-        break_even(batch, kind, &example.expect("there is one of each kind").op)
+        break_even(batch, &example.expect("there is one of each kind").op)
     })
 }
 
-fn break_even(batch: &Batch, kind: Kind, op: &CryptoOp) -> usize {
+fn break_even(batch: &Batch, op: &CryptoOp) -> usize {
     let ops: Vec<CryptoOp> = std::iter::repeat_n(op, LANES).cloned().collect();
     let together = shortest(CALIBRATION_TIME, || {
-        let answers = batch.compute_all(kind, &ops);
-        assert!(answers.is_some(), "the self-check has passed");
+        let answers = batch.compute(&ops);
+        assert!(answers.iter().all(Option::is_some), "the self-check has passed");
     });
     let alone = shortest(CALIBRATION_TIME, || drop(inline::run(op)));
     let operations = together.as_nanos().div_ceil(alone.as_nanos().max(1));
