@@ -179,7 +179,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             self.complete(completion);
         }
         self.release_held();
-        if !self.operations.is_empty() || !self.answers.is_empty() {
+        if self.has_operations() {
             // What established connections send does not wait for what handshakes compute.
             self.driver.begin(completions);
         }
@@ -219,8 +219,13 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             .sum()
     }
 
+    /// Operations wait to be computed, or answers to be delivered.
+    fn has_operations(&self) -> bool {
+        !self.operations.is_empty() || !self.answers.is_empty()
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
-        if !self.operations.is_empty() || !self.answers.is_empty() || !self.held.is_empty() {
+        if self.has_operations() || !self.held.is_empty() {
             return Some(self.driver.now());
         }
         let retries = self

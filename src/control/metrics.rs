@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -132,49 +132,20 @@ struct Exposition<'e>(DescriptorEncoder<'e>);
 
 impl Exposition<'_> {
     fn counter(&mut self, family: Family<'_, u64>) -> fmt::Result {
-        let Family {
-            name,
-            help,
-            unit,
-            samples,
-        } = family;
-        let mut encoder = self
-            .0
-            .encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
-        for (labels, value) in &samples {
-            encoder
-                .encode_family(labels)?
-                .encode_counter::<NoLabelSet, u64, f64>(value, None)?;
-        }
-        Ok(())
+        self.family(family, MetricType::Counter, |mut encoder, value| {
+            encoder.encode_counter::<NoLabelSet, u64, f64>(value, None)
+        })
     }
 
-    fn gauge<V: prometheus_client::encoding::EncodeGaugeValue>(&mut self, family: Family<'_, V>) -> fmt::Result {
-        let Family {
-            name,
-            help,
-            unit,
-            samples,
-        } = family;
-        let mut encoder = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
-        for (labels, value) in &samples {
-            encoder.encode_family(labels)?.encode_gauge(value)?;
-        }
-        Ok(())
+    fn gauge<V: EncodeGaugeValue>(&mut self, family: Family<'_, V>) -> fmt::Result {
+        self.family(family, MetricType::Gauge, |mut encoder, value| {
+            encoder.encode_gauge(value)
+        })
     }
 
     /// Each sample has the number of observations of 1, 2, 3 and so on.
     fn histogram(&mut self, family: Family<'_, Vec<u64>>) -> fmt::Result {
-        let Family {
-            name,
-            help,
-            unit,
-            samples,
-        } = family;
-        let mut encoder = self
-            .0
-            .encode_descriptor(name, help, unit.as_ref(), MetricType::Histogram)?;
-        for (labels, counts) in &samples {
+        self.family(family, MetricType::Histogram, |mut encoder, counts| {
             let bounded = (1..).map(f64::from).zip(counts.iter().copied());
             let buckets: Vec<(f64, u64)> = bounded.chain([(f64::INFINITY, 0)]).collect();
             let sum: u64 = (1..).zip(counts).map(|(value, count)| value * count).sum();
@@ -183,9 +154,25 @@ impl Exposition<'_> {
                 reason = "what is lost of 2^53 and more does not matter"
             )]
             let sum = sum as f64;
-            encoder
-                .encode_family(labels)?
-                .encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+            encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
+        })
+    }
+
+    fn family<V>(
+        &mut self,
+        family: Family<'_, V>,
+        kind: MetricType,
+        encode: impl Fn(MetricEncoder<'_>, &V) -> fmt::Result,
+    ) -> fmt::Result {
+        let Family {
+            name,
+            help,
+            unit,
+            samples,
+        } = family;
+        let mut encoder = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
+        for (labels, value) in &samples {
+            encode(encoder.encode_family(labels)?, value)?;
         }
         Ok(())
     }
@@ -486,6 +473,7 @@ fn crypto_operations(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
     ]
 }
 
+/// What became of what one worker has made ahead.
 fn made_ahead(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
     let WorkerMetrics {
         made_ahead_used,

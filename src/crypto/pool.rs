@@ -307,7 +307,7 @@ pub fn refill() {
 #[must_use]
 pub fn expires_at() -> Option<Instant> {
     POOL.with_borrow(|pool| {
-        let pool = pool.as_ref().filter(|pool| !pool.is_empty())?;
+        let pool = pool.as_ref().filter(|pool| pool.len() > 0)?;
         Some(pool.since + MADE_AHEAD_AGE_MAX)
     })
 }
@@ -327,7 +327,7 @@ pub fn expire(now: Instant) {
 /// So many for a batch: from this thread's pool, which then keeps what is over, or made at once.
 pub fn take<T: Made>(count: usize, library: &Multibuffer) -> Vec<T> {
     assert!(count <= LANES, "a batch has {LANES} lanes");
-    POOL.with_borrow_mut(|pool| match pool {
+    POOL.with_borrow_mut(|pool| match with_key_pairs(pool) {
         Some(pool) => pool.take(count, library),
         None => T::make(library).into_iter().flatten().take(count).collect(),
     })
@@ -336,13 +336,17 @@ pub fn take<T: Made>(count: usize, library: &Multibuffer) -> Vec<T> {
 /// An exchange that was begun ahead, for what is computed one by one.
 pub fn take_started(group: NamedGroup) -> Option<Box<dyn ActiveKeyExchange>> {
     POOL.with_borrow_mut(|pool| {
-        let pool = pool.as_mut().filter(|pool| pool.engine.ahead().key_pairs)?;
+        let pool = with_key_pairs(pool)?;
         let at = STARTED.iter().position(|&known| known == group)?;
         pool.started[at].asked = true;
         let started = pool.started[at].waiting.pop_front();
         pool.count(usize::from(started.is_some()), usize::from(started.is_none()));
         started
     })
+}
+
+fn with_key_pairs(pool: &mut Option<Pool>) -> Option<&mut Pool> {
+    pool.as_mut().filter(|pool| pool.engine.ahead().key_pairs)
 }
 
 /// A signature by a set-up, if they are made and the key has some.
@@ -367,15 +371,13 @@ impl Pool {
         batched || self.started.iter().any(Started::wants_more)
     }
 
-    fn is_empty(&self) -> bool {
-        let batched = self.x25519.len() + self.p256.len() + self.sign_p256.len() + self.sign_p384.len();
-        batched == 0 && self.started.iter().all(|started| started.waiting.is_empty())
+    fn len(&self) -> usize {
+        let started: usize = self.started.iter().map(|started| started.waiting.len()).sum();
+        self.x25519.len() + self.p256.len() + self.sign_p256.len() + self.sign_p384.len() + started
     }
 
     fn clear(&mut self) {
-        let started: usize = self.started.iter().map(|started| started.waiting.len()).sum();
-        let batched = self.x25519.len() + self.p256.len() + self.sign_p256.len() + self.sign_p384.len();
-        self.metrics.made_ahead_expired.add((batched + started) as u64);
+        self.metrics.made_ahead_expired.add(self.len() as u64);
         self.x25519.clear();
         self.p256.clear();
         self.sign_p256.clear();
@@ -403,12 +405,8 @@ impl Pool {
     }
 
     fn take<T: Made>(&mut self, count: usize, library: &Multibuffer) -> Vec<T> {
-        if !self.engine.ahead().key_pairs {
-            return T::make(library).into_iter().flatten().take(count).collect();
-        }
         let taken = T::of(self).take(count, library);
-        let missing = count.saturating_sub(taken.ahead);
-        self.count(taken.ahead, missing);
+        self.count(taken.ahead, count - taken.ahead);
         taken.items
     }
 
@@ -418,14 +416,13 @@ impl Pool {
     {
         let engine = Arc::clone(&self.engine);
         let library = engine.library()?;
-        let taken = EcdsaSetup::<C>::of(self).take(1, library);
-        self.count(taken.ahead, 1 - taken.ahead);
+        let setups: Vec<EcdsaSetup<C>> = self.take(1, library);
         let digest = digest(C::DIGEST, message);
         let job = EcdsaJob {
             key,
             digest: digest.as_ref(),
         };
-        let [signature, ..] = library.ecdsa_complete(taken.items.into_iter().map(|setup| (setup, job)));
+        let [signature, ..] = library.ecdsa_complete(setups.into_iter().map(|setup| (setup, job)));
         Some(signature?.to_der())
     }
 
@@ -443,7 +440,7 @@ struct Taken<T> {
 }
 
 impl<T: Made> Kind<T> {
-    /// Takes so many, up to eight; what is missing is made, and what is then over is kept.
+    /// Takes so many, at most eight; what is missing is made, and what is then over is kept.
     fn take(&mut self, count: usize, library: &Multibuffer) -> Taken<T> {
         self.asked = true;
         let mut items = Vec::with_capacity(count);
