@@ -109,19 +109,9 @@ fn openssl_verifies_signatures_of_each_kind_of_key(io: Io) {
         let Some(gateway) = gateway(io, kind, &origin) else {
             return;
         };
-        let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-        let arguments = [
-            "s_client",
-            "-connect",
-            &address,
-            "-servername",
-            SITE,
-            "-CAfile",
-            ca.to_str().unwrap(),
-        ];
-        let strict = ["-verify_return_error", "-verify_hostname", SITE];
         for version in ["-tls1_3", "-tls1_2"] {
-            let arguments = [&arguments[..], &strict, &[version]].concat();
+            let strict = ["-verify_return_error", "-verify_hostname", SITE, version];
+            let arguments = s_client_arguments(&gateway, &strict);
             let mut clients: Vec<_> = (0..10).map(|_| Program::start("openssl", &arguments)).collect();
             for client in &mut clients {
                 client.send(b"there and back\n");

@@ -19,17 +19,8 @@ both_drivers!(
 );
 
 fn s_client(gateway: &Gateway, version: &str) -> Program {
-    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-    let fixed = [
-        "s_client",
-        "-connect",
-        &address,
-        "-CAfile",
-        ca.to_str().unwrap(),
-        "-servername",
-        SITE,
-    ];
-    let client = Program::start("openssl", &[&fixed[..], &["-verify_return_error", version]].concat());
+    let arguments = s_client_arguments(gateway, &["-verify_return_error", version]);
+    let client = Program::start("openssl", &arguments);
     client.wait_for("Verify return code: 0 (ok)");
     client
 }

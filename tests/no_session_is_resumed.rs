@@ -16,17 +16,7 @@ both_drivers!(
 );
 
 fn s_client(gateway: &Gateway, flags: &[&str]) -> Ran {
-    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-    let fixed = [
-        "s_client",
-        "-connect",
-        &address,
-        "-CAfile",
-        ca.to_str().unwrap(),
-        "-servername",
-        SITE,
-    ];
-    run("openssl", &[&fixed[..], flags].concat(), b"").ok()
+    run("openssl", &s_client_arguments(gateway, flags), b"").ok()
 }
 
 #[track_caller]

@@ -30,11 +30,8 @@ fn openssl_gets_an_echo_in_tls_1_3(io: Io) {
 fn openssl_gets_an_echo(io: Io, flag: &str, version: &str) {
     let origin = Origin::echo();
     let gateway = Setup::new(io, &[origin.address()]).start();
-    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-    let ca = ca.to_str().unwrap();
-    let arguments = ["s_client", "-connect", &address, "-servername", SITE, "-CAfile", ca];
     let strict = ["-verify_return_error", "-verify_hostname", SITE, flag];
-    let mut client = Program::start("openssl", &[&arguments[..], &strict].concat());
+    let mut client = Program::start("openssl", &s_client_arguments(&gateway, &strict));
     client.send(b"there and back\n");
     client.wait_for("there and back");
     let said = client.finish().ok().says("Verify return code: 0 (ok)");

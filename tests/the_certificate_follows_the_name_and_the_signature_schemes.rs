@@ -93,16 +93,6 @@ fn with_both_keys(io: Io, origin: &Origin) -> Gateway {
 fn openssl_gets_the_certificate_that_its_signature_algorithms_ask_for(io: Io) {
     let origin = Origin::echo();
     let gateway = with_both_keys(io, &origin);
-    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-    let fixed = [
-        "s_client",
-        "-connect",
-        &address,
-        "-CAfile",
-        ca.to_str().unwrap(),
-        "-servername",
-        SITE,
-    ];
     let ecdsa = ["Peer signature type: ECDSA", "Server public key is 256 bit"];
     let rsa = ["Peer signature type: RSA-PSS", "Server public key is 2048 bit"];
     let old_rsa = ["Peer signature type: RSA\n", "Server public key is 2048 bit"];
@@ -119,16 +109,16 @@ fn openssl_gets_the_certificate_that_its_signature_algorithms_ask_for(io: Io) {
     ] {
         // Unknown names get the default identity, for which the same holds.
         for name in [SITE, "other.example"] {
-            let mut arguments = fixed;
-            arguments[6] = name;
-            let ran = run("openssl", &[&arguments[..], &flags].concat(), b"").ok();
+            // The last name counts.
+            let arguments = s_client_arguments(&gateway, &[&flags[..], &["-servername", name]].concat());
+            let ran = run("openssl", &arguments, b"").ok();
             for text in expected {
                 assert!(ran.text().contains(text), "{flags:?} {name}: no {text:?} in {ran:#?}");
             }
         }
     }
     let nothing = ["-tls1_3", "-sigalgs", "ed25519"];
-    let ran = run("openssl", &[&fixed[..], &nothing].concat(), b"");
+    let ran = run("openssl", &s_client_arguments(&gateway, &nothing), b"");
     assert!(!ran.status.success(), "{ran:#?}");
     ran.says("handshake failure");
     gateway.wait_for_cause("no certificate fits the client's signature schemes");

@@ -165,22 +165,8 @@ fn a_client_without_a_usable_share_is_asked_for_another(io: Io) {
         );
     }
     // And OpenSSL, which sends a share for its first group only.
-    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-    let fixed = [
-        "s_client",
-        "-connect",
-        &address,
-        "-CAfile",
-        ca.to_str().unwrap(),
-        "-servername",
-        SITE,
-    ];
-    let ran = run(
-        "openssl",
-        &[&fixed[..], &["-groups", "X25519:P-384", "-msg"]].concat(),
-        b"",
-    )
-    .ok();
+    let arguments = s_client_arguments(&gateway, &["-groups", "X25519:P-384", "-msg"]);
+    let ran = run("openssl", &arguments, b"").ok();
     assert_eq!(ran.text().matches("ClientHello").count(), 2, "{ran:#?}");
 }
 
@@ -197,21 +183,8 @@ fn no_shared_group_or_suite_is_refused(io: Io) {
     }
     gateway.wait_for_cause("no shared group");
     // CBC suites only: openssl offers what we lack.
-    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
-    let fixed = [
-        "s_client",
-        "-connect",
-        &address,
-        "-CAfile",
-        ca.to_str().unwrap(),
-        "-servername",
-        SITE,
-    ];
-    let ran = run(
-        "openssl",
-        &[&fixed[..], &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"]].concat(),
-        b"",
-    );
+    let arguments = s_client_arguments(&gateway, &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"]);
+    let ran = run("openssl", &arguments, b"");
     assert!(!ran.status.success(), "{ran:#?}");
     ran.says("handshake failure");
     gateway.wait_for_cause("no shared cipher suite");

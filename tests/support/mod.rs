@@ -55,7 +55,7 @@ pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
 pub(crate) use hello::{Alert, Hello, read_alert, record};
 pub(crate) use metrics::Metrics;
-pub(crate) use operation::{cpu_time, exchange, raw_request, try_exchange, wait_for_metric};
+pub(crate) use operation::{cpu_time, exchange, raw_request, s_client_arguments, try_exchange, wait_for_metric};
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use tools::{Program, Ran, python, run, tool};

@@ -3,7 +3,18 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use super::{Client, End, Gateway, eventually};
+use super::{Client, End, Gateway, SITE, eventually};
+
+/// What `openssl` is told to connect to the gateway as its clients do: by the site's name, trusting its CA. These flags follow.
+pub(crate) fn s_client_arguments(gateway: &Gateway, flags: &[&str]) -> Vec<String> {
+    let (address, ca) = (gateway.address.to_string(), gateway.ca.file());
+    let fixed = ["s_client", "-connect", &address, "-servername", SITE, "-CAfile"];
+    let all = fixed
+        .into_iter()
+        .chain([ca.to_str().unwrap()])
+        .chain(flags.iter().copied());
+    all.map(str::to_owned).collect()
+}
 
 /// A whole connection: handshake, a message to an echoing origin and back, the end both ways.
 pub(crate) fn try_exchange(client: &Client<'_>) -> io::Result<()> {
