@@ -1,6 +1,9 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
 mod local;
+pub mod protocol;
+pub mod token;
+pub mod uri;
 
 use std::fmt;
 use std::sync::Arc;
