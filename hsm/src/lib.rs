@@ -2,8 +2,10 @@
 
 mod local;
 pub mod protocol;
+pub mod remote;
 pub mod token;
 pub mod uri;
+pub mod verify;
 
 use std::fmt;
 use std::sync::Arc;
