@@ -1,5 +1,6 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
+pub mod custody;
 mod local;
 pub mod protocol;
 pub mod remote;

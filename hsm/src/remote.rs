@@ -208,7 +208,10 @@ impl fmt::Debug for RemoteKey {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "rustls has more schemes than keys can have here")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls has more schemes than keys can have here"
+)]
 fn algorithm(scheme: SignatureScheme) -> SignatureAlgorithm {
     use SignatureScheme as S;
     match scheme {
