@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 
 use crate::protocol::{Breaker, KeyNumber, KeyPlace, TokenNumber, TokenSettings, TokenStatus};
+use crate::verify::PublicKey;
 
 /// A signer, numbered from 0 in the order of their first start. Each worker has a channel to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,30 +146,36 @@ pub struct RemoteKey {
     /// By position of the group's tokens; `None`: it was not found there.
     handles: Vec<Option<Arc<KeyHandle>>>,
     public: Vec<u8>,
+    /// Of `public`, the key itself.
+    bits: Vec<u8>,
     algorithm: SignatureAlgorithm,
-    schemes: Vec<SignatureScheme>,
+    schemes: Vec<(SignatureScheme, &'static dyn SignatureVerificationAlgorithm)>,
 }
 
 impl RemoteKey {
-    /// `handles` are by position of the group's tokens; `public` is its SubjectPublicKeyInfo, and `schemes` are not empty.
+    /// `handles` are by position of the group's tokens; `public` is its SubjectPublicKeyInfo. `None` when that is none, or can verify
+    /// nothing of these schemes.
     #[must_use]
     pub fn new(
         group: Arc<Group>,
         handles: Vec<Option<Arc<KeyHandle>>>,
         public: Vec<u8>,
-        schemes: Vec<SignatureScheme>,
-    ) -> RemoteKey {
+        schemes: &[SignatureScheme],
+    ) -> Option<RemoteKey> {
         debug_assert!(handles.len() == group.tokens.len(), "one entry for each token");
-        let algorithm = schemes
-            .first()
-            .map_or(SignatureAlgorithm::Unknown(0), |&scheme| algorithm(scheme));
-        RemoteKey {
+        let key = PublicKey::from_der(&public)?;
+        let verifier = |&scheme: &SignatureScheme| Some((scheme, key.algorithm(scheme)?));
+        let schemes: Vec<_> = schemes.iter().filter_map(verifier).collect();
+        let algorithm = algorithm(schemes.first()?.0);
+        let bits = key.bits().to_vec();
+        Some(RemoteKey {
             group,
             handles,
             public,
+            bits,
             algorithm,
             schemes,
-        }
+        })
     }
 
     /// Where it is.
@@ -198,7 +205,15 @@ impl RemoteKey {
     /// The first of its schemes, best first, that is offered.
     #[must_use]
     pub fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<SignatureScheme> {
-        self.schemes.iter().copied().find(|scheme| offered.contains(scheme))
+        let mut own = self.schemes.iter().map(|(scheme, _)| *scheme);
+        own.find(|scheme| offered.contains(scheme))
+    }
+
+    /// What verifies its signatures of this scheme, and the key as that wants it; nothing when it has not this scheme.
+    #[must_use]
+    pub fn verifier(&self, scheme: SignatureScheme) -> Option<(&'static dyn SignatureVerificationAlgorithm, &[u8])> {
+        let (_, algorithm) = self.schemes.iter().find(|(own, _)| *own == scheme)?;
+        Some((*algorithm, &self.bits))
     }
 }
 

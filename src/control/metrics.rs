@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEnc
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::error::{Cause, HandshakeFailure};
+use crate::error::{Cause, HandshakeFailure, KeyFailure};
 use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
 
 /// What can be seen of the gateway at one moment.
@@ -504,9 +504,12 @@ fn ended(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
     let labels = |cause: &'static str, fault: &'static str| -> Labels<'static> {
         vec![worker_label(worker), ("cause", cause.into()), ("fault", fault.into())]
     };
-    let key = HandshakeFailure::Key(String::new());
-    let key_failures = worker.metrics.handshake_failures[key.index()].value();
-    let handshake = Cause::Handshake(key);
+    let key_failures: u64 = KeyFailure::ALL
+        .map(|failure| HandshakeFailure::Key(failure).index())
+        .iter()
+        .map(|&index| worker.metrics.handshake_failures[index].value())
+        .sum();
+    let handshake = Cause::Handshake(HandshakeFailure::Key(KeyFailure::Full));
     let mut samples: Vec<_> = (0..Cause::LABELS.len())
         .map(|index| {
             let all = worker.metrics.done[index].value();

@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::NamePattern;
-use crate::crypto::signer::{Key, SuspendingKey};
+use crate::crypto::key::{Key, SuspendingKey};
 
 /// A certificate chain whose key is known to fit.
 #[derive(Debug)]
