@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ringlock_hsm::remote::Group;
+
 use crate::address::ServerEndpoint;
 use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, UpstreamId, Warning};
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::{Authority, ClientAuth};
 use crate::identity::{Identity, IdentityError, NameMap, Selector};
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, SERVERS_PER_UPSTREAM_MAX};
-use crate::metrics::ServerMetrics;
+use crate::metrics::{KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
 
 /// A certificate that expires sooner than this is warned of.
@@ -31,6 +33,17 @@ pub struct Snapshot {
     pub upstreams: Vec<Upstream>,
     /// By [`IdentityId`].
     pub identities: Vec<Arc<Identity>>,
+    /// Tokens that identities have their keys in.
+    pub key_groups: Vec<KeyGroup>,
+}
+
+/// Tokens that hold the same keys, of a snapshot that uses them.
+#[derive(Debug)]
+pub struct KeyGroup {
+    /// What workers ask.
+    pub group: Arc<Group>,
+    /// One for each worker.
+    pub metrics: Vec<Arc<KeyMetrics>>,
 }
 
 /// One `[[listener]]`.
@@ -104,6 +117,7 @@ impl Snapshot {
             listeners,
             upstreams,
             identities,
+            key_groups: Vec::new(),
         })
     }
 
