@@ -1,6 +1,7 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
 mod local;
+pub mod pin;
 pub mod protocol;
 pub mod token;
 pub mod uri;
