@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ringlock_hsm::remote::Group;
 
 use crate::address::ServerEndpoint;
-use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, UpstreamId, Warning};
+use crate::config::{
+    self, CertificateSource, Config, IdentityId, KeySource, Places, Problem, ServerAddress, UpstreamId, Warning,
+};
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::{Authority, ClientAuth};
 use crate::identity::{Identity, IdentityError, NameMap, Selector};
@@ -128,7 +130,7 @@ impl Snapshot {
         for (identity, settings) in self.identities.iter().zip(&self.config.identities) {
             let key = || format!("identity \"{}\": certificate", settings.name);
             let mut warn = |what: &str, remedy| {
-                let what = format!("{} {what}", settings.certificate.display());
+                let what = format!("{} {what}", settings.certificate);
                 warnings.push(self.config.places.warning(key(), what, remedy));
             };
             if identity.not_after < now {
@@ -234,7 +236,23 @@ fn load_identity(settings: &config::Identity, places: &Places) -> Result<Arc<Ide
             remedy,
         )
     };
-    let (certificate_path, key_path) = (&settings.certificate, &settings.key);
+    let later = |key: &str, what: &str| {
+        places.problem(
+            format!("identity \"{}\": {key}", settings.name),
+            format!("{what}, which is not supported yet"),
+            "the path of a PEM file",
+            "write the path of a PEM file until a later version supports it",
+        )
+    };
+    let certificate_path = match &settings.certificate {
+        CertificateSource::File(path) => path,
+        CertificateSource::Tokens(_) => return Err(later("certificate", "a pkcs11: URI")),
+    };
+    let key_path = match &settings.key {
+        KeySource::File(path) => path,
+        KeySource::Signer(_) => return Err(later("key_isolation", "\"process\"")),
+        KeySource::Tokens(_) => return Err(later("key", "a pkcs11: URI")),
+    };
     let certificate = read(certificate_path).map_err(|what| problem("certificate", certificate_path, &what, CHAIN))?;
     let key = zeroize::Zeroizing::new(read(key_path).map_err(|what| problem("key", key_path, &what, KEY))?);
     Identity::from_pem(&settings.name, &certificate, &key)

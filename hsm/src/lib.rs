@@ -2,6 +2,7 @@
 
 pub mod custody;
 mod local;
+pub mod pin;
 pub mod protocol;
 pub mod remote;
 pub mod token;

@@ -141,8 +141,8 @@ fn the_example_of_the_contract_is_read_as_it_says() {
         }],
         identities: vec![Identity {
             name: "site".to_owned(),
-            certificate: "/etc/ringlock/fullchain.pem".into(),
-            key: "/etc/keys/privkey.pem".into(),
+            certificate: CertificateSource::File("/etc/ringlock/fullchain.pem".into()),
+            key: KeySource::File("/etc/keys/privkey.pem".into()),
         }],
         upstreams: vec![
             Upstream {
@@ -166,6 +166,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 send_proxy: SendProxy::Off,
             },
         ],
+        tokens: vec![],
         places: config.places.clone(),
     };
     assert_eq!(config, expected);
@@ -475,7 +476,10 @@ fn a_file_is_loaded_relative_to_its_folder() {
     let path = folder.path().join("ringlock.toml");
     std::fs::write(&path, BASE).expect("written");
     let (config, _) = load(&path).expect("it is legal");
-    assert_eq!(config.identities[0].key, folder.path().join("site.key"));
+    assert_eq!(
+        config.identities[0].key,
+        KeySource::File(folder.path().join("site.key"))
+    );
 }
 
 #[test]
