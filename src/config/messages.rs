@@ -247,24 +247,20 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:7: listener "edge": client_auth.allow: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
     the_tickets_section: in_file("[tickets]\nsecret = \"random\"") =>
         "ringlock.toml:1: tickets: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
-    a_token: in_file("[keys.edge]\nmodule = \"/usr/lib/softhsm/libsofthsm2.so\"") =>
-        "ringlock.toml:1: keys: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
     ocsp_auto: in_identity(r#"ocsp = "auto""#) =>
         r#"ringlock.toml:11: identity "site": ocsp: found "auto", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
     ocsp_from_a_file: in_identity(r#"ocsp = "staple.der""#) =>
         r#"ringlock.toml:11: identity "site": ocsp: found "staple.der", and a path is not supported yet, expected "off"; write "off" until a later version supports it"#;
     a_pkcs12_certificate: replaced(r#""site.pem""#, r#""site.P12""#) =>
-        r#"ringlock.toml:9: identity "site": certificate: found a PKCS#12 file, which is not supported yet, expected the path of a PEM file with the certificate chain; convert it: openssl pkcs12 -in FILE -nodes -out site.pem"#;
-    a_pkcs11_key_without_its_pin: replaced(r#""site.key""#, r#""pkcs11:token=edge;object=site?pin-value=1234""#) =>
-        r#"ringlock.toml:10: identity "site": key: found a pkcs11: URI, which is not supported yet, expected the path of a PEM file with the private key; write the path of a PEM file until a later version supports it"#;
+        r#"ringlock.toml:9: identity "site": certificate: found a PKCS#12 file, which is not supported yet, expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; convert it: openssl pkcs12 -in FILE -nodes -out site.pem"#;
     a_key_in_the_file_itself: replaced(r#""site.key""#, "\"\"\"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqG\n-----END PRIVATE KEY-----\"\"\"") =>
-        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a PEM file with the private key; write it to a file that only its owner can read, and its path here"#;
+        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; write it to a file that only its owner can read, and its path here"#;
     a_missing_key: replaced("key = \"site.key\"\n", "") =>
-        r#"ringlock.toml:7: identity "site": key: found nothing, expected the path of a PEM file with the private key; add "key" to this table"#;
+        r#"ringlock.toml:7: identity "site": key: found nothing, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; add "key" to this table"#;
     a_path_with_nul: replaced(r#""site.pem""#, r#""site\u0000.pem""#) =>
-        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a PEM file with the certificate chain; remove the NUL character"#;
+        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; remove the NUL character"#;
     a_path_that_is_a_number: replaced(r#""site.pem""#, "7") =>
-        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a PEM file with the certificate chain; write it as one string in double quotes"#;
+        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; write it as one string in double quotes"#;
     a_server_without_a_port: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"127.0.0.1\"]\n") =>
         r#"ringlock.toml:14: upstream "app": servers[0]: found "127.0.0.1", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; add the port"#;
     a_server_with_a_scheme: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"https://app:80\"]\n") =>
