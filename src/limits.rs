@@ -52,6 +52,9 @@ pub const SUSPENDED_CALLS_MAX: usize = 8192;
 /// Stacks that a worker keeps for the next calls; what comes back beyond that goes to the kernel.
 pub const SUSPENDED_STACKS_KEEP: usize = 64;
 
+/// How often signers are looked after: a signer that ends is started again within this.
+pub const CUSTODY_INTERVAL: Duration = Duration::from_millis(20);
+
 /// A token that has said that it cannot be used is asked again after this long.
 pub const TOKEN_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 

@@ -149,6 +149,12 @@ impl Custody {
         }
     }
 
+    /// For programs that have no tokens: none is ever there.
+    #[must_use]
+    pub fn without_signers() -> Custody {
+        Custody::new(0, Box::new(|_, _| Err(io::ErrorKind::Unsupported.into())))
+    }
+
     /// Tokens that hold the same keys: those in use, where they are as specified, with their signers started. A token that had refused
     /// its PIN is logged in once more.
     pub fn group(&mut self, spec: &GroupSpec) -> Arc<Group> {

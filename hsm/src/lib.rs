@@ -5,6 +5,7 @@ mod local;
 pub mod pin;
 pub mod protocol;
 pub mod remote;
+pub mod signer;
 pub mod token;
 pub mod uri;
 pub mod verify;

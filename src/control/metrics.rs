@@ -1,5 +1,7 @@
 //! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
 
+mod keys;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
@@ -11,6 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEnc
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::keys::{KeyGroupView, TokenView};
 use crate::error::{Cause, HandshakeFailure, KeyFailure};
 use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
 
@@ -23,6 +26,10 @@ pub struct View {
     pub upstreams: Vec<UpstreamView>,
     /// Certificates in use, one entry for each identity.
     pub certificates: Vec<CertificateView>,
+    /// Groups of tokens that the current snapshot has keys in.
+    pub key_groups: Vec<KeyGroupView>,
+    /// Tokens in use.
+    pub tokens: Vec<TokenView>,
     /// Number of the current snapshot; the one of the start is 1.
     pub epoch: u64,
     /// Reloads that took effect since start.
@@ -192,6 +199,7 @@ impl Collector for View {
         self.encode_workers(&mut exposition)?;
         self.encode_handshakes(&mut exposition)?;
         self.encode_upstreams(&mut exposition)?;
+        self.encode_keys(&mut exposition)?;
         self.encode_configuration(&mut exposition)?;
         encode_process(self.started, &mut exposition)
     }
