@@ -2,7 +2,9 @@
 
 mod local;
 pub mod pin;
+pub mod pkcs11;
 pub mod protocol;
+pub mod scheme;
 pub mod token;
 pub mod uri;
 
