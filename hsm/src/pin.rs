@@ -88,3 +88,90 @@ fn fill(mut file: File, buffer: &mut [u8]) -> io::Result<usize> {
     }
     Ok(used)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(content: &[u8]) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pin");
+        std::fs::write(&path, content).unwrap();
+        PinSource::File(path).read()
+    }
+
+    #[test]
+    fn the_first_line_is_the_pin() {
+        for content in ["1234", "1234\n", "1234\r\n", "1234\nthe rest\n"] {
+            assert_eq!(read(content.as_bytes()).unwrap().as_slice(), b"1234");
+        }
+        let longest = "1".repeat(PIN_BYTES_MAX);
+        for end in ["", "\n", "\r\n", "\r\nthe rest"] {
+            let pin = read(format!("{longest}{end}").as_bytes()).unwrap();
+            assert_eq!(pin.as_slice(), longest.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_no_pin_is_refused_and_not_shown() {
+        let long = "s".repeat(PIN_BYTES_MAX + 1);
+        for content in [
+            &b""[..],
+            b"\nsecret",
+            b"\r\nsecret",
+            long.as_bytes(),
+            b"secret".repeat(1000).as_slice(),
+        ] {
+            let fault = read(content).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Pin);
+            assert!(!fault.found.contains("secret"), "{}", fault.found);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let fault = PinSource::File("/nonexistent/pin".into()).read().unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Pin);
+        assert_eq!(
+            fault.found,
+            "no readable PIN (No such file or directory (os error 2)) in /nonexistent/pin"
+        );
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        for path in [pipe, folder.path().to_owned()] {
+            let fault = PinSource::File(path).read().unwrap_err();
+            assert!(fault.found.contains("it is no regular file"), "{}", fault.found);
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_or_write_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pin");
+        std::fs::write(&path, "1234\n").unwrap();
+        let source = PinSource::File(path.clone());
+        for (mode, exposed) in [
+            (0o600, false),
+            (0o640, false),
+            (0o644, true),
+            (0o602, true),
+            (0o601, false),
+        ] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(source.exposed(), exposed.then(|| path.clone()), "{mode:o}");
+        }
+        assert_eq!(PinSource::File("/nonexistent/pin".into()).exposed(), None);
+    }
+}

@@ -437,3 +437,347 @@ fn encode(bytes: &[u8], extra: &[u8]) -> String {
 fn encode_all(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("%{byte:02X}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Uri {
+        Uri::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    /// What is found and what is to be done, without what is the same for all.
+    fn refused(text: &str) -> String {
+        let error = Uri::parse(text).expect_err("it is refused").to_string();
+        error.strip_prefix("a pkcs11: URI ").unwrap_or(&error).to_owned()
+    }
+
+    fn label(label: &str) -> TokenMatch {
+        TokenMatch {
+            label: Some(label.to_owned()),
+            ..TokenMatch::default()
+        }
+    }
+
+    fn object(label: &str) -> ObjectMatch {
+        ObjectMatch {
+            label: Some(label.to_owned()),
+            id: None,
+        }
+    }
+
+    /// Those of RFC 7512 section 3, in its order; the ones with a PIN in them are refused below.
+    #[test]
+    fn the_examples_of_the_rfc_are_read() {
+        assert_eq!(parse("pkcs11:"), Uri::default());
+        let expected = Uri {
+            object: ObjectMatch {
+                label: Some("my-pubkey".to_owned()),
+                id: None,
+            },
+            kind: Some(ObjectKind::Public),
+            ..Uri::default()
+        };
+        assert_eq!(parse("pkcs11:object=my-pubkey;type=public"), expected);
+        let expected = Uri {
+            object: object("my-key"),
+            kind: Some(ObjectKind::Private),
+            pin_source: Some(PinSource::File("/etc/token".into())),
+            ..Uri::default()
+        };
+        assert_eq!(
+            parse("pkcs11:object=my-key;type=private?pin-source=file:/etc/token"),
+            expected
+        );
+        let expected = Uri {
+            token: TokenMatch {
+                label: Some("The Software PKCS#11 Softtoken".to_owned()),
+                serial: None,
+                manufacturer: Some("Snake Oil, Inc.".to_owned()),
+                model: Some("1.0".to_owned()),
+                slot_id: None,
+            },
+            object: object("my-certificate"),
+            kind: Some(ObjectKind::Certificate),
+            pin_source: Some(PinSource::File("/etc/token_pin".into())),
+            ..Uri::default()
+        };
+        let with_id = |id: &[u8]| Uri {
+            object: ObjectMatch {
+                id: Some(id.to_vec()),
+                ..expected.object.clone()
+            },
+            ..expected.clone()
+        };
+        assert_eq!(
+            parse(
+                "pkcs11:token=The%20Software%20PKCS%2311%20Softtoken;manufacturer=Snake%20Oil,%20Inc.;model=1.0;\
+                 object=my-certificate;type=cert;id=%69%95%3E%5C%F4%BD%EC%91?pin-source=file:/etc/token_pin"
+            ),
+            with_id(&[0x69, 0x95, 0x3e, 0x5c, 0xf4, 0xbd, 0xec, 0x91])
+        );
+        assert_eq!(
+            parse("pkcs11:object=my-sign-key;type=private?module-name=mypkcs11"),
+            Uri {
+                object: object("my-sign-key"),
+                kind: Some(ObjectKind::Private),
+                module_name: Some("mypkcs11".to_owned()),
+                ..Uri::default()
+            }
+        );
+        assert_eq!(
+            parse("pkcs11:object=my-sign-key;type=private?module-path=/mnt/libmypkcs11.so.1"),
+            Uri {
+                object: object("my-sign-key"),
+                kind: Some(ObjectKind::Private),
+                module_path: Some("/mnt/libmypkcs11.so.1".into()),
+                ..Uri::default()
+            }
+        );
+        assert_eq!(
+            parse("pkcs11:token=Software%20PKCS%2311%20softtoken;manufacturer=Snake%20Oil,%20Inc.?module-name=a").token,
+            TokenMatch {
+                manufacturer: Some("Snake Oil, Inc.".to_owned()),
+                ..label("Software PKCS#11 softtoken")
+            }
+        );
+        assert_eq!(
+            parse("pkcs11:slot-description=Sun%20Metaslot").ignored,
+            ["slot-description"]
+        );
+        let library = "pkcs11:library-manufacturer=Snake%20Oil,%20Inc.;library-description=Soft%20Token%20Library;library-version=1.23";
+        assert_eq!(
+            parse(library).ignored,
+            ["library-manufacturer", "library-description", "library-version"]
+        );
+        assert_eq!(
+            parse(
+                "pkcs11:token=My%20token%25%20created%20by%20Joe;library-version=3;id=%01%02%03%Ba%dd%Ca%fe%04%05%06"
+            )
+            .token,
+            label("My token% created by Joe")
+        );
+        assert_eq!(
+            parse("pkcs11:token=A%20name%20with%20a%20substring%20%25%3B;object=my-certificate;type=cert").token,
+            label("A name with a substring %;")
+        );
+        assert_eq!(
+            parse("pkcs11:token=Name%20with%20a%20small%20A%20with%20acute:%20%C3%A1;object=my-certificate;type=cert")
+                .token,
+            label("Name with a small A with acute: \u{e1}")
+        );
+        assert_eq!(
+            parse(
+                "pkcs11:token=my-token;object=my-certificate;type=cert;x-vend-aaa=value-a?pin-source=file:/etc/token_pin&x-vend-bbb=value-b"
+            ),
+            Uri {
+                token: label("my-token"),
+                object: object("my-certificate"),
+                kind: Some(ObjectKind::Certificate),
+                pin_source: Some(PinSource::File("/etc/token_pin".into())),
+                ..Uri::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_pin_in_a_uri_is_refused_and_not_shown() {
+        for text in [
+            "pkcs11:object=a?pin-value=the-pin",
+            "PKCS11:?pin-value=the-pin&module-name=a",
+            "pkcs11:object=a;pin-value=the-pin",
+            "pkcs11:object=a?pin_value=the-pin",
+            "pkcs11:object=a?the-pin",
+            "pkcs11:object=a?pin-source=|the-pin",
+            "pkcs11:object=a?pin-source=http://the-pin",
+            "pkcs11:object=a?pin-source=file://the-pin/a",
+        ] {
+            let error = Uri::parse(text).expect_err("it is refused");
+            assert!(!format!("{error} {error:?}").contains("the-pin"), "{error}");
+        }
+        assert_eq!(
+            refused("pkcs11:object=a?pin-value=1234"),
+            "with a PIN in it (pin-value); a PIN in the configuration can be read by whoever reads the file: write it to \
+             a file of its own and name that by pin-source"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, message) in [
+            ("token=a", "no pkcs11: URI; begin it with pkcs11:"),
+            ("pkcs11:object=a;object=a", "with object twice; remove one of the two"),
+            (
+                "pkcs11:object=a?pin-source=/a&pin-source=/a",
+                "with pin-source twice; remove one of the two",
+            ),
+            (
+                "pkcs11:;",
+                "with something that is no attribute; write name=value with ';' between one and the next",
+            ),
+            (
+                "pkcs11:object=a?",
+                "with something that is no attribute; write name=value with '&' between one and the next",
+            ),
+            (
+                "pkcs11:objekt=a",
+                "with an attribute that does not exist there (objekt); correct or remove it; there are token, serial, \
+                 manufacturer, model, slot-id, object, id, type",
+            ),
+            (
+                "pkcs11:object=a?id=%01",
+                "with an attribute that does not exist there (id); correct or remove it; there are pin-source, \
+                 module-path, module-name",
+            ),
+            (
+                "pkcs11:object=a;pin-source=file:a",
+                "with pin-source before its question mark; put a question mark, not a semicolon, in front of the first \
+                 of pin-source, module-path and module-name",
+            ),
+            (
+                "pkcs11:object=a b",
+                "whose object has a character that may not stand in it as it is; write it as %20",
+            ),
+            (
+                "pkcs11:object=\u{e1}",
+                "whose object has a character that may not stand in it as it is; write each byte of its UTF-8 form as % \
+                 and two hexadecimal digits",
+            ),
+            (
+                "pkcs11:id=%1",
+                "whose id has a percent sign without two hexadecimal digits; write a percent sign itself as %25",
+            ),
+            (
+                "pkcs11:id=%+1",
+                "whose id has a percent sign without two hexadecimal digits; write a percent sign itself as %25",
+            ),
+            (
+                "pkcs11:token=%ff",
+                "whose token is no UTF-8; write the bytes of its UTF-8 form",
+            ),
+            (
+                "pkcs11:slot-id=+1",
+                "with a slot-id that is no number; write the number in decimal digits",
+            ),
+            (
+                "pkcs11:type=certificate",
+                "with a type that does not exist; write type=private for a key and type=cert for a certificate",
+            ),
+            (
+                "pkcs11:?module-path=",
+                "with a module-path that is no path; write the path of the module's file",
+            ),
+        ] {
+            assert_eq!(refused(text), message, "{text}");
+        }
+        let long = format!("pkcs11:object={}", "a".repeat(URI_BYTES_MAX));
+        assert!(refused(&long).starts_with("of more than 4096 bytes"));
+    }
+
+    #[test]
+    fn sources_of_a_pin() {
+        let file = |path: &str| Ok(PinSource::File(path.into()));
+        for (text, source) in [
+            ("/etc/pin", file("/etc/pin")),
+            ("pin", file("pin")),
+            ("file:pin", file("pin")),
+            ("file:1234", file("1234")),
+            ("file:/etc/pin", file("/etc/pin")),
+            ("file:///etc/pin", file("/etc/pin")),
+            ("file://localhost/etc/pin", file("/etc/pin")),
+            ("a folder/pin:1", file("a folder/pin:1")),
+            ("credential:edge.pin", Ok(PinSource::Credential("edge.pin".to_owned()))),
+        ] {
+            assert_eq!(PinSource::parse(text), source, "{text}");
+        }
+        for (text, found) in [
+            ("|/usr/bin/echo 1", "a command as the source of a PIN"),
+            ("1234", "what looks like a PIN itself"),
+            ("credential:", "credential: without the name of one"),
+            ("credential:../pin", "credential: without the name of one"),
+            ("credential:a/b", "credential: without the name of one"),
+            ("", "no source that a PIN can be read from"),
+            ("file:", "no source that a PIN can be read from"),
+            ("file://host/pin", "no source that a PIN can be read from"),
+            ("https://a/pin", "no source that a PIN can be read from"),
+            ("env:PIN", "no source that a PIN can be read from"),
+            ("a\0b", "no source that a PIN can be read from"),
+        ] {
+            assert_eq!(
+                PinSource::parse(text).map_err(|error| error.found),
+                Err(found.to_owned()),
+                "{text:?}"
+            );
+        }
+    }
+
+    fn any_uri() -> impl Strategy<Value = Uri> {
+        let text = || prop::option::of(any::<String>());
+        let path = || any::<String>().prop_filter("a path", |path| !path.is_empty() && !path.contains('\0'));
+        let source = prop_oneof![
+            path().prop_map(|path| PinSource::File(path.into())),
+            "[a-z_][a-z.]{0,8}".prop_map(PinSource::Credential),
+        ];
+        let token = (text(), text(), text(), text(), any::<Option<u64>>());
+        let object = (
+            text(),
+            any::<Option<Vec<u8>>>(),
+            prop::option::of(prop::sample::select(&ObjectKind::ALL[..])),
+        );
+        let query = (prop::option::of(path()), text(), prop::option::of(source));
+        (token, object, query).prop_map(|(token, object, query)| Uri {
+            token: TokenMatch {
+                label: token.0,
+                serial: token.1,
+                manufacturer: token.2,
+                model: token.3,
+                slot_id: token.4,
+            },
+            object: ObjectMatch {
+                label: object.0,
+                id: object.1,
+            },
+            kind: object.2,
+            module_path: query.0.map(PathBuf::from),
+            module_name: query.1,
+            pin_source: query.2,
+            ignored: Vec::new(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(uri in any_uri()) {
+            let text = uri.to_string();
+            if text.len() <= URI_BYTES_MAX {
+                prop_assert_eq!(Uri::parse(&text), Ok(uri), "{}", text);
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(pkcs11:)?\\PC{0,80}") {
+            let _ = Uri::parse(&text);
+            let _ = PinSource::parse(&text);
+        }
+
+        #[test]
+        fn what_is_read_is_written_so_that_it_is_read_the_same(
+            attributes in prop::collection::vec(
+                (
+                    prop::sample::select(&["token", "object", "id", "type", "slot-id", "serial", "x-a", "library-version"][..]),
+                    "[a-z0-9%:=,&/]{0,6}|private|7",
+                ),
+                0..4,
+            ),
+            query in "(\\?(pin-source|module-path|module-name)=(file:|credential:|/)?[a-z%0-9/]{0,6})?",
+        ) {
+            let path: Vec<String> = attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            if let Ok(mut uri) = Uri::parse(&format!("pkcs11:{}{query}", path.join(";"))) {
+                uri.ignored.clear();
+                prop_assert_eq!(Uri::parse(&uri.to_string()), Ok(uri));
+            }
+        }
+    }
+}
