@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ringlock_hsm::custody::Custody;
 use ringlock_hsm::remote::Group;
+use ringlock_hsm::uri::PinSource;
 
 use self::identities::Identities;
 
@@ -163,6 +164,13 @@ impl Snapshot {
                     "has no DNS name (subjectAltName): no client can ask for it by name",
                     "have it issued with the names that clients use",
                 );
+            }
+        }
+        for token in &self.config.tokens {
+            if let Some(path) = token.pin.as_ref().and_then(PinSource::exposed) {
+                let what = format!("others than owner and group can read or write {}", path.display());
+                let remedy = format!("take that from them: chmod o= {}", path.display());
+                warnings.push(self.config.places.warning(token.key("pin_source"), what, remedy));
             }
         }
         for listener in &self.listeners {

@@ -3,8 +3,10 @@
 pub mod custody;
 mod local;
 pub mod pin;
+pub mod pkcs11;
 pub mod protocol;
 pub mod remote;
+pub mod scheme;
 pub mod signer;
 pub mod token;
 pub mod uri;

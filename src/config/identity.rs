@@ -87,5 +87,5 @@ fn object(report: &mut Report, item: &Item<'_>, text: &str, tokens: &mut Tokens,
         );
         return None;
     }
-    tokens.refer(report, &item.at, uri, &item.kind.expected())
+    tokens.refer(report, &item.at, uri)
 }

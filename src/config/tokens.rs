@@ -85,7 +85,7 @@ impl Tokens {
     }
 
     /// The object of a URI that is meant for `at`, and its tokens.
-    pub(super) fn refer(&mut self, report: &mut Report, at: &At, uri: Uri, expected: &str) -> Option<InTokens> {
+    pub(super) fn refer(&mut self, report: &mut Report, at: &At, uri: Uri) -> Option<InTokens> {
         warn_of_ignored(report, at, &uri);
         let found = self.find(report, &uri);
         if found.is_empty() {
@@ -110,7 +110,7 @@ impl Tokens {
         if let Some(source) = uri.pin_source.clone() {
             let source = resolved(report, source);
             for &index in &found {
-                self.0[index].set_pin(report, at, &source, expected)?;
+                self.0[index].set_pin(report, at, &source)?;
             }
         }
         for &index in &found {
@@ -189,11 +189,20 @@ impl Tokens {
                 (names, None) => format!("token={}", alternatives(names.to_vec())),
             };
             let name = shown_key(label.unwrap_or("NAME"));
-            (
-                format!("the token {asked}"),
-                expected,
-                format!("correct the URI, or add a table [keys.{name}] with module = the path of the token's module"),
-            )
+            let add = format!("add a table [keys.{name}] with module = the path of the token's module");
+            match (label, uri.token == TokenMatch::default()) {
+                (Some(_), _) => (
+                    format!("the token {asked}"),
+                    expected,
+                    format!("correct the URI, or {add}"),
+                ),
+                (None, false) => (
+                    format!("the token {asked}"),
+                    expected,
+                    format!("correct the URI, or {add} and token = \"{asked}\""),
+                ),
+                (None, true) => ("a pkcs11: URI without a token".to_owned(), expected, add),
+            }
         };
         report.refuse(at, found, expected, remedy);
     }
@@ -235,7 +244,7 @@ const WAYS: [fn(&Entry, &str) -> bool; 3] = [
 
 impl Entry {
     /// Takes the source of its PIN from a URI, unless there is another one.
-    fn set_pin(&mut self, report: &mut Report, at: &At, source: &PinSource, expected: &str) -> Option<()> {
+    fn set_pin(&mut self, report: &mut Report, at: &At, source: &PinSource) -> Option<()> {
         let Some(token) = &mut self.token else {
             return Some(());
         };
@@ -250,8 +259,8 @@ impl Entry {
                     "a pkcs11: URI with another pin-source than {} has in line {line}",
                     self.pin_at.key
                 ),
-                expected,
-                "remove one of the two: a token has one PIN",
+                "one source of the PIN of a token",
+                "remove one of the two",
             );
             return None;
         }
