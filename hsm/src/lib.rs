@@ -1,7 +1,14 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
+mod channel;
+pub mod files;
+mod loaded;
 mod local;
+mod pool;
 pub mod protocol;
+pub mod sandbox;
+mod seat;
+pub mod signer;
 pub mod token;
 pub mod uri;
 
