@@ -59,6 +59,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keep private keys for a gateway, which starts this by itself
+    #[command(hide = true)]
+    Signer {
+        /// User to become
+        #[arg(long)]
+        user: Option<String>,
+        /// What the gateway will have it load; tells signers apart in lists of processes
+        module: Option<PathBuf>,
+    },
     /// About the configuration file
     Config {
         /// What about it.
