@@ -76,7 +76,7 @@ fn check(path: &Path, strict: bool) -> ExitCode {
             warnings.extend(host::warnings(&config));
             match server::load(config) {
                 Err(problems) => (problems, warnings),
-                Ok((_, snapshot)) => {
+                Ok((_, snapshot, _)) => {
                     warnings.extend(snapshot.warnings(unix_now()));
                     (Vec::new(), warnings)
                 }

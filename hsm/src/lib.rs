@@ -1,10 +1,16 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
+pub mod custody;
 mod local;
 pub mod pin;
+pub mod pkcs11;
 pub mod protocol;
+pub mod remote;
+pub mod scheme;
+pub mod signer;
 pub mod token;
 pub mod uri;
+pub mod verify;
 
 use std::fmt;
 use std::sync::Arc;

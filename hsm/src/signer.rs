@@ -1,0 +1,3 @@
+//! placeholder
+/// placeholder
+pub fn on_thread(_: std::os::fd::OwnedFd) {}
