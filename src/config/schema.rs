@@ -227,7 +227,10 @@ mod tests {
             ("tls.tickets = true", ".listener[0].tls.tickets: const"),
             ("tls.groups = [\"P-256\"]", ".listener[0].tls.groups: anyOf"),
             ("tls.alpn = [\"h2\", \"h2\"]", ".listener[0].tls.alpn: uniqueItems"),
-            ("[keys.edge]\nmodul = \"a\"\nmodule = \"a\"", ".keys.edge: modul is unknown"),
+            (
+                "[keys.edge]\nmodul = \"a\"\nmodule = \"a\"",
+                ".keys.edge: modul is unknown",
+            ),
             ("[keys.edge]\nsessions = 9", ".keys.edge: module is required"),
             (
                 "[keys.edge]\nmodule = \"a\"\nsessions = 0",
