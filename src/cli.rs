@@ -213,6 +213,7 @@ fn showable_text(file: &Path) -> Option<String> {
 
 /// Whether something is called a PIN and is not evidently the place of one.
 fn seems_to_hold_a_pin(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
     text.match_indices("pin").any(|(start, _)| {
         let is_name = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
         let rest = text[start..].trim_start_matches(is_name).trim_start();
@@ -410,7 +411,7 @@ mod tests {
             ),
             ("[keys.edge]\nmodule = \"a\"\npin_source = \"1234\"\n", "a PIN itself"),
             ("[keys.edge]\nmodule = \"a\"\npin_source = 1234\n", "no string"),
-            ("[keys.edge]\nmodule = \"a\"\npin = \"1234\"\n", "an unknown key"),
+            ("[keys.edge]\nmodule = \"a\"\nPIN = \"1234\"\n", "an unknown key"),
         ] {
             std::fs::write(&file, secret).expect("written");
             let problems = problem(&file);
