@@ -59,6 +59,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keep private keys for a gateway, which starts this by itself
+    #[command(hide = true)]
+    Signer {
+        /// User to become
+        #[arg(long)]
+        user: Option<String>,
+        /// What the gateway will have it load; tells signers apart in lists of processes
+        module: Option<PathBuf>,
+    },
     /// About the configuration file
     Config {
         /// What about it.
@@ -198,8 +207,23 @@ fn push_message<'m>(
 /// The text of the file; `None` when it cannot be read, or when a line that is shown could hold a secret.
 fn showable_text(file: &Path) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
-    let secret = ["PRIVATE KEY", "pin-value"].iter().any(|mark| text.contains(mark));
+    let secret = text.contains("PRIVATE KEY") || seems_to_hold_a_pin(&text);
     (!secret).then_some(text)
+}
+
+/// Whether something is called a PIN and is not evidently the place of one.
+fn seems_to_hold_a_pin(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.match_indices("pin").any(|(start, _)| {
+        let is_name = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
+        let rest = text[start..].trim_start_matches(is_name).trim_start();
+        rest.strip_prefix('=').is_some_and(|value| {
+            let value = value.trim_start_matches([' ', '\t', '"', '\'']);
+            !["file:", "credential:", "/"]
+                .iter()
+                .any(|place| value.starts_with(place))
+        })
+    })
 }
 
 /// `None` when the file has changed, so that the position is not in it any more.
@@ -376,11 +400,27 @@ mod tests {
     fn a_terminal_gets_no_line_that_could_hold_a_secret() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("ringlock.toml");
-        let secret = "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n";
-        std::fs::write(&file, secret).expect("written");
-        let problems = problem(&file);
-        let text = messages(&problems, &[], Style::Terminal { colour: false });
-        assert!(text.contains("a pkcs11: URI") && !text.contains("1234"), "{text}");
+        for (secret, found) in [
+            (
+                "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n",
+                "a pkcs11: URI",
+            ),
+            (
+                "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-source=1234\" }]\n",
+                "a PIN itself",
+            ),
+            ("[keys.edge]\nmodule = \"a\"\npin_source = \"1234\"\n", "a PIN itself"),
+            ("[keys.edge]\nmodule = \"a\"\npin_source = 1234\n", "no string"),
+            ("[keys.edge]\nmodule = \"a\"\nPIN = \"1234\"\n", "an unknown key"),
+        ] {
+            std::fs::write(&file, secret).expect("written");
+            let problems = problem(&file);
+            let text = messages(&problems, &[], Style::Terminal { colour: false });
+            assert!(text.contains(found) && !text.contains("1234"), "{text}");
+        }
+        std::fs::write(&file, "[keys.edge]\nmodule = 7\npin_source = \"file:pin\"\n").expect("written");
+        let text = messages(&problem(&file), &[], Style::Terminal { colour: false });
+        assert!(text.contains("module = 7\n"), "the place of a PIN is no secret: {text}");
     }
 
     #[test]

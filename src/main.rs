@@ -13,6 +13,7 @@ use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
 use ringlock::server::{self, Inherited, Server, StartError, host};
+use ringlock_hsm::signer;
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Some(Command::Run { config }) => run(&config, None),
         Some(Command::Check { config, strict }) => check(&config, strict),
         Some(Command::Hw { config, json }) => hardware(config.as_deref(), json),
+        Some(Command::Signer { user, .. }) => signer::main(user.as_deref()),
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
@@ -76,7 +78,7 @@ fn check(path: &Path, strict: bool) -> ExitCode {
             warnings.extend(host::warnings(&config));
             match server::load(config) {
                 Err(problems) => (problems, warnings),
-                Ok((_, snapshot)) => {
+                Ok((_, snapshot, _)) => {
                     warnings.extend(snapshot.warnings(unix_now()));
                     (Vec::new(), warnings)
                 }
