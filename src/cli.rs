@@ -65,6 +65,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Hold keys and sign with them; started by ringlock itself
+    #[command(hide = true)]
+    Signer {
+        /// Become this user
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        /// What it signs with, for whoever looks at the list of processes
+        module: Option<PathBuf>,
+    },
 }
 
 /// What about the configuration file.
@@ -198,8 +207,22 @@ fn push_message<'m>(
 /// The text of the file; `None` when it cannot be read, or when a line that is shown could hold a secret.
 fn showable_text(file: &Path) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
-    let secret = ["PRIVATE KEY", "pin-value"].iter().any(|mark| text.contains(mark));
+    let secret = text.contains("PRIVATE KEY") || seems_to_hold_a_pin(&text);
     (!secret).then_some(text)
+}
+
+/// Whether something is called a PIN and is not evidently the place of one.
+fn seems_to_hold_a_pin(text: &str) -> bool {
+    text.match_indices("pin").any(|(start, _)| {
+        let is_name = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
+        let rest = text[start..].trim_start_matches(is_name).trim_start();
+        rest.strip_prefix('=').is_some_and(|value| {
+            let value = value.trim_start_matches([' ', '\t', '"', '\'']);
+            !["file:", "credential:", "/"]
+                .iter()
+                .any(|place| value.starts_with(place))
+        })
+    })
 }
 
 /// `None` when the file has changed, so that the position is not in it any more.
@@ -280,6 +303,13 @@ mod tests {
             Some(Command::Hw {
                 config: Some(config()),
                 json: true
+            })
+        );
+        assert_eq!(
+            command(&["signer", "--user", "keys", "a.so"]),
+            Some(Command::Signer {
+                user: Some("keys".to_owned()),
+                module: Some("a.so".into())
             })
         );
         assert_eq!(
@@ -376,11 +406,27 @@ mod tests {
     fn a_terminal_gets_no_line_that_could_hold_a_secret() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("ringlock.toml");
-        let secret = "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n";
-        std::fs::write(&file, secret).expect("written");
-        let problems = problem(&file);
-        let text = messages(&problems, &[], Style::Terminal { colour: false });
-        assert!(text.contains("a pkcs11: URI") && !text.contains("1234"), "{text}");
+        for (secret, found) in [
+            (
+                "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n",
+                "a pkcs11: URI",
+            ),
+            (
+                "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-source=1234\" }]\n",
+                "a PIN itself",
+            ),
+            ("[keys.edge]\nmodule = \"a\"\npin_source = \"1234\"\n", "a PIN itself"),
+            ("[keys.edge]\nmodule = \"a\"\npin_source = 1234\n", "no string"),
+            ("[keys.edge]\nmodule = \"a\"\npin = \"1234\"\n", "an unknown key"),
+        ] {
+            std::fs::write(&file, secret).expect("written");
+            let problems = problem(&file);
+            let text = messages(&problems, &[], Style::Terminal { colour: false });
+            assert!(text.contains(found) && !text.contains("1234"), "{text}");
+        }
+        std::fs::write(&file, "[keys.edge]\nmodule = 7\npin_source = \"file:pin\"\n").expect("written");
+        let text = messages(&problem(&file), &[], Style::Terminal { colour: false });
+        assert!(text.contains("module = 7\n"), "the place of a PIN is no secret: {text}");
     }
 
     #[test]

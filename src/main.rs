@@ -13,6 +13,7 @@ use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
 use ringlock::server::{self, Inherited, Server, StartError, host};
+use ringlock_hsm::signer;
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
+        Some(Command::Signer { user, .. }) => signer::main(user.as_deref()),
     }
 }
 
@@ -76,7 +78,7 @@ fn check(path: &Path, strict: bool) -> ExitCode {
             warnings.extend(host::warnings(&config));
             match server::load(config) {
                 Err(problems) => (problems, warnings),
-                Ok((_, snapshot)) => {
+                Ok((_, snapshot, _)) => {
                     warnings.extend(snapshot.warnings(unix_now()));
                     (Vec::new(), warnings)
                 }

@@ -54,6 +54,14 @@ pub enum Mutant {
     ServerCountKept,
     /// Bytes after a close_notify are still relayed.
     WriteAfterShutdown,
+    /// What a signer had been asked is forgotten when it ends.
+    RequestsLostWithSigner,
+    /// A request is made again as often as it fails.
+    RetriedWithoutEnd,
+    /// A token's signature is not verified.
+    WrongSignatureBelieved,
+    /// A token that does not answer is waited for.
+    TokenNotTimed,
     /// A session that has closed everything does not say so.
     DoneMissing,
     /// A session is done twice.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
 use crate::protocol::{Fault, FaultKind, Report};
-use crate::signer::Isolation;
+use crate::remote::Isolation;
 use crate::token::Module;
 
 /// Beginning anew closes the sessions of every token of the module. While another one serves, it is interrupted this often and not more.

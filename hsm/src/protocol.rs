@@ -197,7 +197,7 @@ impl Fault {
     /// Sessions and handles are gone with this: the module is to be reset, and keys are to be found again.
     #[must_use]
     pub fn loses_sessions(&self) -> bool {
-        const LOST: [&str; 8] = [
+        const LOST: [&str; 11] = [
             "CKR_GENERAL_ERROR",
             "CKR_DEVICE_ERROR",
             "CKR_DEVICE_REMOVED",
@@ -206,6 +206,10 @@ impl Fault {
             "CKR_SESSION_HANDLE_INVALID",
             "CKR_SESSION_CLOSED",
             "CKR_CRYPTOKI_NOT_INITIALIZED",
+            // The token has been reset by somebody else, or has found itself anew: what was found in it means nothing any more.
+            "CKR_USER_NOT_LOGGED_IN",
+            "CKR_KEY_HANDLE_INVALID",
+            "CKR_OBJECT_HANDLE_INVALID",
         ];
         self.ckr.as_deref().is_some_and(|ckr| LOST.contains(&ckr))
     }

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, RwLock, RwLockWriteGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,13 @@ use rustls::SignatureScheme;
 
 use crate::channel::{Channel, Received, Reply};
 use crate::loaded::{End, Loaded};
+use crate::pkcs11::Pkcs11Module;
 use crate::pool::{Inquiry, Job, Pool};
 use crate::protocol::{
     self, Fault, FaultKind, Garbled, KeyNumber, MESSAGE_BYTES_MAX, Order, Reader, Refusal, Report, TokenNumber,
     TokenStatus,
 };
+use crate::remote::Isolation;
 use crate::sandbox;
 use crate::seat::Key;
 use crate::token::Module;
@@ -42,15 +44,6 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Descriptors that wait for their orders, and those that one receive may bring.
 const DESCRIPTORS_MAX: usize = 64;
-
-/// Where the signer runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isolation {
-    /// In a process of its own, which may end.
-    Process,
-    /// On a thread of the gateway.
-    Thread,
-}
 
 /// Why a signer has ended, other than by the end of its control connection.
 #[derive(Debug, thiserror::Error)]
@@ -180,14 +173,25 @@ fn leave_signals_to_the_gateway() {
 pub fn load(module: Option<&Path>) -> Result<Box<dyn Module>, Fault> {
     match module {
         None => Ok(Box::new(crate::files::Files::default())),
-        Some(path) => Err(Fault::new(FaultKind::Module, format!("{}", path.display()))),
+        Some(path) => Ok(Box::new(Pkcs11Module::load(path)?)),
     }
 }
 
-/// One line for whoever reads the log. The gateway's subscriber is not here, and this thread may be the module's.
+/// One line for whoever reads the log. The process has no subscriber: what it says goes to the gateway's standard error.
 pub(crate) fn complain(text: &str) {
-    // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(std::io::stderr(), "ringlock signer: {text}");
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("signer: {text}");
+    } else {
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(std::io::stderr(), "ringlock signer: {text}");
+    }
+}
+
+/// Serves a control connection on a thread of the gateway.
+pub fn on_thread(control: OwnedFd) {
+    if let Err(error) = serve(control, Isolation::Thread, load) {
+        complain(&error.to_string());
+    }
 }
 
 /// Serves a control connection until its other end is closed.
@@ -278,12 +282,12 @@ fn begin(
 }
 
 /// Keys that channels may ask for.
-type Announced = Arc<RwLock<BTreeMap<KeyNumber, (Arc<Pool>, Arc<Key>)>>>;
+type Announced = BTreeMap<KeyNumber, (Arc<Pool>, Arc<Key>)>;
 
 struct Signer {
     gateway: Pid,
     loaded: Arc<Loaded>,
-    keys: Announced,
+    keys: Arc<RwLock<Announced>>,
     tokens: BTreeMap<TokenNumber, Token>,
     channels: Vec<Weak<Channel>>,
 }
@@ -381,7 +385,7 @@ impl Signer {
         Ok(Arc::clone(&token.ok_or(SignerError::Order("an unknown token"))?.pool))
     }
 
-    fn announced(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<KeyNumber, (Arc<Pool>, Arc<Key>)>> {
+    fn announced(&self) -> RwLockWriteGuard<'_, Announced> {
         self.keys.write().expect("nobody panics while holding this lock")
     }
 
@@ -447,7 +451,7 @@ fn differs(told: &TokenStatus, status: &TokenStatus) -> bool {
 }
 
 /// Queues what a worker asks for.
-fn take_requests(channel: &Arc<Channel>, keys: &Announced, received: &mut Received<'_>) -> Result<(), Garbled> {
+fn take_requests(channel: &Arc<Channel>, keys: &RwLock<Announced>, received: &mut Received<'_>) -> Result<(), Garbled> {
     let now = Instant::now();
     let keys = keys.read().expect("nobody panics while holding this lock");
     while let Some(request) = received.next()? {

@@ -79,6 +79,7 @@ fn kind(key: &Key) -> Map<String, Value> {
             "items": section(inner),
             "minItems": usize::from(matches!(key.presence, Presence::Required)),
         }),
+        Kind::Named(inner) => json!({ "type": "object", "additionalProperties": section(inner) }),
     })
 }
 
@@ -185,9 +186,12 @@ mod tests {
                     }
                 }
                 "additionalProperties" => {
-                    assert_eq!(rule, &json!(false));
-                    for name in value.as_object().into_iter().flat_map(Map::keys) {
-                        demand(schema["properties"].get(name).is_some(), &format!("{name} is unknown"));
+                    for (name, value) in value.as_object().into_iter().flatten() {
+                        if rule == &json!(false) {
+                            demand(schema["properties"].get(name).is_some(), &format!("{name} is unknown"));
+                        } else {
+                            inner.extend(violations(rule, value, &format!("{path}.{name}")));
+                        }
                     }
                 }
                 other => panic!("{other} is no keyword of this schema"),

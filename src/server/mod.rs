@@ -7,18 +7,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
+use ringlock_hsm::custody::{Custody, launcher};
+use ringlock_hsm::signer;
 
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
-use crate::control::metrics::{CertificateView, ServerView, UpstreamView, View, WorkerView};
+use crate::control::metrics::{CertificateView, KeyGroupView, ServerView, TokenView, UpstreamView, View, WorkerView};
 use crate::control::{Condition, Service};
-use crate::limits::LOG_QUEUE_RECORDS;
+use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
 use crate::net::Waker;
 use crate::net::driver::Driver;
@@ -52,11 +54,12 @@ impl From<Vec<Problem>> for StartError {
 ///
 /// # Errors
 /// Everything that the configuration asks for and is not there.
-pub fn load(config: Config) -> Result<(Plan, Snapshot), Vec<Problem>> {
+pub fn load(config: Config) -> Result<(Plan, Snapshot, Custody), Vec<Problem>> {
     let plan = host::plan(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
-    match (plan, Snapshot::load(config, workers, None)) {
-        (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot)),
+    let mut custody = Custody::new(workers, launcher(signer::on_thread));
+    match (plan, Snapshot::load(config, workers, None, &mut custody)) {
+        (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot, custody)),
         (plan, snapshot) => Err(plan.err().into_iter().chain(snapshot.err()).flatten().collect()),
     }
 }
@@ -65,6 +68,7 @@ pub fn load(config: Config) -> Result<(Plan, Snapshot), Vec<Problem>> {
 pub struct Server {
     loader: Loader,
     plan: Plan,
+    custody: Custody,
     snapshot: Arc<Snapshot>,
     workers: Vec<WorkerHandle>,
     /// Addresses that the workers listen at.
@@ -108,7 +112,7 @@ impl Server {
         loader: Loader,
         lines_lost: LinesLost,
     ) -> Result<Server, StartError> {
-        let (plan, snapshot) = load(config)?;
+        let (plan, snapshot, custody) = load(config)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
@@ -116,6 +120,7 @@ impl Server {
         let mut server = Server {
             loader,
             plan,
+            custody,
             snapshot: Arc::clone(&snapshot),
             workers: Vec::new(),
             bound: Vec::new(),
@@ -169,6 +174,7 @@ impl Server {
 
     /// Hands the snapshot to every worker, with the sockets that it does not have yet.
     fn serve(&mut self, snapshot: Arc<Snapshot>, mut sockets: Sockets) {
+        self.hand_out_channels();
         for worker in &self.workers {
             let addresses = addresses(&snapshot).map(|(listener, address)| {
                 let new = sockets.iter_mut().find(|(bound, _)| *bound == address);
@@ -182,6 +188,15 @@ impl Server {
         }
         self.bound = addresses(&snapshot).map(|(_, address)| address).collect();
         self.snapshot = snapshot;
+    }
+
+    /// Workers get their ends of new channels to signers.
+    fn hand_out_channels(&mut self) {
+        for channel in self.custody.take_channels() {
+            if let Some(worker) = self.workers.get(channel.worker) {
+                worker.send(Command::Signer(channel.signer, channel.socket));
+            }
+        }
     }
 
     /// What is in force now.
@@ -208,7 +223,8 @@ impl Server {
             ("log.file", old_log.file != new_log.file),
         ];
         let workers = self.plan.cpus.len();
-        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot)).map_err(|problems| lines(&problems))?;
+        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
+        let snapshot = snapshot.map_err(|problems| lines(&problems))?;
         let sockets =
             bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
         self.serve(Arc::new(snapshot), sockets);
@@ -252,10 +268,21 @@ impl Service for Server {
             not_after_unix: identity.not_after,
             serial: identity.serial.clone(),
         };
+        let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
+            name: known.group.spec.name.clone(),
+            workers: known.metrics.clone(),
+        };
+        let token = |token: &Arc<ringlock_hsm::remote::Token>| TokenView {
+            name: token.spec.name.clone(),
+            status: token.status(),
+            signer_restarts: token.signer_restarts(),
+        };
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
             certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
+            tokens: self.custody.tokens().iter().map(token).collect(),
             epoch: self.snapshot.epoch,
             reloads_succeeded: self.reloads_succeeded,
             reloads_failed: self.reloads_failed,
@@ -277,6 +304,12 @@ impl Service for Server {
             return Condition::Starting;
         }
         Condition::Running
+    }
+
+    fn tick(&mut self, now: Instant) -> Option<Duration> {
+        self.custody.tick(now);
+        self.hand_out_channels();
+        self.custody.has_signers().then_some(CUSTODY_INTERVAL)
     }
 
     fn reload(&mut self) -> Result<String, String> {

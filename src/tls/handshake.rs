@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use rustls::crypto::CompletedKeyExchange;
 use rustls::server::UnbufferedServerConnection;
-use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, PeerIncompatible, ProtocolVersion};
+use rustls::{
+    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, ProtocolVersion,
+};
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
@@ -16,7 +18,7 @@ use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
 use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
-use crate::error::{Cause, HandshakeFailure, alert_name};
+use crate::error::{Cause, HandshakeFailure, KeyFailure, alert_name};
 use crate::identity::client_auth;
 use crate::metrics::Negotiated;
 
@@ -482,7 +484,12 @@ impl Connection {
             Error::General(why) if why.contains("no server certificate chain resolved") => {
                 HandshakeFailure::NoSuitableCertificate
             }
-            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => HandshakeFailure::Key(error.to_string()),
+            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => {
+                HandshakeFailure::Key(KeyFailure::Failed(error.to_string()))
+            }
+            Error::Other(OtherError(error)) if let Some(failure) = error.downcast_ref::<KeyFailure>() => {
+                HandshakeFailure::Key(failure.clone())
+            }
             other => HandshakeFailure::Protocol(describe(other)),
         }
     }

@@ -1,0 +1,717 @@
+//! The gateway's side of key custody: starts signers, watches them, starts them again, and opens keys in them. Belongs to the control
+//! thread, which calls [`Custody::tick`]; what workers need of it are channels.
+
+mod link;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustls::SignatureScheme;
+
+use self::link::{Link, Received};
+use crate::protocol::{
+    Breaker, Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Order, Proof, Report, TokenNumber, TokenStatus,
+};
+use crate::remote::{Group, GroupSpec, Isolation, KeyHandle, SignerNumber, SignerSpec, Token, TokenSpec};
+use crate::uri::ObjectMatch;
+use crate::verify::PublicKey;
+
+/// A signer that has just been started may take this long to load its module: those of network HSMs connect meanwhile.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a signer is asked whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One that has not answered for this long is ended and started again.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause before a signer is started again: none after a long life, then this, doubled with each end.
+const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The longest such pause: what had to be repaired serves again soon after.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// A signer that lived this long has not failed at its start.
+const LONG_LIFE: Duration = Duration::from_secs(10);
+
+/// How long a signer whose connection was closed may take to end by itself.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A question about keys is answered within a signature's time for each proof, and this.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Proofs of one key: RSA has six schemes.
+const PROOFS_MAX: u32 = 6;
+
+/// What proofs sign begins with this, so that they are of no use as anything else (RFC 8446, 4.4.3, has its own context).
+const CHALLENGE: &[u8] = b"Ringlock asks whether this key can be used: ";
+
+/// What runs a signer.
+#[derive(Debug)]
+pub enum Launched {
+    /// A process.
+    Process(std::process::Child),
+    /// A thread of this process, which cannot be ended.
+    Thread,
+}
+
+/// Starts signers. The descriptor is the signer's end of its control connection.
+pub type Launcher = Box<dyn FnMut(&SignerSpec, OwnedFd) -> io::Result<Launched>>;
+
+/// A worker's end of a new channel to a signer. It takes the place of an earlier one to the same signer.
+#[derive(Debug)]
+pub struct NewChannel {
+    /// Position of the worker.
+    pub worker: usize,
+    /// To whom.
+    pub signer: SignerNumber,
+    /// A stream socket.
+    pub socket: OwnedFd,
+}
+
+/// A key that has shown that it can sign.
+#[derive(Debug)]
+pub struct OpenedKey {
+    /// Keeps it open.
+    pub handle: Arc<KeyHandle>,
+    /// SubjectPublicKeyInfo in DER.
+    pub public: Vec<u8>,
+    /// What it has signed with, best first. Not empty.
+    pub schemes: Vec<SignatureScheme>,
+    /// In which token, for people.
+    pub token: String,
+}
+
+/// See the module.
+pub struct Custody {
+    launcher: Launcher,
+    workers: usize,
+    signers: Vec<Signer>,
+    groups: Vec<Weak<Group>>,
+    groups_made: u32,
+    numbers: u32,
+    channels: Vec<NewChannel>,
+    /// Processes whose connection has been closed.
+    leaving: Vec<(std::process::Child, Instant)>,
+}
+
+struct Signer {
+    number: SignerNumber,
+    spec: SignerSpec,
+    tokens: Vec<(Weak<Token>, TokenNumber)>,
+    keys: Vec<(Weak<KeyHandle>, KeyNumber)>,
+    life: Life,
+    restarts: Arc<AtomicU64>,
+    /// Ends in a row that came soon after the start.
+    short_lives: u32,
+}
+
+enum Life {
+    /// Nobody needs it.
+    Absent,
+    Up(Box<Up>),
+    /// It has ended, and is started again then.
+    Down {
+        until: Instant,
+        fault: Fault,
+    },
+}
+
+struct Up {
+    link: Link,
+    launched: Launched,
+    started: Instant,
+    /// What the module says of itself, once it is loaded.
+    loaded: Option<String>,
+    heard: Instant,
+    pinged: Instant,
+    keys: HashMap<KeyNumber, Result<KeyDescription, Fault>>,
+    certificates: HashMap<u64, Result<Vec<Vec<u8>>, Fault>>,
+}
+
+impl Custody {
+    /// Nothing is started before a token is asked for.
+    #[must_use]
+    pub fn new(workers: usize, launcher: Launcher) -> Custody {
+        Custody {
+            launcher,
+            workers,
+            signers: Vec::new(),
+            groups: Vec::new(),
+            groups_made: 0,
+            numbers: 0,
+            channels: Vec::new(),
+            leaving: Vec::new(),
+        }
+    }
+
+    /// For programs that have no tokens: none is ever there.
+    #[must_use]
+    pub fn without_signers() -> Custody {
+        Custody::new(0, Box::new(|_, _| Err(io::ErrorKind::Unsupported.into())))
+    }
+
+    /// Tokens that hold the same keys: those in use, where they are as specified, with their signers started. A token that had refused
+    /// its PIN is logged in once more.
+    pub fn group(&mut self, spec: &GroupSpec) -> Arc<Group> {
+        let known = self.groups.iter().filter_map(Weak::upgrade);
+        if let Some(group) = known.into_iter().find(|group| group.spec == *spec) {
+            for token in &group.tokens {
+                self.forgive_pin(token);
+            }
+            return group;
+        }
+        let tokens = spec.tokens.iter().map(|token| self.token(token)).collect();
+        let group = Arc::new(Group {
+            number: self.groups_made,
+            spec: spec.clone(),
+            tokens,
+        });
+        self.groups_made += 1;
+        self.groups.retain(|group| group.strong_count() > 0);
+        self.groups.push(Arc::downgrade(&group));
+        group
+    }
+
+    fn token(&mut self, spec: &TokenSpec) -> Arc<Token> {
+        let now = clock();
+        let position = match self.signers.iter().position(|signer| signer.spec == spec.signer) {
+            Some(position) => position,
+            None => {
+                let number = u32::try_from(self.signers.len()).expect("a configuration has fewer than 2^32 modules");
+                self.signers
+                    .push(Signer::new(SignerNumber(number), spec.signer.clone()));
+                self.signers.len() - 1
+            }
+        };
+        let signer = &mut self.signers[position];
+        let live = signer.tokens.iter().filter_map(|(token, _)| token.upgrade());
+        if let Some(token) = live.into_iter().find(|token| token.spec == *spec) {
+            self.forgive_pin(&token);
+            return token;
+        }
+        self.numbers += 1;
+        let number = TokenNumber(self.numbers);
+        let token = Arc::new(Token::new(
+            spec.clone(),
+            number,
+            signer.number,
+            Arc::clone(&signer.restarts),
+        ));
+        signer.tokens.push((Arc::downgrade(&token), number));
+        match &mut signer.life {
+            Life::Up(up) => up.link.send(&order_token(&token, true)),
+            Life::Absent => self.start(position, now),
+            Life::Down { .. } => {}
+        }
+        token
+    }
+
+    fn forgive_pin(&mut self, token: &Arc<Token>) {
+        if token.status().pin_refused
+            && let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life
+        {
+            token.set_status(TokenStatus::default());
+            up.link.send(&order_token(token, true));
+        }
+    }
+
+    /// Finds a key in a token, and has it prove what it can. Waits for that, while all signers are looked after.
+    ///
+    /// # Errors
+    /// It is not found, or cannot sign with what it should, or what it signed is wrong.
+    pub fn open(&mut self, token: &Token, place: &KeyPlace) -> Result<OpenedKey, Fault> {
+        self.numbers += 1;
+        let number = KeyNumber(self.numbers);
+        let handle = Arc::new(KeyHandle {
+            number,
+            token: token.number,
+            place: place.clone(),
+        });
+        let signer = &mut self.signers[token.signer.0 as usize];
+        signer.keys.push((Arc::downgrade(&handle), number));
+        if let Life::Up(up) = &mut signer.life {
+            up.link.send(&order_key(&handle));
+        }
+        let description = self.wait(token, |up| up.keys.remove(&number))?;
+        let schemes = proven(&description, &challenge(number))?;
+        Ok(OpenedKey {
+            handle,
+            public: description.public,
+            schemes,
+            token: description.token,
+        })
+    }
+
+    /// The certificates in a token that fit, in DER. Waits for them, while all signers are looked after.
+    ///
+    /// # Errors
+    /// There are none, or the token cannot be read.
+    pub fn certificates(&mut self, token: &Token, object: &ObjectMatch) -> Result<Vec<Vec<u8>>, Fault> {
+        self.numbers += 1;
+        let question = u64::from(self.numbers);
+        if let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life {
+            up.link.send(&Order::Certificates {
+                question,
+                token: token.number,
+                object: object.clone(),
+            });
+        }
+        self.wait(token, |up| up.certificates.remove(&question))
+    }
+
+    fn wait<T>(&mut self, token: &Token, answer: impl Fn(&mut Up) -> Option<Result<T, Fault>>) -> Result<T, Fault> {
+        let deadline = clock() + ANSWER_TIMEOUT + token.spec.settings.timeout * PROOFS_MAX;
+        loop {
+            let now = clock();
+            self.tick(now);
+            match &mut self.signers[token.signer.0 as usize].life {
+                Life::Up(up) => {
+                    if let Some(answer) = answer(up) {
+                        return answer;
+                    }
+                }
+                // It ended before it answered, and may well do so again: the operator hears why.
+                Life::Down { fault, .. } => return Err(fault.clone()),
+                Life::Absent => return Err(Fault::new(FaultKind::Signer, "a signer that is not needed")),
+            }
+            if now >= deadline {
+                return Err(Fault::new(
+                    FaultKind::Timeout,
+                    format!(
+                        "no answer from the signer within {} s",
+                        (ANSWER_TIMEOUT + token.spec.settings.timeout * PROOFS_MAX).as_secs()
+                    ),
+                ));
+            }
+            link::wait(self.signers.iter().filter_map(Signer::link), Duration::from_millis(20));
+        }
+    }
+
+    /// The workers' ends of channels that are new since the last call.
+    pub fn take_channels(&mut self) -> Vec<NewChannel> {
+        std::mem::take(&mut self.channels)
+    }
+
+    /// Tokens that are in use, in the order in which they were asked for first.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<Arc<Token>> {
+        let all = self.signers.iter().flat_map(|signer| &signer.tokens);
+        let mut tokens: Vec<Arc<Token>> = all.filter_map(|(token, _)| token.upgrade()).collect();
+        tokens.sort_by_key(|token| token.number);
+        tokens
+    }
+
+    /// Groups that are in use.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Hears what signers say, starts again those that have ended, and ends those that are not needed any more. Never waits. To be
+    /// called some twenty times a second for as long as there are signers.
+    pub fn tick(&mut self, now: Instant) {
+        for position in 0..self.signers.len() {
+            self.look_after(position, now);
+        }
+        self.leaving.retain_mut(|(child, since)| match child.try_wait() {
+            Ok(None) => {
+                if now >= *since + LEAVE_TIMEOUT {
+                    // Fails only when it has ended by itself.
+                    let _ = child.kill();
+                }
+                true
+            }
+            Ok(Some(_)) | Err(_) => false,
+        });
+    }
+
+    /// There is something to be looked after.
+    #[must_use]
+    pub fn has_signers(&self) -> bool {
+        let needed = |signer: &Signer| !matches!(signer.life, Life::Absent);
+        self.signers.iter().any(needed) || !self.leaving.is_empty()
+    }
+
+    fn look_after(&mut self, position: usize, now: Instant) {
+        let signer = &mut self.signers[position];
+        signer.forget_unused();
+        if signer.tokens.is_empty() {
+            if let Life::Up(up) = std::mem::replace(&mut signer.life, Life::Absent)
+                && let Launched::Process(child) = up.launched
+            {
+                self.leaving.push((child, now));
+            }
+            return;
+        }
+        match &mut signer.life {
+            Life::Absent => self.start(position, now),
+            Life::Down { until, .. } if *until <= now => {
+                signer.restarts.fetch_add(1, Ordering::Relaxed);
+                self.start(position, now);
+            }
+            Life::Down { .. } => {}
+            Life::Up(_) => {
+                if let Err(fault) = signer.hear(now) {
+                    signer.end(fault, now);
+                    // After a long life there is no pause.
+                    if matches!(signer.life, Life::Down { until, .. } if until <= now) {
+                        self.look_after(position, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, position: usize, now: Instant) {
+        let signer = &mut self.signers[position];
+        match signer.start(&mut self.launcher, self.workers, now) {
+            Ok(channels) => {
+                let replaced = |channel: &NewChannel| channel.signer == signer.number;
+                self.channels.retain(|channel| !replaced(channel));
+                self.channels.extend(channels);
+            }
+            Err(error) => {
+                let found = format!("a signer that cannot be started ({error})");
+                signer.end(Fault::new(FaultKind::Signer, found), now);
+            }
+        }
+    }
+}
+
+impl Drop for Custody {
+    /// Signers end when their connections do. Those that do not within a short time are ended.
+    fn drop(&mut self) {
+        for signer in &mut self.signers {
+            if let Life::Up(up) = std::mem::replace(&mut signer.life, Life::Absent)
+                && let Launched::Process(child) = up.launched
+            {
+                self.leaving.push((child, clock()));
+            }
+        }
+        while !self.leaving.is_empty() {
+            self.tick(clock());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Signer {
+    fn new(number: SignerNumber, spec: SignerSpec) -> Signer {
+        Signer {
+            number,
+            spec,
+            tokens: Vec::new(),
+            keys: Vec::new(),
+            life: Life::Absent,
+            restarts: Arc::default(),
+            short_lives: 0,
+        }
+    }
+
+    fn link(&self) -> Option<&Link> {
+        match &self.life {
+            Life::Up(up) => Some(&up.link),
+            Life::Absent | Life::Down { .. } => None,
+        }
+    }
+
+    /// For people.
+    fn name(&self) -> String {
+        match &self.spec.module {
+            Some(module) => format!("the signer of {}", module.display()),
+            None => "the signer of keys in files".to_owned(),
+        }
+    }
+
+    /// Starts it, and tells it everything at once: it obeys in order, and requests on its channels wait meanwhile.
+    fn start(&mut self, launcher: &mut Launcher, workers: usize, now: Instant) -> io::Result<Vec<NewChannel>> {
+        let (mut link, theirs) = Link::pair()?;
+        link.send(&Order::Load {
+            module: self.spec.module.clone(),
+            sandbox: self.spec.sandbox,
+        });
+        for token in self.tokens.iter().filter_map(|(token, _)| token.upgrade()) {
+            link.send(&order_token(&token, !token.status().pin_refused));
+        }
+        for key in self.keys.iter().filter_map(|(key, _)| key.upgrade()) {
+            link.send(&order_key(&key));
+        }
+        let mut channels = Vec::new();
+        for worker in 0..workers {
+            let (socket, theirs) = link::channel()?;
+            link.send_with(&Order::Channel, theirs);
+            channels.push(NewChannel {
+                worker,
+                signer: self.number,
+                socket,
+            });
+        }
+        let launched = launcher(&self.spec, theirs)?;
+        self.life = Life::Up(Box::new(Up {
+            link,
+            launched,
+            started: now,
+            loaded: None,
+            heard: now,
+            pinged: now,
+            keys: HashMap::new(),
+            certificates: HashMap::new(),
+        }));
+        Ok(channels)
+    }
+
+    /// Tells it what is not needed any more.
+    fn forget_unused(&mut self) {
+        let mut orders = Vec::new();
+        self.keys.retain(|(key, number)| {
+            let used = key.strong_count() > 0;
+            if !used {
+                orders.push(Order::Forget(*number));
+            }
+            used
+        });
+        self.tokens.retain(|(token, number)| {
+            let used = token.strong_count() > 0;
+            if !used {
+                orders.push(Order::Close(*number));
+            }
+            used
+        });
+        if let Life::Up(up) = &mut self.life {
+            for order in orders {
+                up.link.send(&order);
+            }
+        }
+    }
+
+    /// Takes what it has said. An error: it is not to be waited for any longer.
+    fn hear(&mut self, now: Instant) -> Result<(), Fault> {
+        let Life::Up(up) = &mut self.life else { return Ok(()) };
+        let received = up.link.receive();
+        loop {
+            let report = match up.link.next_report() {
+                Ok(Some(report)) => report,
+                Ok(None) => break,
+                Err(garbled) => {
+                    return Err(Fault::new(FaultKind::Signer, format!("{garbled} from the signer")));
+                }
+            };
+            up.heard = now;
+            match report {
+                Report::Loaded(Ok(description)) => {
+                    let spec = &self.spec;
+                    tracing::info!(module = ?spec.module, description, isolation = ?spec.isolation, "signer started");
+                    up.loaded = Some(description);
+                }
+                Report::Loaded(Err(fault)) => return Err(fault),
+                Report::Key { key, found } => {
+                    if self.keys.iter().any(|(_, number)| *number == key) {
+                        up.keys.insert(key, found);
+                    }
+                }
+                Report::Certificates { question, found } => {
+                    up.certificates.insert(question, found);
+                }
+                Report::Status { token, status } => {
+                    let told = self.tokens.iter().find(|(_, number)| *number == token);
+                    if let Some(token) = told.and_then(|(token, _)| token.upgrade()) {
+                        note_change(&token, &status);
+                        token.set_status(status);
+                    }
+                }
+                Report::Pong(_) => {}
+            }
+        }
+        if let Received::End = received {
+            return Err(Fault::new(FaultKind::Signer, up.last_words()));
+        }
+        up.link.flush();
+        if now >= up.pinged + PING_INTERVAL {
+            up.pinged = now;
+            up.link.send(&Order::Ping(0));
+        }
+        let patience = if up.loaded.is_some() {
+            PING_TIMEOUT
+        } else {
+            START_TIMEOUT
+        };
+        if now >= up.heard + patience {
+            let found = format!("no sign of life from the signer for {} s", patience.as_secs());
+            return Err(Fault::new(FaultKind::Signer, found));
+        }
+        Ok(())
+    }
+
+    /// Whatever is left of it is ended, and when it is started again is decided.
+    fn end(&mut self, fault: Fault, now: Instant) {
+        let lived = match std::mem::replace(&mut self.life, Life::Absent) {
+            Life::Up(up) => {
+                if let Launched::Process(mut child) = up.launched {
+                    // Fails only when it has ended by itself; a process that is killed does not linger.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
+                now.saturating_duration_since(up.started)
+            }
+            Life::Absent | Life::Down { .. } => Duration::ZERO,
+        };
+        let pause = if lived >= LONG_LIFE {
+            self.short_lives = 0;
+            Duration::ZERO
+        } else {
+            self.short_lives += 1;
+            (RESTART_PAUSE_MIN * 2u32.pow((self.short_lives - 1).min(16))).min(RESTART_PAUSE_MAX)
+        };
+        let pause_ms = pause.as_millis() as u64;
+        tracing::error!(pause_ms, why = %fault, "{} has ended and is started again", self.name());
+        for token in self.tokens.iter().filter_map(|(token, _)| token.upgrade()) {
+            let TokenStatus {
+                pin_refused, errors, ..
+            } = token.status();
+            token.set_status(TokenStatus {
+                breaker: Breaker::Open,
+                pin_refused,
+                errors,
+                trouble: Some(fault.found.clone()),
+                ..TokenStatus::default()
+            });
+        }
+        self.life = Life::Down {
+            until: now + pause,
+            fault,
+        };
+    }
+}
+
+impl Up {
+    /// How it ended.
+    fn last_words(&mut self) -> String {
+        let Launched::Process(child) = &mut self.launched else {
+            return "a signer that has ended".to_owned();
+        };
+        // The connection ends a little before the process does.
+        for _ in 0..50 {
+            if let Ok(Some(status)) = child.try_wait() {
+                return format!("a signer that has ended ({status})");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        "a signer that has closed its connection".to_owned()
+    }
+}
+
+fn note_change(token: &Token, status: &TokenStatus) {
+    let before = token.status();
+    let name = &token.spec.name;
+    match (before.breaker, status.breaker) {
+        (Breaker::Open | Breaker::HalfOpen, Breaker::Closed) => {
+            tracing::info!(token = name, sessions = status.sessions, "token is in use");
+        }
+        (Breaker::Closed | Breaker::HalfOpen, Breaker::Open) => {
+            let why = status.trouble.as_deref().unwrap_or("not told");
+            tracing::error!(token = name, why, "token cannot be used");
+        }
+        (Breaker::Open, Breaker::Open) if before.trouble != status.trouble && status.trouble.is_some() => {
+            let why = status.trouble.as_deref().unwrap_or_default();
+            tracing::warn!(token = name, why, "token still cannot be used");
+        }
+        (_, Breaker::Closed | Breaker::HalfOpen | Breaker::Open) => {}
+    }
+}
+
+fn order_token(token: &Token, login: bool) -> Order {
+    let mut settings = token.spec.settings.clone();
+    settings.login = login;
+    Order::Token {
+        token: token.number,
+        settings,
+    }
+}
+
+fn order_key(key: &KeyHandle) -> Order {
+    Order::Key {
+        key: key.number,
+        token: key.token,
+        place: key.place.clone(),
+        challenge: challenge(key.number),
+    }
+}
+
+fn challenge(key: KeyNumber) -> Vec<u8> {
+    [CHALLENGE, &key.0.to_le_bytes()].concat()
+}
+
+/// The schemes with which the key has shown that it signs. One that it should have and has not is a fault.
+fn proven(description: &KeyDescription, challenge: &[u8]) -> Result<Vec<SignatureScheme>, Fault> {
+    let Some(public) = PublicKey::from_der(&description.public) else {
+        return Err(Fault::new(FaultKind::Object, "a public key that is none"));
+    };
+    let mut schemes = Vec::new();
+    for Proof {
+        scheme,
+        mechanism,
+        signature,
+    } in &description.proofs
+    {
+        let scheme = SignatureScheme::from(*scheme);
+        match signature {
+            Ok(signature) if public.verify(scheme, challenge, signature) => schemes.push(scheme),
+            Ok(_) => {
+                let token = &description.token;
+                let found = format!("a wrong signature by {mechanism} ({scheme:?}) from the token {token}");
+                return Err(Fault::new(FaultKind::Mechanism, found));
+            }
+            Err(fault) => {
+                let token = &description.token;
+                return Err(Fault {
+                    found: format!(
+                        "{} when the token {token} signs by {mechanism} ({scheme:?})",
+                        fault.found
+                    ),
+                    ..fault.clone()
+                });
+            }
+        }
+    }
+    if schemes.is_empty() {
+        let found = format!(
+            "no mechanism of the token {} that this key can sign with",
+            description.token
+        );
+        return Err(Fault::new(FaultKind::Mechanism, found));
+    }
+    Ok(schemes)
+}
+
+fn clock() -> Instant {
+    Instant::now()
+}
+
+/// Starts signers as `ringlock signer`, or on threads of this process.
+#[must_use]
+pub fn launcher(on_thread: fn(OwnedFd)) -> Launcher {
+    Box::new(move |spec, control| match spec.isolation {
+        Isolation::Thread => {
+            let body = move || on_thread(control);
+            std::thread::Builder::new().name("signer".into()).spawn(body)?;
+            Ok(Launched::Thread)
+        }
+        Isolation::Process => {
+            let mut command = std::process::Command::new("/proc/self/exe");
+            command.arg("signer");
+            if let Some(user) = &spec.user {
+                command.arg("--user").arg(user);
+            }
+            command
+                .args(&spec.module)
+                .stdin(control)
+                .stdout(std::process::Stdio::null());
+            command.spawn().map(Launched::Process)
+        }
+    })
+}
