@@ -527,8 +527,9 @@ impl Signer {
             up.heard = now;
             match report {
                 Report::Loaded(Ok(description)) => {
-                    let spec = &self.spec;
-                    tracing::info!(module = ?spec.module, description, isolation = ?spec.isolation, "signer started");
+                    let module = self.spec.module.as_deref();
+                    let module = module.map_or("none", |path| path.to_str().unwrap_or_default());
+                    tracing::info!(module, description, isolation = ?self.spec.isolation, "signer started");
                     up.loaded = Some(description);
                 }
                 Report::Loaded(Err(fault)) => return Err(fault),

@@ -186,8 +186,8 @@ pub(crate) fn complain(text: &str) {
     if tracing::dispatcher::has_been_set() {
         tracing::error!("signer: {text}");
     } else {
-        // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(std::io::stderr(), "ringlock signer: {text}");
+        // At once, as the gateway writes there, too. Nobody is left to tell when standard error is closed.
+        let _ = std::io::stderr().write_all(format!("ringlock signer: {text}\n").as_bytes());
     }
 }
 
