@@ -73,6 +73,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Hold keys and sign with them; started by ringlock itself
+    #[command(hide = true)]
+    Signer {
+        /// Become this user
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        /// What it signs with, for whoever looks at the list of processes
+        module: Option<PathBuf>,
+    },
 }
 
 /// What about keys in tokens.
@@ -310,6 +319,7 @@ fn showable_text(file: &Path) -> Option<String> {
 
 /// Whether something is called a PIN and is not evidently the place of one.
 fn seems_to_hold_a_pin(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
     text.match_indices("pin").any(|(start, _)| {
         let is_name = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
         let rest = text[start..].trim_start_matches(is_name).trim_start();
@@ -400,6 +410,13 @@ mod tests {
             Some(Command::Hw {
                 config: Some(config()),
                 json: true
+            })
+        );
+        assert_eq!(
+            command(&["signer", "--user", "keys", "a.so"]),
+            Some(Command::Signer {
+                user: Some("keys".to_owned()),
+                module: Some("a.so".into())
             })
         );
         assert_eq!(
@@ -507,7 +524,7 @@ mod tests {
             ),
             ("[keys.edge]\nmodule = \"a\"\npin_source = \"1234\"\n", "a PIN itself"),
             ("[keys.edge]\nmodule = \"a\"\npin_source = 1234\n", "no string"),
-            ("[keys.edge]\nmodule = \"a\"\npin = \"1234\"\n", "an unknown key"),
+            ("[keys.edge]\nmodule = \"a\"\nPIN = \"1234\"\n", "an unknown key"),
         ] {
             std::fs::write(&file, secret).expect("written");
             let problems = problem(&file);

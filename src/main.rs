@@ -14,6 +14,7 @@ use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
 use ringlock::server::{self, Inherited, Server, StartError, host};
+use ringlock_hsm::signer;
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
+        Some(Command::Signer { user, .. }) => signer::main(user.as_deref()),
     }
 }
 

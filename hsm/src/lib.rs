@@ -1,12 +1,18 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
+mod channel;
 pub mod custody;
+pub mod files;
+mod loaded;
 mod local;
 pub mod pin;
 pub mod pkcs11;
+mod pool;
 pub mod protocol;
 pub mod remote;
+pub mod sandbox;
 pub mod scheme;
+mod seat;
 pub mod signer;
 pub mod token;
 pub mod uri;

@@ -34,6 +34,9 @@ pub trait Session: Send {
     /// There is none like that, or several, or nothing tells its public key.
     fn find(&mut self, place: &KeyPlace) -> Result<FoundKey, Fault>;
 
+    /// This key is not used any more: what is kept of it may go. Tokens keep their keys themselves.
+    fn release(&mut self, _key: &FoundKey) {}
+
     /// Signs. The message is hashed here where the scheme wants a hash; ECDSA's r and s come in DER.
     ///
     /// # Errors
