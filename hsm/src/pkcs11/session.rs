@@ -253,6 +253,8 @@ impl Pkcs11Session {
                 Err(_) => format!("one with handle {object}"),
             })
             .collect();
+        // Tokens list them in any order; what is said twice should be the same.
+        names.sort();
         if objects.len() > OBJECTS_NAMED_MAX {
             names.push(format!("{} more", objects.len() - OBJECTS_NAMED_MAX));
         }
