@@ -59,20 +59,20 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Keep private keys for a gateway, which starts this by itself
-    #[command(hide = true)]
-    Signer {
-        /// User to become
-        #[arg(long)]
-        user: Option<String>,
-        /// What the gateway will have it load; tells signers apart in lists of processes
-        module: Option<PathBuf>,
-    },
     /// About the configuration file
     Config {
         /// What about it.
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// Hold keys and sign with them; started by ringlock itself
+    #[command(hide = true)]
+    Signer {
+        /// Become this user
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        /// What it signs with, for whoever looks at the list of processes
+        module: Option<PathBuf>,
     },
 }
 
@@ -304,6 +304,13 @@ mod tests {
             Some(Command::Hw {
                 config: Some(config()),
                 json: true
+            })
+        );
+        assert_eq!(
+            command(&["signer", "--user", "keys", "a.so"]),
+            Some(Command::Signer {
+                user: Some("keys".to_owned()),
+                module: Some("a.so".into())
             })
         );
         assert_eq!(

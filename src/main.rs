@@ -21,10 +21,10 @@ fn main() -> ExitCode {
         Some(Command::Run { config }) => run(&config, None),
         Some(Command::Check { config, strict }) => check(&config, strict),
         Some(Command::Hw { config, json }) => hardware(config.as_deref(), json),
-        Some(Command::Signer { user, .. }) => signer::main(user.as_deref()),
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
+        Some(Command::Signer { user, .. }) => signer::main(user.as_deref()),
     }
 }
 

@@ -161,7 +161,7 @@ impl Pool {
             start: now,
             timeout_us: AtomicU32::new(micros(settings.timeout)),
             state: Mutex::new(State {
-                pin_refused: is_locked_out(&settings),
+                pin_refused: false,
                 settings,
                 phase: Phase::Open { at: now, attempts: 0 },
                 trips: 0,
@@ -195,7 +195,7 @@ impl Pool {
     pub(crate) fn renew(self: &Arc<Self>, settings: TokenSettings) {
         let mut state = self.state();
         self.timeout_us.store(micros(settings.timeout), Ordering::Relaxed);
-        state.pin_refused = is_locked_out(&settings);
+        state.pin_refused = false;
         state.settings = settings;
         if let Phase::Open { .. } = state.phase {
             state.phase = Phase::Open {
@@ -814,11 +814,6 @@ fn pause(attempts: usize) -> Duration {
         None => Duration::ZERO,
         Some(failed) => BACKOFF[failed.min(BACKOFF.len() - 1)],
     }
-}
-
-/// It has a PIN that must not be tried.
-fn is_locked_out(settings: &TokenSettings) -> bool {
-    settings.pin.is_some() && !settings.login
 }
 
 /// A timeout is at most an hour and some.

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, RwLock, RwLockWriteGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -120,18 +120,13 @@ fn run(user: Option<&str>) -> Result<(), SignerError> {
         become_user(user).map_err(|error| SignerError::User(user.to_owned(), error))?;
     }
     leave_signals_to_the_gateway();
+    // Started as /proc/self/exe, it would be called "exe". Fails for no name of up to 15 bytes.
+    let _ = rustix::thread::set_name(c"ringlock-signer");
     sandbox::keep_to_itself()?;
     if let Err(why) = sandbox::lock_memory() {
         complain(&why);
     }
     serve(control, Isolation::Process, load)
-}
-
-/// The body of a signer's thread in the gateway.
-pub fn on_thread(control: OwnedFd) {
-    if let Err(error) = serve(control, Isolation::Thread, load) {
-        tracing::error!(why = %error, "a signer's thread has ended");
-    }
 }
 
 /// The control connection. What a module finds on standard input afterwards is nothing.
@@ -184,10 +179,21 @@ pub fn load(module: Option<&Path>) -> Result<Box<dyn Module>, Fault> {
     }
 }
 
-/// One line for whoever reads the log. The gateway's subscriber is not here, and this thread may be the module's.
+/// One line for whoever reads the log. The process has no subscriber: what it says goes to the gateway's standard error.
 pub(crate) fn complain(text: &str) {
-    // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(std::io::stderr(), "ringlock signer: {text}");
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("signer: {text}");
+    } else {
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(std::io::stderr(), "ringlock signer: {text}");
+    }
+}
+
+/// Serves a control connection on a thread of the gateway.
+pub fn on_thread(control: OwnedFd) {
+    if let Err(error) = serve(control, Isolation::Thread, load) {
+        complain(&error.to_string());
+    }
 }
 
 /// Serves a control connection until its other end is closed.
@@ -278,13 +284,12 @@ fn begin(
 }
 
 /// Keys that channels may ask for.
-type Announced = Arc<RwLock<Keys>>;
-type Keys = BTreeMap<KeyNumber, (Arc<Pool>, Arc<Key>)>;
+type Announced = BTreeMap<KeyNumber, (Arc<Pool>, Arc<Key>)>;
 
 struct Signer {
     gateway: Pid,
     loaded: Arc<Loaded>,
-    keys: Announced,
+    keys: Arc<RwLock<Announced>>,
     tokens: BTreeMap<TokenNumber, Token>,
     channels: Vec<Weak<Channel>>,
 }
@@ -382,7 +387,7 @@ impl Signer {
         Ok(Arc::clone(&token.ok_or(SignerError::Order("an unknown token"))?.pool))
     }
 
-    fn announced(&self) -> std::sync::RwLockWriteGuard<'_, Keys> {
+    fn announced(&self) -> RwLockWriteGuard<'_, Announced> {
         self.keys.write().expect("nobody panics while holding this lock")
     }
 
@@ -448,7 +453,7 @@ fn differs(told: &TokenStatus, status: &TokenStatus) -> bool {
 }
 
 /// Queues what a worker asks for.
-fn take_requests(channel: &Arc<Channel>, keys: &Announced, received: &mut Received<'_>) -> Result<(), Garbled> {
+fn take_requests(channel: &Arc<Channel>, keys: &RwLock<Announced>, received: &mut Received<'_>) -> Result<(), Garbled> {
     let now = Instant::now();
     let keys = keys.read().expect("nobody panics while holding this lock");
     while let Some(request) = received.next()? {
