@@ -80,7 +80,7 @@ impl Setup {
     }
 
     /// One more identity of the listener.
-    pub(crate) fn identity(mut self, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
+    pub(crate) fn identity(self, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
         self.ca.issue(name, dns_names, kind);
         self.issued_identity(name, &format!("{name}.pem"), &format!("{name}.key"), "")
     }
