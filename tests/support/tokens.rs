@@ -15,7 +15,7 @@ use ringlock_faulty::Folder;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
-use super::{Ca, KeyKind, Program, Ran, eventually, python, run_with, tool};
+use super::{Ca, KeyKind, Program, Ran, eventually, python, run, run_with, tool};
 
 /// The PIN of all of these.
 pub(crate) const PIN: &str = "314159";
@@ -289,6 +289,14 @@ impl Tpm {
             program: RefCell::default(),
         };
         tpm.restart();
+        // An end without notice counts as a wrong PIN, and tests end it so.
+        let tcti = format!("swtpm:path={}", tpm.socket().display());
+        run(
+            "tpm2_dictionarylockout",
+            &["--tcti", &tcti, "--setup-parameters", "--max-tries", "1000"],
+            b"",
+        )
+        .ok();
         let (module, environment) = (tpm.module(), tpm.environment());
         let so_login = ["--login", "--login-type", "so", "--so-pin", "env:SO_PIN"];
         let token = [
@@ -343,6 +351,11 @@ impl Tpm {
         let _ = fs::remove_file(self.control_socket());
     }
 
+    /// Where it is, as its tools and modules want it.
+    pub(crate) fn tcti(&self) -> String {
+        format!("swtpm:path={}", self.socket().display())
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("tpm.socket")
     }
@@ -370,10 +383,7 @@ impl Token for Tpm {
         let store = self.folder.path().join("store");
         vec![
             ("TPM2_PKCS11_STORE".into(), store.display().to_string()),
-            (
-                "TPM2_PKCS11_TCTI".into(),
-                format!("swtpm:path={}", self.socket().display()),
-            ),
+            ("TPM2_PKCS11_TCTI".into(), self.tcti()),
         ]
     }
 
