@@ -9,8 +9,9 @@ use rustls::SignatureScheme;
 
 use crate::channel::Reply;
 use crate::loaded::{End, Pass};
-use crate::pool::{Inquiry, Job, Pool, Task};
+use crate::pool::{Inquiry, Pool, Task};
 use crate::protocol::{Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Proof, Refusal, Report};
+use crate::queue::Job;
 use crate::token::{FoundKey, Session};
 
 /// A key that was looked for and not found is not looked for again for so long.
@@ -28,7 +29,14 @@ pub(crate) struct Key {
     pub(crate) place: KeyPlace,
     /// Its public key when it was found first. Another one is another key.
     pub(crate) public: OnceLock<Vec<u8>>,
-    located: Mutex<Option<Located>>,
+    whereabouts: Mutex<Whereabouts>,
+}
+
+#[derive(Default)]
+struct Whereabouts {
+    located: Option<Located>,
+    /// Nothing is to be kept for it any more.
+    forgotten: bool,
 }
 
 struct Located {
@@ -52,17 +60,29 @@ impl Key {
             number,
             place,
             public: OnceLock::new(),
-            located: Mutex::default(),
+            whereabouts: Mutex::default(),
         }
     }
 
-    /// What a session kept for it, if one did. It has to be found again.
-    pub(crate) fn lose(&self) -> Option<Arc<FoundKey>> {
-        self.located().take()?.found.ok()
+    /// It is not used any more. Returns what is kept for it.
+    pub(crate) fn forget(&self) -> Option<Arc<FoundKey>> {
+        let mut whereabouts = self.whereabouts();
+        whereabouts.forgotten = true;
+        whereabouts.located.take()?.found.ok()
     }
 
-    fn located(&self) -> MutexGuard<'_, Option<Located>> {
-        self.located.lock().expect("nobody panics while holding this lock")
+    fn is_forgotten(&self) -> bool {
+        self.whereabouts().forgotten
+    }
+
+    /// What was found there means nothing any more, unless somebody has found it again meanwhile.
+    fn lose(&self, stale: &Arc<FoundKey>) {
+        let is_it = |located: &mut Located| located.found.as_ref().is_ok_and(|found| Arc::ptr_eq(found, stale));
+        self.whereabouts().located.take_if(is_it);
+    }
+
+    fn whereabouts(&self) -> MutexGuard<'_, Whereabouts> {
+        self.whereabouts.lock().expect("nobody panics while holding this lock")
     }
 }
 
@@ -123,7 +143,7 @@ impl Seat {
     pub(crate) fn run(mut self) {
         let pool = Arc::clone(&self.pool);
         loop {
-            match pool.next(&mut self) {
+            match pool.next(&self) {
                 Task::Sign(job) => self.sign(job),
                 Task::Refuse(replies, refusal) => replies.into_iter().for_each(|reply| reply.refuse(refusal)),
                 Task::Inquire(inquiry) => self.inquire(inquiry),
@@ -134,7 +154,7 @@ impl Seat {
                 }
                 Task::Recover => {
                     let outcome = self.recover();
-                    pool.recovered(&mut self, outcome);
+                    pool.recovered(&self, outcome);
                 }
                 Task::Close => {
                     let open = self.open.take();
@@ -171,6 +191,7 @@ impl Seat {
         loop {
             let found = match self.locate(key) {
                 Ok(found) => found,
+                Err(_) if key.is_forgotten() => return (Err(Refusal::Unknown), 0),
                 Err(fault) => return (Err(self.refusal(fault)), 0),
             };
             if !found.schemes.iter().any(|(able, _)| *able == scheme) {
@@ -189,7 +210,7 @@ impl Seat {
                 Err(fault) if is_stale(&fault) && !anew => {
                     anew = true;
                     self.pool.count(&fault);
-                    self.release(key.lose());
+                    key.lose(&found);
                 }
                 Err(fault) => {
                     self.pool.failed(self.era(), &fault);
@@ -213,7 +234,11 @@ impl Seat {
     /// A key's handle is the same in all sessions of a token, so one session looks for all of them.
     fn locate(&mut self, key: &Arc<Key>) -> Result<Arc<FoundKey>, Fault> {
         let era = self.era();
-        if let Some(located) = &*key.located()
+        let whereabouts = key.whereabouts();
+        if whereabouts.forgotten {
+            return Err(forgotten());
+        }
+        if let Some(located) = &whereabouts.located
             && located.era == era
         {
             match &located.found {
@@ -222,6 +247,7 @@ impl Seat {
                 Err(_) => {}
             }
         }
+        drop(whereabouts);
         let mut found = self.with_session(|session| session.find(&key.place)).map(Arc::new);
         if let Ok(new) = &found
             && key.public.get_or_init(|| new.public.clone()) != &new.public
@@ -235,24 +261,28 @@ impl Seat {
         if found.as_ref().is_err_and(transient) {
             return found;
         }
-        let mut located = key.located();
-        if let Some(theirs) = &*located
+        let mut whereabouts = key.whereabouts();
+        if whereabouts.forgotten {
+            drop(whereabouts);
+            self.release(found.ok());
+            return Err(forgotten());
+        }
+        if let Some(theirs) = &whereabouts.located
             && theirs.era == era
             && let Ok(theirs) = &theirs.found
         {
             // Another session was faster, and may be signing with what it found.
             let theirs = Arc::clone(theirs);
-            drop(located);
+            drop(whereabouts);
             self.release(found.ok());
             return Ok(theirs);
         }
-        let at = Instant::now();
-        let before = located.replace(Located {
+        let before = whereabouts.located.replace(Located {
             era,
-            at,
+            at: Instant::now(),
             found: found.clone(),
         });
-        drop(located);
+        drop(whereabouts);
         self.release(before.and_then(|before| before.found.ok()));
         found
     }
@@ -424,6 +454,10 @@ impl Drop for Seat {
             self.pool.loaded().end(End::Panicked);
         }
     }
+}
+
+fn forgotten() -> Fault {
+    Fault::new(FaultKind::Object, "a key that is not used any more")
 }
 
 /// The object's handle is stale, the session is not.

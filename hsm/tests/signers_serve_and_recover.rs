@@ -1,9 +1,14 @@
 //! A signer over real sockets, with a module that fails as it is told.
 
-#[allow(dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
+#[allow(dead_code, reason = "every test uses a part of it")]
 #[path = "support/gateway.rs"]
 mod gateway;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "every test uses a part of it")]
 #[path = "support/scripted.rs"]
 mod scripted;
 
@@ -66,7 +71,11 @@ fn a_key_is_described_proven_and_used() {
     });
     let found = gateway.find(|report| match report {
         Report::Certificates { question: 5, found } => Some(found.clone()),
-        _ => None,
+        Report::Loaded(_)
+        | Report::Key { .. }
+        | Report::Certificates { .. }
+        | Report::Status { .. }
+        | Report::Pong(_) => None,
     });
     assert_eq!(found.unwrap(), [b"certificate".to_vec()]);
     gateway.end().unwrap();
@@ -348,6 +357,7 @@ fn a_pin_that_is_refused_when_sessions_are_opened_anew_ends_it_too() {
     });
     assert_eq!(worker.sign(1, 1, b"a"), Err(Refusal::Failed));
     gateway.status(1, |status| status.pin_refused);
+    assert_eq!(gateway.key(2, 1, place("key")).unwrap_err().kind, FaultKind::Pin);
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(script.token("edge", |token| token.logins), logins + 1);
     gateway.end().unwrap();
@@ -416,6 +426,18 @@ fn a_thread_says_that_everything_hangs_and_goes_on_when_it_does_not() {
     script.token("edge", |token| token.release());
     worker.sign_until_it_works(1, b"a");
     gateway.end().unwrap();
+}
+
+#[test]
+fn a_panic_ends_the_signer_and_its_channels() {
+    for isolation in [Isolation::Process, Isolation::Thread] {
+        let script = Script::new(&["edge"]);
+        let (mut gateway, mut worker) = serving(&script, 2, isolation);
+        script.token("edge", |token| token.panics = true);
+        worker.ask(1, 1, PATIENCE, b"a");
+        assert!(matches!(gateway.outcome(), Err(SignerError::Panicked)));
+        while worker.answer().is_some() {}
+    }
 }
 
 #[test]
