@@ -62,6 +62,10 @@ pub enum Mutant {
     WrongSignatureBelieved,
     /// A token that does not answer is waited for.
     TokenNotTimed,
+    /// A token is sent whatever waits.
+    TokenOverfilled,
+    /// A listener whose clients wait in a long queue refuses those of others.
+    QueueUnfair,
     /// A session that has closed everything does not say so.
     DoneMissing,
     /// A session is done twice.
@@ -77,7 +81,17 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// All of them.
+    /// Those that the simulation of a worker's requests to tokens has to find.
+    pub const OF_REQUESTS: [Mutant; 6] = [
+        Mutant::RequestsLostWithSigner,
+        Mutant::RetriedWithoutEnd,
+        Mutant::WrongSignatureBelieved,
+        Mutant::TokenNotTimed,
+        Mutant::TokenOverfilled,
+        Mutant::QueueUnfair,
+    ];
+
+    /// Those that the simulation of whole workers has to find.
     pub const ALL: [Mutant; 31] = [
         Mutant::CloseWithoutJoin,
         Mutant::NoSlotGeneration,

@@ -121,6 +121,8 @@ fn run(user: Option<&str>) -> Result<(), SignerError> {
         become_user(user).map_err(|error| SignerError::User(user.to_owned(), error))?;
     }
     leave_signals_to_the_gateway();
+    // Started as /proc/self/exe, it would be called "exe". Fails for no name of up to 15 bytes.
+    let _ = rustix::thread::set_name(c"ringlock-signer");
     sandbox::keep_to_itself()?;
     if let Err(why) = sandbox::lock_memory() {
         complain(&why);

@@ -364,18 +364,16 @@ impl<'r, 't> Table<'r, 't> {
                     entry.span()
                 },
             };
-            let value = match entry.into_inner() {
-                DeValue::Table(entries) => {
-                    let prefix = format!("{}.", inner.key);
-                    let read = |table: &mut Table<'_, 't>| read(name.get_ref(), table);
-                    Table::read_all(self.report, inner, prefix, section, entries, read)
-                }
-                other => {
-                    let expected = format!("a table {header}");
-                    let remedy = "write a name of your choice for the token between keys. and the closing bracket";
-                    self.report.refuse(&inner, describe(&other), expected, remedy);
-                    None
-                }
+            let entry = entry.into_inner();
+            let value = if let DeValue::Table(entries) = entry {
+                let prefix = format!("{}.", inner.key);
+                let read = |table: &mut Table<'_, 't>| read(name.get_ref(), table);
+                Table::read_all(self.report, inner, prefix, section, entries, read)
+            } else {
+                let expected = format!("a table {header}");
+                let remedy = "write a name of your choice for the token between keys. and the closing bracket";
+                self.report.refuse(&inner, describe(&entry), expected, remedy);
+                None
             };
             values = values.zip(value).map(|(mut values, value)| {
                 values.push(value);

@@ -228,6 +228,15 @@ mod tests {
             ("tls.groups = [\"P-256\"]", ".listener[0].tls.groups: anyOf"),
             ("tls.alpn = [\"h2\", \"h2\"]", ".listener[0].tls.alpn: uniqueItems"),
             (
+                "[keys.edge]\nmodul = \"a\"\nmodule = \"a\"",
+                ".keys.edge: modul is unknown",
+            ),
+            ("[keys.edge]\nsessions = 9", ".keys.edge: module is required"),
+            (
+                "[keys.edge]\nmodule = \"a\"\nsessions = 0",
+                ".keys.edge.sessions: minimum",
+            ),
+            (
                 "client_auth.verify_depth = 2",
                 ".listener[0].client_auth: verify_depth is unknown",
             ),

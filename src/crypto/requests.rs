@@ -523,7 +523,7 @@ impl<Tag> Queue<Tag> {
         let own = self.waiting.iter().find(|(of, _)| *of == listener);
         let own = own.map_or(0, |(_, waiting)| waiting.len());
         let (_, longest) = self.waiting.iter_mut().max_by_key(|(_, waiting)| waiting.len())?;
-        if longest.len() <= own + 1 {
+        if longest.len() <= own + 1 || active(Mutant::QueueUnfair) {
             return None;
         }
         longest.pop_first().map(|(_, request)| request.ask.tag)
@@ -562,6 +562,9 @@ impl<Tag> Queue<Tag> {
 
     /// A worker keeps all sessions of a token busy by itself, and some requests at its door while answers are on their way.
     fn room(&self, at: usize) -> usize {
+        if active(Mutant::TokenOverfilled) {
+            return 1;
+        }
         let sessions = self.group.tokens[at].spec.settings.sessions as usize;
         (sessions + sessions / 2 + 2).saturating_sub(self.tokens[at].in_flight)
     }

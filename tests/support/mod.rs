@@ -41,6 +41,7 @@ mod metrics;
 mod operation;
 mod origin;
 mod proxy_header;
+mod tokens;
 mod tools;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -58,7 +59,8 @@ pub(crate) use metrics::Metrics;
 pub(crate) use operation::{cpu_time, exchange, raw_request, s_client_arguments, try_exchange, wait_for_metric};
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
-pub(crate) use tools::{Program, Ran, python, run, tool};
+pub(crate) use tokens::{Faulty, P11Kit, PIN, SoftHsm, Token, Tpm};
+pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
 
 /// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -11,6 +11,8 @@ use ringlock_hsm::protocol::{Breaker, TokenStatus};
 use super::{Exposition, Family, Labels, View};
 use crate::metrics::{BUCKETS_US, Counter, Histogram, KeyMetrics};
 
+type CounterOf = fn(&KeyMetrics) -> &Counter;
+
 /// Tokens that hold the same keys.
 #[derive(Clone, Debug)]
 pub struct KeyGroupView {
@@ -65,7 +67,7 @@ impl View {
             "Requests that tokens have not answered yet",
             |m| &m.in_flight,
         ))?;
-        let results: [(_, fn(&KeyMetrics) -> &Counter); 4] = [
+        let results: [(&'static str, CounterOf); 4] = [
             ("signed", |m| &m.signed),
             ("failed", |m| &m.failed),
             ("refused", |m| &m.refused),
@@ -160,12 +162,7 @@ impl View {
         ))
     }
 
-    fn of_groups(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        counter: fn(&KeyMetrics) -> &Counter,
-    ) -> Family<'_, u64> {
+    fn of_groups(&self, name: &'static str, help: &'static str, counter: CounterOf) -> Family<'_, u64> {
         let sample = |group: &'_ KeyGroupView| group.sum(counter);
         Family {
             name,
@@ -214,7 +211,7 @@ impl KeyGroupView {
         vec![("group", self.name.as_str().into())]
     }
 
-    fn sum(&self, counter: fn(&KeyMetrics) -> &Counter) -> u64 {
+    fn sum(&self, counter: CounterOf) -> u64 {
         self.workers.iter().map(|metrics| counter(metrics).value()).sum()
     }
 }
