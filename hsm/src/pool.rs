@@ -392,6 +392,16 @@ impl Pool {
         }
     }
 
+    /// The token is not what it was any more.
+    pub(crate) fn lost(&self, era: Era, fault: &Fault) {
+        let mut state = self.state();
+        if era == state.era(&self.loaded) && matches!(state.phase, Phase::Closed { .. }) {
+            let refused = self.trip(&mut state, fault.clone(), Instant::now());
+            drop(state);
+            refused.into_iter().for_each(|reply| reply.refuse(Refusal::Unavailable));
+        }
+    }
+
     /// Counts a fault that the token recovers from by itself.
     pub(crate) fn count(&self, fault: &Fault) {
         self.state().count(fault);
@@ -501,15 +511,9 @@ impl Pool {
         (state.settings.clone(), state.trips)
     }
 
-    /// Keys that have been found in this token before.
-    pub(crate) fn known_keys(&self) -> Vec<Arc<Key>> {
-        let state = self.state();
-        state
-            .keys
-            .values()
-            .filter(|key| key.public.get().is_some())
-            .cloned()
-            .collect()
+    /// Keys that may be asked for.
+    pub(crate) fn keys(&self) -> Vec<Arc<Key>> {
+        self.state().keys.values().cloned().collect()
     }
 
     pub(crate) fn loaded(&self) -> &Arc<Loaded> {

@@ -28,15 +28,27 @@ pub(crate) struct Key {
     pub(crate) number: KeyNumber,
     pub(crate) place: KeyPlace,
     /// Its public key when it was found first. Another one is another key.
-    pub(crate) public: OnceLock<Vec<u8>>,
+    public: OnceLock<Vec<u8>>,
     whereabouts: Mutex<Whereabouts>,
 }
 
 #[derive(Default)]
 struct Whereabouts {
     located: Option<Located>,
+    seen: Seen,
     /// Nothing is to be kept for it any more.
     forgotten: bool,
+}
+
+/// How it was when somebody last looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Seen {
+    #[default]
+    Never,
+    There,
+    Missing,
+    /// There is another key in its place.
+    Replaced,
 }
 
 struct Located {
@@ -69,6 +81,14 @@ impl Key {
         let mut whereabouts = self.whereabouts();
         whereabouts.forgotten = true;
         whereabouts.located.take()?.found.ok()
+    }
+
+    /// It was here, and should be.
+    fn is_known(&self) -> bool {
+        match self.whereabouts().seen {
+            Seen::There | Seen::Missing => true,
+            Seen::Never | Seen::Replaced => false,
+        }
     }
 
     fn is_forgotten(&self) -> bool {
@@ -249,12 +269,14 @@ impl Seat {
         }
         drop(whereabouts);
         let mut found = self.with_session(|session| session.find(&key.place)).map(Arc::new);
+        let mut seen = if found.is_ok() { Seen::There } else { Seen::Missing };
         if let Ok(new) = &found
             && key.public.get_or_init(|| new.public.clone()) != &new.public
         {
             self.release(Some(Arc::clone(new)));
             let what = "another key than the one that was there when the configuration was loaded";
             found = Err(Fault::new(FaultKind::Object, what));
+            seen = Seen::Replaced;
         }
         let transient =
             |fault: &Fault| matches!(fault.kind, FaultKind::Device | FaultKind::Timeout) || fault.loses_sessions();
@@ -282,8 +304,13 @@ impl Seat {
             at: Instant::now(),
             found: found.clone(),
         });
+        let seen_before = std::mem::replace(&mut whereabouts.seen, seen);
         drop(whereabouts);
         self.release(before.and_then(|before| before.found.ok()));
+        if let (Seen::There, Seen::Missing, Err(fault)) = (seen_before, seen, &found) {
+            // Some modules go on with a token that has been taken away or made anew as if it were empty, until they begin anew.
+            self.pool.lost(era, fault);
+        }
         found
     }
 
@@ -392,7 +419,7 @@ impl Seat {
     fn open_and_probe(&mut self, anew: bool) -> Result<(), Fault> {
         self.open = Some(self.open()?);
         let mut missing = None;
-        for key in self.pool.known_keys() {
+        for key in self.pool.keys().into_iter().filter(|key| key.is_known()) {
             let signed = self.locate(&key).and_then(|found| {
                 let scheme = found.schemes.first().map(|(scheme, _)| *scheme);
                 scheme.map_or(Ok(()), |scheme| {
