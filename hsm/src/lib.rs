@@ -3,6 +3,7 @@
 mod channel;
 pub mod custody;
 pub mod files;
+pub mod launcher;
 mod loaded;
 mod local;
 pub mod pin;
