@@ -38,7 +38,7 @@ const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// A signer that lived this long has not failed at its start.
-const LONG_LIFE: Duration = Duration::from_secs(10);
+const LONG_LIFE: Duration = Duration::from_secs(1);
 
 /// How long a signer whose connection was closed may take to end by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);

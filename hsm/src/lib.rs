@@ -10,6 +10,7 @@ pub mod pin;
 pub mod pkcs11;
 mod pool;
 pub mod protocol;
+mod queue;
 pub mod remote;
 pub mod sandbox;
 pub mod scheme;

@@ -23,11 +23,12 @@ use rustls::SignatureScheme;
 use crate::channel::{Channel, Received, Reply};
 use crate::loaded::{End, Loaded};
 use crate::pkcs11::Pkcs11Module;
-use crate::pool::{Inquiry, Job, Pool};
+use crate::pool::{Inquiry, Pool};
 use crate::protocol::{
     self, Fault, FaultKind, Garbled, KeyNumber, MESSAGE_BYTES_MAX, Order, Reader, Refusal, Report, TokenNumber,
     TokenStatus,
 };
+use crate::queue::Job;
 use crate::remote::Isolation;
 use crate::sandbox;
 use crate::seat::Key;

@@ -331,6 +331,14 @@ impl Tpm {
             program: RefCell::default(),
         };
         tpm.restart();
+        // An end without notice counts as a wrong PIN, and tests end it so.
+        let tcti = format!("swtpm:path={}", tpm.socket().display());
+        run(
+            "tpm2_dictionarylockout",
+            &["--tcti", &tcti, "--setup-parameters", "--max-tries", "1000"],
+            b"",
+        )
+        .ok();
         let (module, environment) = (tpm.module(), tpm.environment());
         let so_login = ["--login", "--login-type", "so", "--so-pin", "env:SO_PIN"];
         let token = [
@@ -385,6 +393,11 @@ impl Tpm {
         let _ = fs::remove_file(self.control_socket());
     }
 
+    /// Where it is, as its tools and modules want it.
+    pub(crate) fn tcti(&self) -> String {
+        format!("swtpm:path={}", self.socket().display())
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("tpm.socket")
     }
@@ -412,10 +425,7 @@ impl Token for Tpm {
         let store = self.folder.path().join("store");
         vec![
             ("TPM2_PKCS11_STORE".into(), store.display().to_string()),
-            (
-                "TPM2_PKCS11_TCTI".into(),
-                format!("swtpm:path={}", self.socket().display()),
-            ),
+            ("TPM2_PKCS11_TCTI".into(), self.tcti()),
         ]
     }
 
