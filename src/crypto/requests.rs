@@ -373,7 +373,8 @@ impl<Tag> Requests<Tag> {
                         // It has no room: its answers make some.
                         break;
                     }
-                    if queue.group.spec.waits {
+                    // Whoever has been asked for once was not to know.
+                    if queue.group.spec.waits || request.failed.is_some() {
                         self.retry_at = Some(now + TOKEN_RETRY_INTERVAL);
                         if !tokens.any(is_up) {
                             break;
