@@ -67,7 +67,7 @@ pub(crate) use processes::{
     Process, children, descriptors, is_alive, kill, processes, signer, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
-pub(crate) use tokens::{Faulty, P11Kit, PIN, SoftHsm, Token, Tpm};
+pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};
 pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
 
 /// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.
