@@ -10,6 +10,9 @@
 mod support;
 use support::*;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -24,6 +27,7 @@ both_drivers!(
     a_session_in_use_is_not_dropped,
     another_token_of_its_group_takes_its_place,
     a_refused_pin_is_not_tried_again,
+    a_reload_tries_a_pin_once_and_leaves_the_last_attempt_to_people,
 );
 
 const TOKEN: [(&str, &str); 1] = [("token", "edge")];
@@ -167,15 +171,15 @@ fn a_softhsm_token_made_anew_is_used(io: Io) {
 }
 
 fn sessions_that_the_token_has_dropped_cost_nobody(io: Io) {
-    const IDLE: Duration = Duration::from_millis(300);
+    const IDLE: Duration = Duration::from_secs(5);
     let (origin, token) = (Origin::echo(), Faulty::new("edge"));
     // Also where handshakes do not wait.
     let gateway = start(io, &token, &origin, "when_down = \"fail\"\nkeep_alive = \"0s\"");
     exchange(&gateway);
-    token.cue(&format!("drop_idle_ms = {}", IDLE.as_millis()));
-    for round in 1..=3 {
-        // Nothing happens meanwhile: that is the point.
-        std::thread::sleep(IDLE * 2);
+    token.cue("drop_idle_ms = 500");
+    for round in 1..=2 {
+        // Nothing happens meanwhile: that is the point. One that drops them all the time would be taken for one that fails.
+        std::thread::sleep(IDLE);
         exchange(&gateway);
         let metrics = gateway.metrics();
         assert_eq!(metrics.count("ringlock_key_retries_total", &[]), round);
@@ -225,21 +229,41 @@ fn another_token_of_its_group_takes_its_place(io: Io) {
     assert_eq!(gateway.wait_until_quiet().sum(FAILURES, &[]), 0.0);
 }
 
+/// The gateway's copy of a PIN, in another file than the token's own.
+struct OwnPin(tempfile::TempDir);
+
+impl OwnPin {
+    fn new(pin: &str) -> OwnPin {
+        let own = OwnPin(tempfile::tempdir().unwrap());
+        write(&own.file(), pin);
+        std::fs::set_permissions(own.file(), Permissions::from_mode(0o600)).unwrap();
+        own
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("pin")
+    }
+
+    fn start(&self, io: Io, token: &Faulty, origin: &Origin) -> Gateway {
+        let section = token.section("sessions = 2\nwhen_down = \"fail\"");
+        let (theirs, ours) = (token.pin_file(), self.file());
+        let section = section.replace(theirs.to_str().unwrap(), ours.to_str().unwrap());
+        Setup::new(io, &[origin.address()])
+            .no_identities()
+            .more(&section)
+            .token_identity(token, "site", &[SITE], KeyKind::Ecdsa)
+            .start()
+    }
+}
+
+fn write(file: &Path, pin: &str) {
+    std::fs::write(file, pin).unwrap();
+}
+
 fn a_refused_pin_is_not_tried_again(io: Io) {
     let (origin, token) = (Origin::echo(), Faulty::new("edge"));
-    // The gateway's copy of the PIN is in a file of its own.
-    let folder = tempfile::tempdir().unwrap();
-    let copy = folder.path().join("pin");
-    let write = |file: &std::path::Path, pin: &str| std::fs::write(file, pin).unwrap();
-    write(&copy, PIN);
-    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let section = token.section("sessions = 2\nwhen_down = \"fail\"");
-    let section = section.replace(token.pin_file().to_str().unwrap(), copy.to_str().unwrap());
-    let gateway = Setup::new(io, &[origin.address()])
-        .no_identities()
-        .more(&section)
-        .token_identity(&token, "site", &[SITE], KeyKind::Ecdsa)
-        .start();
+    let own = OwnPin::new(PIN);
+    let gateway = own.start(io, &token, &origin);
     let mut established = Client::new(&gateway).connect();
     token.cue("absent = sticky");
     wait_until_down(&gateway);
@@ -265,18 +289,48 @@ fn a_refused_pin_is_not_tried_again(io: Io) {
     assert_eq!(gateway.metrics().sum("ringlock_token_pin_refused", &TOKEN), 1.0);
     assert_eq!(failures(), 1, "once and no more");
 
-    // A reload with a PIN that is still wrong tries once, and is refused; one with the right PIN brings it back.
-    gateway.signal(Signal::HUP);
-    let failed = [("result", "failed")];
-    wait_for_metric(&gateway, "ringlock_configuration_reloads_total", &failed, 1.0);
-    assert_eq!(failures(), 2);
-    echoes(&mut established, b"established traffic does not notice");
-    write(&copy, "271828");
+    // Somebody has looked at it.
+    write(&own.file(), "271828");
     reload(&gateway);
     wait_until_served(&gateway, "the right PIN");
     assert_eq!(gateway.metrics().sum("ringlock_token_pin_refused", &TOKEN), 0.0);
     assert_eq!(failures(), 0, "the token has forgotten");
+    echoes(&mut established, b"established traffic does not notice");
     assert!(established.finish().is_empty());
     let log = gateway.stop();
     assert!(!log.contains(PIN) && !log.contains("271828"), "{log}");
+}
+
+fn a_reload_tries_a_pin_once_and_leaves_the_last_attempt_to_people(io: Io) {
+    let (origin, token) = (Origin::echo(), Faulty::new("edge"));
+    let own = OwnPin::new(PIN);
+    let gateway = own.start(io, &token, &origin);
+    let failures = || token.folder().pin_failures("edge");
+    token.cue("absent = sticky");
+    wait_until_down(&gateway);
+    write(&token.pin_file(), "271828");
+    token.cue("");
+    wait_for_metric(&gateway, "ringlock_token_pin_refused", &TOKEN, 1.0);
+    assert_eq!(failures(), 1);
+    for failed in 1..=2 {
+        gateway.signal(Signal::HUP);
+        let labels = [("result", "failed")];
+        wait_for_metric(
+            &gateway,
+            "ringlock_configuration_reloads_total",
+            &labels,
+            f64::from(failed),
+        );
+        assert_eq!(
+            failures(),
+            2,
+            "of three attempts the first reload takes one, and the second one none"
+        );
+    }
+    gateway.wait_for_line("why it is not tried", |line| {
+        line["why"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("one attempt at its PIN left")
+    });
 }
