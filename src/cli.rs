@@ -59,6 +59,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keys in PKCS#11 tokens: see what is there, make keys, ask for certificates
+    ///
+    /// The module is loaded by this command itself, and the PIN is tried once.
+    Keys {
+        /// What about them.
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// About the configuration file
     Config {
         /// What about it.
@@ -74,6 +82,104 @@ pub enum Command {
         /// What it signs with, for whoever looks at the list of processes
         module: Option<PathBuf>,
     },
+}
+
+/// What about keys in tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum KeysCommand {
+    /// Show tokens with the keys and certificates they hold
+    ///
+    /// Of a token whose PIN is not known only public objects. The exit code is 1 when a token cannot be read.
+    List {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a key pair in a token, which it never leaves
+    Generate {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The token: the NAME of [keys.NAME], a label, or a pkcs11: URI
+        #[arg(long, value_name = "NAME|URI")]
+        key: Option<String>,
+        /// Algorithm, with size or curve
+        #[arg(long = "type", value_name = "TYPE")]
+        kind: KeyType,
+        /// CKA_LABEL, which no key of the token may have
+        #[arg(long)]
+        label: String,
+        /// CKA_ID in hexadecimal digits, which no key of the token may have; random when absent
+        #[arg(long, value_name = "HEX")]
+        id: Option<String>,
+    },
+    /// Print a request for a certificate (PKCS#10), signed by a key in a token
+    Csr {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The key: a pkcs11: URI with object= or id=
+        #[arg(long, value_name = "URI")]
+        key: String,
+        /// DNS names and IP addresses that the certificate is to have
+        #[arg(long, required = true, num_args = 1.., value_name = "NAME")]
+        name: Vec<String>,
+        /// Subject, such as "CN=www.example.com,O=Example,C=DE"; by default the first name as CN
+        #[arg(long)]
+        subject: Option<String>,
+        /// Write to this file, which must not exist, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+impl KeysCommand {
+    /// Which tokens it is about.
+    #[must_use]
+    pub fn tokens(&self) -> &KeysTokens {
+        match self {
+            KeysCommand::List { tokens, .. }
+            | KeysCommand::Generate { tokens, .. }
+            | KeysCommand::Csr { tokens, .. } => tokens,
+        }
+    }
+}
+
+/// Which tokens: those of a configuration, or of one module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct KeysTokens {
+    /// Configuration file (TOML): the tokens of its [keys.NAME]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["module", "token", "pin_source"])]
+    pub config: Option<PathBuf>,
+    /// PKCS#11 module
+    #[arg(long, value_name = "PATH")]
+    pub module: Option<PathBuf>,
+    /// Token of the module, by its label or a pkcs11: URI
+    #[arg(long, value_name = "LABEL|URI")]
+    pub token: Option<String>,
+    /// Where the PIN is: file:PATH or credential:NAME
+    #[arg(long, value_name = "SOURCE")]
+    pub pin_source: Option<String>,
+}
+
+/// Kinds of keys that are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KeyType {
+    /// ECDSA on P-256
+    P256,
+    /// ECDSA on P-384
+    P384,
+    /// RSA with 2,048 bits
+    Rsa2048,
+    /// RSA with 3,072 bits
+    Rsa3072,
+    /// RSA with 4,096 bits
+    Rsa4096,
+    /// Ed25519
+    Ed25519,
 }
 
 /// What about the configuration file.

@@ -386,8 +386,9 @@ impl Custody {
 impl Drop for Custody {
     /// Signers end when their connections do. Those that do not within a short time are ended.
     fn drop(&mut self) {
-        for signer in &mut self.signers {
-            if let Life::Up(up) = std::mem::replace(&mut signer.life, Life::Absent)
+        // None is left that might be started again: tokens may still be in use.
+        for signer in self.signers.drain(..) {
+            if let Life::Up(up) = signer.life
                 && let Launched::Process(child) = up.launched
             {
                 self.leaving.push((child, clock()));

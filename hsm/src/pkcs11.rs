@@ -47,6 +47,8 @@ struct SlotState {
 /// What a session may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
+    /// See what the token shows to everybody: there is no login.
+    Public,
     /// Use what the token holds.
     Read,
     /// Make objects, too.
@@ -96,7 +98,10 @@ impl Pkcs11Module {
         let found = self.initialised_tokens()?;
         Ok(found
             .iter()
-            .map(|(slot, info)| TokenDescription::new(*slot, info, &self.mechanisms(*slot)))
+            .map(|(slot, info)| {
+                let mechanisms = self.context.get_mechanism_list(*slot).unwrap_or_default();
+                TokenDescription::new(*slot, info, &mechanisms)
+            })
             .collect())
     }
 
@@ -110,12 +115,14 @@ impl Pkcs11Module {
         let refusals = state.refusals.load(Ordering::Acquire);
         let name = shown(&info);
         let session = match access {
-            Access::Read => self.context.open_ro_session_no_drop(slot),
+            Access::Public | Access::Read => self.context.open_ro_session_no_drop(slot),
             Access::Write => self.context.open_rw_session_no_drop(slot),
         };
         let session = session.map_err(|error| fault(&error, &name))?;
         let session = Pkcs11Session::new(self, session, slot, state, name);
-        self.login(&session, settings, refusals)?;
+        if access != Access::Public {
+            self.login(&session, settings, refusals)?;
+        }
         Ok(session)
     }
 
@@ -204,10 +211,6 @@ impl Pkcs11Module {
             Some(fault) if tokens.is_empty() => Err(fault),
             _ => Ok(tokens),
         }
-    }
-
-    fn mechanisms(&self, slot: Slot) -> Vec<MechanismType> {
-        self.context.get_mechanism_list(slot).unwrap_or_default()
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<SlotState>>> {

@@ -144,8 +144,8 @@ struct Taken {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The token is used. Closed after so many attempts.
-    Closed { since: Instant, attempts: usize },
+    /// The token is used. If it fails soon, the back-off begins after so many attempts.
+    Closed { since: Instant, relapse: usize },
     /// This thread tries it.
     HalfOpen { by: u32, attempts: usize },
     /// It is not used, and tried again then.
@@ -427,7 +427,8 @@ impl Pool {
             Ok(()) if by != seat.number => {}
             Ok(()) => {
                 let since = Instant::now();
-                state.phase = Phase::Closed { attempts, since };
+                let relapse = if state.served { attempts + 1 } else { 0 };
+                state.phase = Phase::Closed { since, relapse };
                 state.fault = None;
                 state.open_again = None;
                 state.recoveries += u64::from(state.served);
@@ -494,7 +495,7 @@ impl Pool {
     /// Opens the breaker: whoever waits is refused, by the caller.
     fn trip(&self, state: &mut State, fault: Fault, now: Instant) -> Vec<Reply> {
         let attempts = match state.phase {
-            Phase::Closed { attempts, since } if now - since < RELAPSE => attempts + 1,
+            Phase::Closed { since, relapse } if now - since < RELAPSE => relapse,
             Phase::Closed { .. } | Phase::HalfOpen { .. } | Phase::Open { .. } => 0,
         };
         state.phase = Phase::Open {

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod demo;
 pub mod hardware;
+pub mod keys;
 pub mod log;
 pub mod metrics;
 

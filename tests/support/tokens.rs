@@ -15,7 +15,7 @@ use ringlock_faulty::Folder;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
-use super::{Ca, KeyKind, Program, Ran, eventually, run_with, tool};
+use super::{Ca, KeyKind, Program, Ran, eventually, python, run_with, tool};
 
 /// The PIN of all of these.
 pub(crate) const PIN: &str = "314159";
@@ -252,13 +252,28 @@ impl Token for P11Kit<'_> {
 
 /// A TPM in software, with a token of tpm2-pkcs11. P-256 and RSA with 2,048 bits; keys are made in it.
 ///
-/// There is no resource manager before it, so a process that is killed leaves its objects in the TPM, which has room for three.
-/// [`Tpm::restart`] clears them.
+/// There is no resource manager before it: it has room for three objects, a key in use is one, and a process that is killed leaves its own
+/// behind. [`Tpm::restart`] clears them.
 pub(crate) struct Tpm {
     folder: TempDir,
     label: String,
     program: RefCell<Option<Program>>,
 }
+
+const PSS_IS_GOOD: &str = r#"
+import sqlite3, sys
+config = """---
+!!map {
+  ? !!str "token-init"
+  : !!bool "true",
+  ? !!str "pss-sigs-good"
+  : !!bool "true",
+}
+...
+"""
+with sqlite3.connect(sys.argv[1]) as database:
+    database.execute("UPDATE tokens SET config = ? WHERE label <> ''", [config])
+"#;
 
 impl Tpm {
     /// Makes a TPM, and in it a token of this label.
@@ -288,6 +303,8 @@ impl Tpm {
         pkcs11_tool(&module, &environment, &token);
         let pin = ["--token-label", label, "--init-pin", "--pin", "env:PIN"];
         pkcs11_tool(&module, &environment, &[&so_login[..], &pin[..]].concat());
+        // Its salts are as long as the hash, as TLS wants them. The module does not find that out: it believes its database.
+        python(PSS_IS_GOOD, &[tpm.folder.path().join("store/tpm2_pkcs11.sqlite3")]);
         tpm
     }
 
@@ -375,6 +392,7 @@ impl Token for Tpm {
         let file = public.to_str().unwrap();
         self.pkcs11_tool(&["--read-object", "--type", "pubkey", "--id", &id, "--output-file", file]);
         ca.certify(name, dns_names, kind, &fs::read(public).unwrap());
+        self.restart();
     }
 }
 

@@ -81,6 +81,9 @@ impl Pkcs11Session {
                 });
             }
         }
+        // Tokens list them in any order.
+        let class = |object: &ObjectDescription| classes.iter().position(|(name, _)| *name == object.class);
+        found.sort_by_cached_key(|object| (class(object), object.label.clone(), object.id.clone()));
         Ok(found)
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session as RawSession;
 use cryptoki::slot::Slot;
@@ -13,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
 use super::error::fault;
-use super::{NO_PANIC, Pkcs11Module, SlotState, is_logged_in};
+use super::{NO_PANIC, Pkcs11Module, SlotState, TokenDescription, is_logged_in};
 use crate::protocol::{Fault, FaultKind, KeyPlace};
 use crate::scheme::{KeyKind, Method, PublicKeyError, ec_public_key, rsa_public_key};
 use crate::token::{FoundKey, Session};
@@ -88,7 +89,17 @@ impl Pkcs11Session {
         }
     }
 
-    pub(super) fn mechanisms(&self) -> Result<Vec<cryptoki::mechanism::MechanismType>, Fault> {
+    /// The token, for people and programs.
+    ///
+    /// # Errors
+    /// The token failed.
+    pub fn description(&self) -> Result<TokenDescription, Fault> {
+        let info = self.context.get_token_info(self.slot);
+        let info = info.map_err(|error| self.fault(&error))?;
+        Ok(TokenDescription::new(self.slot, &info, &self.mechanisms()?))
+    }
+
+    fn mechanisms(&self) -> Result<Vec<MechanismType>, Fault> {
         let list = self.context.get_mechanism_list(self.slot);
         list.map_err(|error| self.fault(&error))
     }
@@ -242,6 +253,8 @@ impl Pkcs11Session {
                 Err(_) => format!("one with handle {object}"),
             })
             .collect();
+        // Tokens list them in any order; what is said twice should be the same.
+        names.sort();
         if objects.len() > OBJECTS_NAMED_MAX {
             names.push(format!("{} more", objects.len() - OBJECTS_NAMED_MAX));
         }
