@@ -359,7 +359,7 @@ fn refused_by_reload(gateway: &Gateway, section: &str, uri: &str, parts: &[&str]
     );
     gateway.edit_config("[[upstream]]", &identity);
     gateway.edit_config("identities = [\"site\"]", "identities = [\"site\", \"second\"]");
-    let before = children(gateway.pid());
+    let before = living_children(gateway.pid());
     failing_reload(gateway);
     let line = gateway.wait_for_line("why not", |line| {
         line["level"] == "ERROR"
@@ -379,7 +379,7 @@ fn refused_by_reload(gateway: &Gateway, section: &str, uri: &str, parts: &[&str]
     let shown = Client::new(gateway).name(NEW_NAME).try_connect();
     assert!(shown.is_err(), "the new identity is not served");
     eventually("the new signer to end", || {
-        (children(gateway.pid()) == before).then_some(())
+        (living_children(gateway.pid()) == before).then_some(())
     });
 }
 
@@ -483,7 +483,7 @@ fn a_pin_is_shown_nowhere(io: Io) {
     let checked = setup.try_command("check").ok();
     let gateway = setup.start();
     exchange(&gateway);
-    let signers = children(gateway.pid());
+    let signers = living_children(gateway.pid());
     assert_eq!(signers.len(), 1);
     let mut shown = vec![("check", checked.text())];
     for process in [gateway.pid(), signers[0]] {

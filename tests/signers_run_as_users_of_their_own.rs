@@ -83,8 +83,8 @@ fn gateway(io: Io, origin: &Origin, token: &Faulty, user: Option<&str>) -> Gatew
 
 /// The signers of a gateway, however they were started.
 fn signers(gateway: &Gateway) -> Vec<u32> {
-    let own = children(gateway.pid());
-    let launched = own.iter().flat_map(|&child| children(child));
+    let own = living_children(gateway.pid());
+    let launched = own.iter().flat_map(|&child| living_children(child));
     let all = own.iter().copied().chain(launched);
     all.filter(|&id| command_line(id).contains(" signer ")).collect()
 }
@@ -118,7 +118,11 @@ fn a_signer_is_its_user_while_the_gateway_stays_root(io: Io) {
     let (origin, token) = (Origin::echo(), token_of(TOKENS));
     let gateway = gateway(io, &origin, &token, None);
     assert_eq!(user(gateway.pid()), 0);
-    assert_eq!(children(gateway.pid()), signers(&gateway), "nothing else is needed");
+    assert_eq!(
+        living_children(gateway.pid()),
+        signers(&gateway),
+        "nothing else is needed"
+    );
     serves_and_heals(&gateway);
 }
 
@@ -126,8 +130,8 @@ fn a_signer_is_its_user_also_when_the_gateway_is_another(io: Io) {
     let (origin, token) = (Origin::echo(), token_of(TOKENS));
     let gateway = gateway(io, &origin, &token, Some(GATEWAYS));
     assert_eq!(user(gateway.pid()), number(GATEWAYS));
-    let [launcher] = children(gateway.pid())[..] else {
-        panic!("one process that starts signers: {:?}", children(gateway.pid()));
+    let [launcher] = living_children(gateway.pid())[..] else {
+        panic!("one process that starts signers: {:?}", living_children(gateway.pid()));
     };
     assert_eq!(user(launcher), 0);
     let maps = fs::read_to_string(format!("/proc/{launcher}/maps")).unwrap();
@@ -157,7 +161,7 @@ fn a_gateway_that_is_killed_leaves_no_process_behind(io: Io) {
     let (origin, token) = (Origin::echo(), token_of(TOKENS));
     let gateway = gateway(io, &origin, &token, Some(GATEWAYS));
     exchange(&gateway);
-    let processes = [children(gateway.pid()), signers(&gateway)].concat();
+    let processes = [living_children(gateway.pid()), signers(&gateway)].concat();
     assert_eq!(processes.len(), 2);
     gateway.signal(Signal::KILL);
     gateway.wait();

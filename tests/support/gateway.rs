@@ -455,11 +455,7 @@ impl Gateway {
     /// A TCP connection to the listener.
     #[track_caller]
     pub(crate) fn connect_tcp(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
+        super::client::connect_tcp(self.address)
     }
 
     /// Ends it with SIGTERM, and checks that it ended as it should. Gives its log.

@@ -516,6 +516,56 @@ impl Token for Faulty {
     }
 }
 
+/// Two faulty tokens of one group, each in a module of its own, that hold the same keys.
+pub(crate) struct FaultyPair<'a> {
+    group: String,
+    tokens: [&'a Faulty; 2],
+}
+
+impl FaultyPair<'_> {
+    /// A group of this name.
+    pub(crate) fn new<'a>(group: &str, first: &'a Faulty, second: &'a Faulty) -> FaultyPair<'a> {
+        FaultyPair {
+            group: group.to_owned(),
+            tokens: [first, second],
+        }
+    }
+}
+
+impl Token for FaultyPair<'_> {
+    fn label(&self) -> &str {
+        &self.group
+    }
+
+    fn module(&self) -> PathBuf {
+        self.tokens[0].module()
+    }
+
+    fn pin_file(&self) -> PathBuf {
+        self.tokens[0].pin_file()
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    #[track_caller]
+    fn issue(&self, ca: &Ca, name: &str, dns_names: &[&str], kind: KeyKind) {
+        ca.issue(name, dns_names, kind);
+        let key = ca.key_file(name);
+        let pem = fs::read_to_string(&key).unwrap();
+        for token in self.tokens {
+            token.folder.key(&token.label, name, &pem);
+        }
+        fs::remove_file(key).unwrap();
+    }
+
+    fn section(&self, lines: &str) -> String {
+        let lines = format!("group = \"{}\"\n{lines}", self.group);
+        self.tokens.map(|token| token.section(&lines)).concat()
+    }
+}
+
 /// Where Debian puts a module of one of its packages.
 #[track_caller]
 fn module(file: &str, package: &str) -> PathBuf {
