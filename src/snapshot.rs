@@ -15,7 +15,7 @@ use ringlock_hsm::uri::PinSource;
 use self::identities::Identities;
 
 use crate::address::ServerEndpoint;
-use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, UpstreamId, Warning};
+use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, TlsVersion, UpstreamId, Warning};
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::{Authority, ClientAuth};
 use crate::identity::{Identity, NameMap, Selector};
@@ -174,6 +174,18 @@ impl Snapshot {
             }
         }
         for listener in &self.listeners {
+            for &IdentityId(position) in &listener.settings.identities {
+                let identity = &self.identities[position];
+                if listener.settings.tls.max_version == TlsVersion::Tls13 && !identity.signs_for_tls13() {
+                    let what = format!(
+                        "it cannot sign for TLS 1.3, which listener \"{}\" has enabled: its token has no RSA-PSS as TLS wants it",
+                        listener.name
+                    );
+                    let remedy = "use a key for ECDSA, or a token that can (`ringlock keys test --config FILE`)";
+                    let key = format!("identity \"{}\": key", identity.name);
+                    warnings.push(self.config.places.warning(key, what, remedy));
+                }
+            }
             let (Some(client_auth), Some(settings)) = (&listener.client_auth, &listener.settings.client_auth) else {
                 continue;
             };
@@ -353,11 +365,19 @@ fn load_listener(
     identities: &[Arc<Identity>],
     previous: Option<&Snapshot>,
 ) -> Result<Listener, Problem> {
-    let own = settings
+    let own: Vec<_> = settings
         .identities
         .iter()
         .map(|&IdentityId(position)| Arc::clone(&identities[position]))
         .collect();
+    if settings.tls.max_version == TlsVersion::Tls13 && !own.iter().any(|identity| identity.signs_for_tls13()) {
+        return Err(places.problem(
+            format!("listener \"{}\": identities", settings.name),
+            "no key that can sign for TLS 1.3, which is enabled: in their tokens, RSA has no PSS as TLS wants it",
+            "a key for ECDSA, Ed25519 or RSA-PSS",
+            "use another key or token (`ringlock keys test --config FILE` shows what they can), or set max_version = \"1.2\" in listener.tls",
+        ));
+    }
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
     let policy = Policy::new(&settings.tls, client_auth.as_ref(), selector, Cpu::detect());
     let policy = policy.map_err(|error| {

@@ -307,6 +307,42 @@ fn wrong_signatures_and_mechanisms_that_fail_are_refused() {
 }
 
 #[test]
+fn a_key_that_cannot_sign_for_tls_1_3_is_refused_or_warned_of() {
+    let token = SoftHsm::new("edge");
+    let (_, settings) = &token.environment()[0];
+    let more = fs::read_to_string(settings).unwrap() + "slots.mechanisms = CKM_RSA_PKCS,CKM_ECDSA\n";
+    fs::write(settings, more).unwrap();
+    let rsa = |setup: Setup| {
+        setup
+            .token(&token, "")
+            .token_identity(&token, "site", &[SITE], KeyKind::Rsa)
+    };
+    let new = || Setup::new(Io::Epoll, &["127.0.0.1:9"]).no_identities();
+    let alone = rsa(new());
+    for command in ["check", "run"] {
+        let ran = alone.try_command(command);
+        assert_eq!(ran.status.code(), Some(1), "{ran:#?}");
+        ran.says("listener \"edge\": identities: found no key that can sign for TLS 1.3")
+            .says("max_version = \"1.2\"");
+    }
+    token.remove();
+    token.recreate();
+    // Beside another one it is of use to clients of TLS 1.2.
+    let beside = new().token(&token, "").identity("other", &[SITE], KeyKind::Ecdsa);
+    let beside = beside.issued_identity("site", "site.pem", &token.uri("site"), "");
+    fs::copy(alone.ca().certificate_file("site"), beside.folder().join("site.pem")).unwrap();
+    let ran = beside.try_command("check").ok();
+    ran.says("warning: ")
+        .says("identity \"site\": key: it cannot sign for TLS 1.3");
+    // Without TLS 1.3 all is well.
+    let old = new().token(&token, "").tls("max_version = \"1.2\"");
+    let old = old.issued_identity("site", "site.pem", &token.uri("site"), "");
+    fs::copy(alone.ca().certificate_file("site"), old.folder().join("site.pem")).unwrap();
+    let ran = old.try_command("check").ok();
+    assert_eq!(ran.stderr, "");
+}
+
+#[test]
 fn a_token_that_hangs_or_is_slow_is_refused() {
     let token = Faulty::new("edge");
     let setup = setup(&token, &token.section("timeout = \"200ms\""));
@@ -438,10 +474,10 @@ fn a_reload_with_a_token_that_hangs_keeps_what_is_in_force(io: Io) {
     let origin = Origin::echo();
     let (_old, new, gateway) = in_force(io, &origin);
     new.cue("hang = sign");
-    let parts = ["new", "200ms", "timeout"];
+    let parts = ["new", "within 1s", "timeout"];
     refused_by_reload(
         &gateway,
-        &new.section("timeout = \"200ms\""),
+        &new.section("timeout = \"1s\""),
         &new.uri("second"),
         &parts,
     );

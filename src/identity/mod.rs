@@ -7,6 +7,7 @@ pub mod client_auth;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -83,6 +84,22 @@ impl Identity {
             serial,
             certified: Arc::new(certified),
         })
+    }
+
+    /// Whether its key has a scheme for TLS 1.3, in which RSA signs by PSS only (RFC 8446, 4.2.3).
+    #[must_use]
+    pub fn signs_for_tls13(&self) -> bool {
+        use SignatureScheme as S;
+        let schemes = [
+            S::ECDSA_NISTP256_SHA256,
+            S::ECDSA_NISTP384_SHA384,
+            S::ECDSA_NISTP521_SHA512,
+            S::ED25519,
+            S::RSA_PSS_SHA256,
+            S::RSA_PSS_SHA384,
+            S::RSA_PSS_SHA512,
+        ];
+        self.certified.key.choose_scheme(&schemes).is_some()
     }
 
     fn fits(&self, hello: &ClientHello<'_>) -> bool {
