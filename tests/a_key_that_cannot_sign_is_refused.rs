@@ -475,12 +475,7 @@ fn a_reload_with_a_token_that_hangs_keeps_what_is_in_force(io: Io) {
     let (_old, new, gateway) = in_force(io, &origin);
     new.cue("hang = sign");
     let parts = ["new", "within 1s", "timeout"];
-    refused_by_reload(
-        &gateway,
-        &new.section("timeout = \"1s\""),
-        &new.uri("second"),
-        &parts,
-    );
+    refused_by_reload(&gateway, &new.section("timeout = \"1s\""), &new.uri("second"), &parts);
     new.cue("");
     accepted_when_mended(&gateway);
 }

@@ -21,6 +21,7 @@ both_drivers!(
     a_signer_is_its_user_also_when_the_gateway_is_another,
     a_signer_that_hangs_is_ended_though_it_is_another_users,
     a_gateway_that_is_killed_leaves_no_process_behind,
+    without_its_launcher_a_gateway_serves_and_says_what_is_missing,
     a_new_user_of_a_reload_is_refused_with_what_to_do,
     a_user_that_comes_with_a_reload_is_no_matter_to_a_gateway_that_is_root,
 );
@@ -170,6 +171,59 @@ fn a_gateway_that_is_killed_leaves_no_process_behind(io: Io) {
             (!fs::exists(format!("/proc/{process}/exe")).unwrap_or(false)).then_some(())
         });
     }
+}
+
+fn without_its_launcher_a_gateway_serves_and_says_what_is_missing(io: Io) {
+    let (origin, token) = (Origin::echo(), token_of(TOKENS));
+    let gateway = gateway(io, &origin, &token, Some(GATEWAYS));
+    let signer = only_signer(&gateway);
+    let [launcher] = living_children(gateway.pid())[..] else {
+        panic!("one process that starts signers");
+    };
+    signal(launcher, Signal::KILL);
+    exchange(&gateway);
+    signal(signer, Signal::KILL);
+    gateway.wait_for_line("what to do", |line| {
+        line["why"]
+            .as_str()
+            .is_some_and(|why| why.contains("is gone") && why.contains("restart the gateway"))
+    });
+    assert!(try_exchange(&Client::new(&gateway)).is_err());
+}
+
+/// What a gateway that was taken over could do with the process that stays root.
+const TAKEN_OVER: &str = r#"
+import socket, subprocess, sys, os
+binary, known, other = sys.argv[1:]
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ours.settimeout(30)
+launcher = subprocess.Popen([binary, "signer-launcher", known], stdin=theirs)
+theirs.close()
+def start(number, user):
+    control, end = socket.socketpair()
+    wish = bytes([0, number, len(user)]) + user.encode() + b"\0"
+    socket.send_fds(ours, [wish], [end.fileno()])
+    return ours.recv(4096), control
+answer, _ = start(0, other)
+assert answer[0] == 2 and other.encode() in answer, answer
+answer, _ = start(1, "root")
+assert answer[0] == 2, answer
+answer, control = start(2, known)
+assert answer == b"\0", answer
+# Bytes that are no wish end it.
+ours.send(b"\xff\xff\xff")
+assert launcher.wait(30) == 1
+print("ok")
+"#;
+
+#[test]
+fn the_process_that_stays_root_becomes_only_whom_it_was_started_for() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests have to run as root: they are about other users"
+    );
+    let said = python(TAKEN_OVER, &[env!("CARGO_BIN_EXE_ringlock"), TOKENS, OTHER]);
+    assert_eq!(said.trim(), "ok");
 }
 
 fn a_new_user_of_a_reload_is_refused_with_what_to_do(io: Io) {
