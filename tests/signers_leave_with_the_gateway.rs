@@ -19,6 +19,7 @@ both_drivers!(
     they_leave_the_signals_of_a_terminal_to_the_gateway,
     one_comes_and_goes_with_its_token,
     whoever_waits_for_a_token_that_is_removed_is_served,
+    whoever_came_before_a_token_was_removed_is_served_by_it,
 );
 
 fn start(io: Io, token: &Faulty, origin: &Origin) -> Setup {
@@ -186,6 +187,25 @@ fn whoever_waits_for_a_token_that_is_removed_is_served(io: Io) {
     drop(waiting);
     wait_for_end(signer);
     gateway.wait_until_quiet();
+}
+
+fn whoever_came_before_a_token_was_removed_is_served_by_it(io: Io) {
+    let (origin, token) = (Origin::echo(), Faulty::new("edge"));
+    let gateway = start(io, &token, &origin).start();
+    let (in_token, in_file) = keys(&gateway, &token);
+    let signer = signer(&gateway, &token);
+    // It says nothing before the reload.
+    let mut early = Client::new(&gateway).open();
+    wait_for_metric(&gateway, "ringlock_connections_live", &[], 1.0);
+    gateway.edit_config(&in_token, &in_file);
+    reload(&gateway);
+    exchange(&gateway);
+    let signed = token.calls("C_Sign");
+    early.handshake().expect("its configuration lives for as long as it does");
+    echoes(&mut early, b"served");
+    assert!(token.calls("C_Sign") > signed);
+    assert!(early.finish().is_empty());
+    wait_for_end(signer);
 }
 
 #[test]
