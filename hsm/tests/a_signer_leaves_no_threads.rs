@@ -1,10 +1,15 @@
 //! When its control connection ends, a signer on a thread of the gateway goes with all of its threads, once none of them hangs any more.
 //! Alone in its process, because it counts threads.
 
-#[allow(dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
+#[allow(dead_code, reason = "every test uses a part of it")]
 #[path = "support/gateway.rs"]
 mod gateway;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "every test uses a part of it")]
 #[path = "support/scripted.rs"]
 mod scripted;
 

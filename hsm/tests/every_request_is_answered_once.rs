@@ -1,9 +1,14 @@
 //! Whatever a token does, each request on each channel gets exactly one answer, and a signature is of what was asked for.
 
-#[allow(dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
+)]
+
+#[allow(dead_code, reason = "every test uses a part of it")]
 #[path = "support/gateway.rs"]
 mod gateway;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "every test uses a part of it")]
 #[path = "support/scripted.rs"]
 mod scripted;
 
@@ -61,7 +66,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn each_request_gets_one_answer(

@@ -64,7 +64,8 @@ pub(crate) use operation::{
 };
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use processes::{
-    Process, children, descriptors, is_alive, kill, processes, signer, wait_for_end, wait_until_nothing_is_left,
+    Process, children, command_line, descriptors, environment, is_alive, kill, living_children, memory_holds,
+    processes, signer, user, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};

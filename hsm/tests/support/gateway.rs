@@ -72,9 +72,11 @@ impl Gateway {
     }
 
     pub(crate) fn found(&mut self, number: u32) -> Result<KeyDescription, Fault> {
-        self.find(|report| match report {
-            Report::Key { key, found } if key.0 == number => Some(found.clone()),
-            _ => None,
+        self.find(|report| {
+            let Report::Key { key, found } = report else {
+                return None;
+            };
+            (key.0 == number).then(|| found.clone())
         })
     }
 
@@ -121,9 +123,11 @@ impl Gateway {
 
     /// Waits for a status of a token, and takes all that came.
     pub(crate) fn status(&mut self, number: u32, wanted: impl Fn(&TokenStatus) -> bool) -> TokenStatus {
-        self.find(|report| match report {
-            Report::Status { token, status } if token.0 == number && wanted(status) => Some(status.clone()),
-            _ => None,
+        self.find(|report| {
+            let Report::Status { token, status } = report else {
+                return None;
+            };
+            (token.0 == number && wanted(status)).then(|| status.clone())
         })
     }
 

@@ -53,6 +53,8 @@ pub(crate) struct Token {
     pub(crate) keys: BTreeMap<String, Vec<u8>>,
     /// Messages in the order in which they were signed.
     pub(crate) signed: Vec<Vec<u8>>,
+    /// The next signature panics.
+    pub(crate) panics: bool,
     pub(crate) touches: u32,
     pub(crate) finds: u32,
     pub(crate) openings: u32,
@@ -75,6 +77,7 @@ impl Default for Token {
             delay: Duration::ZERO,
             keys: BTreeMap::from([("key".to_owned(), b"public".to_vec())]),
             signed: Vec::new(),
+            panics: false,
             touches: 0,
             finds: 0,
             openings: 0,
@@ -222,6 +225,10 @@ impl Session for Scripted {
         self.script.call(&self.name, true)?;
         let delay = self.script.token(&self.name, |token| token.delay);
         std::thread::sleep(delay);
+        assert!(
+            !self.script.token(&self.name, |token| token.panics),
+            "as the script says"
+        );
         self.script.token(&self.name, |token| {
             if let Some(fault) = token.failures.pop_front() {
                 return Err(fault);
