@@ -201,7 +201,9 @@ fn whoever_came_before_a_token_was_removed_is_served_by_it(io: Io) {
     reload(&gateway);
     exchange(&gateway);
     let signed = token.calls("C_Sign");
-    early.handshake().expect("its configuration lives for as long as it does");
+    early
+        .handshake()
+        .expect("its configuration lives for as long as it does");
     echoes(&mut early, b"served");
     assert!(token.calls("C_Sign") > signed);
     assert!(early.finish().is_empty());

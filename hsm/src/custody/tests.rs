@@ -251,33 +251,32 @@ fn a_key_is_opened_with_what_it_has_proven() {
     );
 
     let pair = KeyPair::generate().unwrap();
-    let mut fault = |answer: Box<dyn FnOnce(&[u8]) -> Result<KeyDescription, Fault> + Send>| {
-        open(&mut custody, &mut script, token, "site", answer).unwrap_err()
-    };
+    let mut fault =
+        |answer: Result<KeyDescription, Fault>| open(&mut custody, &mut script, token, "site", |_| answer).unwrap_err();
     let wrong = description(&pair, Ok(pair.sign(b"another challenge").unwrap()));
-    let found = fault(Box::new(move |_| Ok(wrong)));
+    let found = fault(Ok(wrong));
     assert!(
         found.kind == FaultKind::Mechanism && found.found.contains("a wrong signature by CKM_ECDSA"),
         "{found}"
     );
     let mut none = description(&pair, Ok(Vec::new()));
     none.proofs.clear();
-    assert_eq!(fault(Box::new(move |_| Ok(none))).kind, FaultKind::Mechanism);
+    assert_eq!(fault(Ok(none)).kind, FaultKind::Mechanism);
     let no_key = description(&pair, Ok(Vec::new()));
     let no_key = KeyDescription {
         public: vec![0x30],
         ..no_key
     };
-    assert_eq!(fault(Box::new(move |_| Ok(no_key))).kind, FaultKind::Object);
+    assert_eq!(fault(Ok(no_key)).kind, FaultKind::Object);
     let fails = description(&pair, Err(Fault::new(FaultKind::Device, "an error")));
-    let found = fault(Box::new(move |_| Ok(fails)));
+    let found = fault(Ok(fails));
     assert!(
         found.kind == FaultKind::Device && found.found.contains("CKM_ECDSA"),
         "{found}"
     );
     let missing = Fault::new(FaultKind::Object, "no such object");
     let answer = missing.clone();
-    assert_eq!(fault(Box::new(move |_| Err(answer))), missing);
+    assert_eq!(fault(Err(answer)), missing);
     // What has not been opened is forgotten.
     let now = Instant::now();
     drop(script);
