@@ -19,6 +19,7 @@ both_drivers!(
     they_leave_the_signals_of_a_terminal_to_the_gateway,
     one_comes_and_goes_with_its_token,
     whoever_waits_for_a_token_that_is_removed_is_served,
+    whoever_came_before_a_token_was_removed_is_served_by_it,
 );
 
 fn start(io: Io, token: &Faulty, origin: &Origin) -> Setup {
@@ -30,6 +31,12 @@ fn start(io: Io, token: &Faulty, origin: &Origin) -> Setup {
         .token_identity(token, "site", &[SITE], KeyKind::Ecdsa)
 }
 
+/// The last thing that the module was told is that it is not needed any more.
+fn took_leave(token: &Faulty) -> bool {
+    let calls = |function| token.folder().module_calls(function);
+    calls("C_Finalize") == calls("C_Initialize")
+}
+
 fn they_leave_with_a_gateway_that_stops(io: Io) {
     let (origin, token) = (Origin::echo(), Faulty::new("edge"));
     let gateway = start(io, &token, &origin).start();
@@ -37,11 +44,7 @@ fn they_leave_with_a_gateway_that_stops(io: Io) {
     let signer = signer(&gateway, &token);
     gateway.stop();
     assert!(!is_alive(signer), "the gateway waits for it");
-    assert_eq!(
-        token.folder().module_calls("C_Finalize"),
-        1,
-        "it has taken leave of the module"
-    );
+    assert!(took_leave(&token));
 }
 
 fn they_leave_with_a_gateway_that_is_killed(io: Io) {
@@ -53,9 +56,7 @@ fn they_leave_with_a_gateway_that_is_killed(io: Io) {
     let (status, log) = gateway.wait();
     assert!(!status.success(), "{log}");
     wait_for_end(signer);
-    eventually("the signer to take leave of the module", || {
-        (token.folder().module_calls("C_Finalize") == 1).then_some(())
-    });
+    assert!(took_leave(&token));
 }
 
 fn they_leave_with_a_gateway_that_is_killed_while_their_token_hangs(io: Io) {
@@ -138,13 +139,11 @@ fn one_comes_and_goes_with_its_token(io: Io) {
         eventually("no child", || children(&gateway).is_empty().then_some(()));
         let signed = token.calls("C_Sign");
         exchange(&gateway);
+        gateway.wait_until_quiet();
         assert_eq!(token.calls("C_Sign"), signed, "the file's key has signed");
         assert!(!gateway.metrics().has("ringlock_token_sessions", &[]));
-        let now = descriptors(gateway.pid());
-        assert!(
-            now <= *before.get_or_insert(now),
-            "{now} descriptors, {before:?} before"
-        );
+        let before = *before.get_or_insert_with(|| descriptors(gateway.pid()));
+        wait_until_nothing_is_left(&gateway, before);
 
         gateway.edit_config(&in_file, &in_token);
         reload(&gateway);
@@ -171,6 +170,9 @@ fn whoever_waits_for_a_token_that_is_removed_is_served(io: Io) {
         .collect();
     wait_for_metric(&gateway, "ringlock_key_requests_in_flight", &[], 5.0);
     wait_for_metric(&gateway, "ringlock_key_requests_waiting", &[], 5.0);
+    // It has not said anything yet, and belongs to the configuration under which it came.
+    waiting.push(Client::new(&gateway).open());
+    wait_for_metric(&gateway, "ringlock_connections_live", &[], waiting.len() as f64);
     gateway.edit_config(&in_token, &in_file);
     reload(&gateway);
     eventually("the file's key to be used", || {
@@ -185,6 +187,27 @@ fn whoever_waits_for_a_token_that_is_removed_is_served(io: Io) {
     drop(waiting);
     wait_for_end(signer);
     gateway.wait_until_quiet();
+}
+
+fn whoever_came_before_a_token_was_removed_is_served_by_it(io: Io) {
+    let (origin, token) = (Origin::echo(), Faulty::new("edge"));
+    let gateway = start(io, &token, &origin).start();
+    let (in_token, in_file) = keys(&gateway, &token);
+    let signer = signer(&gateway, &token);
+    // It says nothing before the reload.
+    let mut early = Client::new(&gateway).open();
+    wait_for_metric(&gateway, "ringlock_connections_live", &[], 1.0);
+    gateway.edit_config(&in_token, &in_file);
+    reload(&gateway);
+    exchange(&gateway);
+    let signed = token.calls("C_Sign");
+    early
+        .handshake()
+        .expect("its configuration lives for as long as it does");
+    echoes(&mut early, b"served");
+    assert!(token.calls("C_Sign") > signed);
+    assert!(early.finish().is_empty());
+    wait_for_end(signer);
 }
 
 #[test]

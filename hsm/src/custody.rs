@@ -2,6 +2,8 @@
 //! thread, which calls [`Custody::tick`]; what workers need of it are channels.
 
 mod link;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
@@ -243,10 +245,12 @@ impl Custody {
     }
 
     fn forgive_pin(&mut self, token: &Arc<Token>) {
-        if token.status().pin_refused
-            && let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life
-        {
-            token.set_status(TokenStatus::default());
+        if !token.status().pin_refused {
+            return;
+        }
+        // A signer that is not up is told when it is started.
+        token.set_status(TokenStatus::default());
+        if let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life {
             up.link.send(&order_token(token, true));
         }
     }

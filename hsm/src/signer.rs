@@ -43,6 +43,9 @@ const SIGNED_BYTES_MAX: usize = 16 * 1024;
 /// Every token's status is told this often, also when nothing has changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a module is kept by threads that leave.
+const UNLOAD_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Descriptors that wait for their orders, and those that one receive may bring.
 const DESCRIPTORS_MAX: usize = 64;
 
@@ -230,6 +233,7 @@ fn serve_gateway(
     };
     let outcome = signer.serve(&mut control);
     signer.stop();
+    signer.unload();
     outcome
 }
 
@@ -454,6 +458,16 @@ impl Signer {
         }
         for token in self.tokens.values() {
             token.pool.wait_until_left();
+        }
+    }
+
+    /// Ends the module, which the end of a process does not. Threads let go of it a moment after they have left; one that hangs does not.
+    fn unload(self) {
+        let loaded = Arc::clone(&self.loaded);
+        drop(self);
+        let deadline = Instant::now() + UNLOAD_TIMEOUT;
+        while Arc::strong_count(&loaded) > 1 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
