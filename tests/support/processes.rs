@@ -59,7 +59,7 @@ pub(crate) fn living_children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
-/// What a process was started with: its arguments, separated by spaces.
+/// What a process was started with: its arguments, separated by spaces. Nothing when it has ended meanwhile.
 pub(crate) fn command_line(pid: u32) -> String {
     process(pid).unwrap().command
 }
