@@ -61,7 +61,7 @@ pub(crate) fn living_children(parent: u32) -> Vec<u32> {
 
 /// What a process was started with: its arguments, separated by spaces. Nothing when it has ended meanwhile.
 pub(crate) fn command_line(pid: u32) -> String {
-    process(pid).unwrap().command
+    process(pid).map(|process| process.command).unwrap_or_default()
 }
 
 /// The environment that a process was started with.
