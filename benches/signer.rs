@@ -79,7 +79,9 @@ impl Remote {
         let key = custody.open(&group.tokens[0], place).expect("the signer finds the key");
         let channel = custody.take_channels().pop().expect("there is one worker");
         let channel = UnixStream::from(channel.socket);
-        channel.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
+        channel
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a socket has a timeout");
         Remote {
             key,
             channel,

@@ -80,8 +80,17 @@ pub enum Command {
         /// Become this user
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// Belong to this process, instead of to the one that starts it
+        #[arg(long, value_name = "PID")]
+        gateway: Option<u32>,
         /// What it signs with, for whoever looks at the list of processes
         module: Option<PathBuf>,
+    },
+    /// Start signers as these users; started by ringlock itself
+    #[command(hide = true)]
+    SignerLauncher {
+        /// Whom signers may become
+        users: Vec<String>,
     },
 }
 
@@ -467,7 +476,14 @@ mod tests {
             command(&["signer", "--user", "keys", "a.so"]),
             Some(Command::Signer {
                 user: Some("keys".to_owned()),
+                gateway: None,
                 module: Some("a.so".into())
+            })
+        );
+        assert_eq!(
+            command(&["signer-launcher", "keys", "other"]),
+            Some(Command::SignerLauncher {
+                users: vec!["keys".to_owned(), "other".to_owned()]
             })
         );
         assert_eq!(

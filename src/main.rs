@@ -14,7 +14,7 @@ use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
 use ringlock::server::{self, Inherited, Server, StartError, host};
-use ringlock_hsm::signer;
+use ringlock_hsm::{launcher, signer};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -26,7 +26,8 @@ fn main() -> ExitCode {
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
-        Some(Command::Signer { user, .. }) => signer::main(user.as_deref()),
+        Some(Command::Signer { user, gateway, .. }) => signer::main(user.as_deref(), gateway),
+        Some(Command::SignerLauncher { users }) => launcher::main(&users),
     }
 }
 

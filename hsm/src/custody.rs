@@ -3,10 +3,13 @@
 
 mod key;
 mod link;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 use self::key::challenge;
 pub use self::key::{ExaminedKey, OpenedKey, Trial};
 use self::link::{Link, Received};
+use crate::launcher::{LauncherProcess, RemoteChild};
 use crate::protocol::{
     Breaker, Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Order, Report, TokenNumber, TokenStatus,
 };
@@ -36,7 +40,7 @@ const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// A signer that lived this long has not failed at its start.
-const LONG_LIFE: Duration = Duration::from_secs(10);
+const LONG_LIFE: Duration = Duration::from_secs(1);
 
 /// How long a signer whose connection was closed may take to end by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,8 +56,37 @@ const PROOFS_MAX: u32 = 6;
 pub enum Launched {
     /// A process.
     Process(std::process::Child),
+    /// A process of another user, which this one cannot end by itself.
+    Through(RemoteChild),
     /// A thread of this process, which cannot be ended.
     Thread,
+}
+
+impl Launched {
+    /// How it has ended; nothing while it runs.
+    fn try_wait(&mut self) -> Option<String> {
+        match self {
+            Launched::Process(child) => match child.try_wait() {
+                Ok(None) => None,
+                Ok(Some(status)) => Some(status.to_string()),
+                Err(error) => Some(error.to_string()),
+            },
+            Launched::Through(child) => child.try_wait().map(str::to_owned),
+            Launched::Thread => Some("it is not waited for".to_owned()),
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Launched::Process(child) => {
+                // Both fail only when it has ended by itself; a process that is killed does not linger.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Launched::Through(child) => child.kill(),
+            Launched::Thread => {}
+        }
+    }
 }
 
 /// Starts signers. The descriptor is the signer's end of its control connection.
@@ -80,7 +113,7 @@ pub struct Custody {
     numbers: u32,
     channels: Vec<NewChannel>,
     /// Processes whose connection has been closed.
-    leaving: Vec<(std::process::Child, Instant)>,
+    leaving: Vec<(Launched, Instant)>,
 }
 
 struct Signer {
@@ -196,10 +229,12 @@ impl Custody {
     }
 
     fn forgive_pin(&mut self, token: &Arc<Token>) {
-        if token.status().pin_refused
-            && let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life
-        {
-            token.set_status(TokenStatus::default());
+        if !token.status().pin_refused {
+            return;
+        }
+        // A signer that is not up is told when it is started.
+        token.set_status(TokenStatus::default());
+        if let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life {
             up.link.send(&order_token(token, true));
         }
     }
@@ -311,15 +346,11 @@ impl Custody {
         for position in 0..self.signers.len() {
             self.look_after(position, now);
         }
-        self.leaving.retain_mut(|(child, since)| match child.try_wait() {
-            Ok(None) => {
-                if now >= *since + LEAVE_TIMEOUT {
-                    // Fails only when it has ended by itself.
-                    let _ = child.kill();
-                }
-                true
+        self.leaving.retain_mut(|(launched, since)| {
+            if now >= *since + LEAVE_TIMEOUT {
+                launched.kill();
             }
-            Ok(Some(_)) | Err(_) => false,
+            launched.try_wait().is_none()
         });
     }
 
@@ -334,10 +365,8 @@ impl Custody {
         let signer = &mut self.signers[position];
         signer.forget_unused();
         if signer.tokens.is_empty() {
-            if let Life::Up(up) = std::mem::replace(&mut signer.life, Life::Absent)
-                && let Launched::Process(child) = up.launched
-            {
-                self.leaving.push((child, now));
+            if let Life::Up(up) = std::mem::replace(&mut signer.life, Life::Absent) {
+                self.leaving.push((up.launched, now));
             }
             return;
         }
@@ -379,11 +408,10 @@ impl Custody {
 impl Drop for Custody {
     /// Signers end when their connections do. Those that do not within a short time are ended.
     fn drop(&mut self) {
-        for signer in &mut self.signers {
-            if let Life::Up(up) = std::mem::replace(&mut signer.life, Life::Absent)
-                && let Launched::Process(child) = up.launched
-            {
-                self.leaving.push((child, clock()));
+        // None is left that might be started again: tokens may still be in use.
+        for signer in self.signers.drain(..) {
+            if let Life::Up(up) = signer.life {
+                self.leaving.push((up.launched, clock()));
             }
         }
         while !self.leaving.is_empty() {
@@ -497,8 +525,9 @@ impl Signer {
             up.heard = now;
             match report {
                 Report::Loaded(Ok(description)) => {
-                    let spec = &self.spec;
-                    tracing::info!(module = ?spec.module, description, isolation = ?spec.isolation, "signer started");
+                    let module = self.spec.module.as_deref();
+                    let module = module.map_or("none", |path| path.to_str().unwrap_or_default());
+                    tracing::info!(module, description, isolation = ?self.spec.isolation, "signer started");
                     up.loaded = Some(description);
                 }
                 Report::Loaded(Err(fault)) => return Err(fault),
@@ -543,12 +572,8 @@ impl Signer {
     /// Whatever is left of it is ended, and when it is started again is decided.
     fn end(&mut self, fault: Fault, now: Instant) {
         let lived = match std::mem::replace(&mut self.life, Life::Absent) {
-            Life::Up(up) => {
-                if let Launched::Process(mut child) = up.launched {
-                    // Fails only when it has ended by itself; a process that is killed does not linger.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
+            Life::Up(mut up) => {
+                up.launched.kill();
                 now.saturating_duration_since(up.started)
             }
             Life::Absent | Life::Down { .. } => Duration::ZERO,
@@ -584,13 +609,13 @@ impl Signer {
 impl Up {
     /// How it ended.
     fn last_words(&mut self) -> String {
-        let Launched::Process(child) = &mut self.launched else {
+        if let Launched::Thread = self.launched {
             return "a signer that has ended".to_owned();
-        };
+        }
         // The connection ends a little before the process does.
         for _ in 0..50 {
-            if let Ok(Some(status)) = child.try_wait() {
-                return format!("a signer that has ended ({status})");
+            if let Some(how) = self.launched.try_wait() {
+                return format!("a signer that has ended ({how})");
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -642,6 +667,13 @@ fn clock() -> Instant {
 /// Starts signers as `ringlock signer`, or on threads of this process.
 #[must_use]
 pub fn launcher(on_thread: fn(OwnedFd)) -> Launcher {
+    launcher_through(None, on_thread)
+}
+
+/// The same, by way of a process that has stayed root for the users that it knows.
+#[must_use]
+pub fn launcher_through(root: Option<LauncherProcess>, on_thread: fn(OwnedFd)) -> Launcher {
+    let root = root.map(Rc::new);
     Box::new(move |spec, control| match spec.isolation {
         Isolation::Thread => {
             let body = move || on_thread(control);
@@ -649,6 +681,12 @@ pub fn launcher(on_thread: fn(OwnedFd)) -> Launcher {
             Ok(Launched::Thread)
         }
         Isolation::Process => {
+            if let (Some(root), Some(user)) = (&root, &spec.user)
+                && root.may_become(user)
+            {
+                let child = root.launch(user, spec.module.clone(), control)?;
+                return Ok(Launched::Through(child));
+            }
             let mut command = std::process::Command::new("/proc/self/exe");
             command.arg("signer");
             if let Some(user) = &spec.user {

@@ -3,12 +3,14 @@
 mod channel;
 pub mod custody;
 pub mod files;
+pub mod launcher;
 mod loaded;
 mod local;
 pub mod pin;
 pub mod pkcs11;
 mod pool;
 pub mod protocol;
+mod queue;
 pub mod remote;
 pub mod sandbox;
 pub mod scheme;

@@ -4,24 +4,21 @@
 //! Threads ask [`Pool::next`] what to do; whatever calls the token is in `seat.rs`. Nothing here waits for a token, so the control
 //! connection's thread may call anything.
 
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+mod state;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::SignatureScheme;
-
 use crate::channel::Reply;
 use crate::loaded::Loaded;
 use crate::protocol::{Breaker, Fault, FaultKind, KeyNumber, Refusal, Report, TokenSettings, TokenStatus};
-use crate::seat::{Era, Key, Keys, Open, Pending, Seat, Watched};
+use crate::queue::{Job, QUEUE_MAX};
+use crate::seat::{Era, Key, Open, Pending, Seat, Watched};
 use crate::token::FoundKey;
 use crate::uri::ObjectMatch;
-
-/// Requests that wait. A token of 64 sessions with 20 ms each is through with them in 1.3 s, a slower one has no use for more: their
-/// clients are gone by then.
-const QUEUE_MAX: usize = 4096;
+use state::{Phase, State, Taken};
 
 /// Threads for each session, those included that are in a call that does not return.
 const THREADS_PER_SESSION: usize = 2;
@@ -29,26 +26,8 @@ const THREADS_PER_SESSION: usize = 2;
 /// Failures of the device, one after the other, that open the breaker when none of them says that sessions are lost.
 const FAILURES_MAX: u32 = 3;
 
-/// The first attempt to recover is made at once; these are the pauses after it. A token that is back serves within 5 s.
-const BACKOFF: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-
-/// A breaker that opens again so soon was closed too soon: the back-off goes on where it was.
-const RELAPSE: Duration = Duration::from_secs(4);
-
 /// Sessions beyond the first one that cannot be opened, for instance because the token has no more, are tried again after this.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
-
-/// PKCS#11 has some ninety errors, and vendors have their own.
-const ERROR_NAMES_MAX: usize = 128;
-
-/// A signature that is wanted.
-pub(crate) struct Job {
-    pub(crate) key: Arc<Key>,
-    pub(crate) scheme: SignatureScheme,
-    pub(crate) message: Vec<u8>,
-    pub(crate) deadline: Instant,
-    pub(crate) reply: Reply,
-}
 
 /// A question of the control connection.
 #[derive(Clone)]
@@ -105,83 +84,16 @@ pub(crate) struct Pool {
     timeout_us: AtomicU32,
 }
 
-struct State {
-    settings: TokenSettings,
-    phase: Phase,
-    /// How often the breaker has opened.
-    trips: u64,
-    queue: BinaryHeap<Waiting>,
-    /// Requests that have been queued.
-    queued: u64,
-    inquiries: VecDeque<Inquiry>,
-    inquiring: usize,
-    /// Whether an inquiry comes before a signature next time: they take turns.
-    inquiry_next: bool,
-    keys: Keys,
-    seats: BTreeMap<u32, Taken>,
-    next_seat: u32,
-    /// Threads with a session that wait for work.
-    idle: usize,
-    /// Who opens a session. One at a time, so that a PIN is never tried by two.
-    opening: Option<u32>,
-    open_again: Option<Instant>,
-    fault: Option<Fault>,
-    errors: BTreeMap<String, u64>,
-    recoveries: u64,
-    served: bool,
-    pin_refused: bool,
-    ended: bool,
-}
-
-/// A thread of the pool as the pool sees it.
-struct Taken {
-    watched: Arc<Watched>,
-    /// It is in a call that takes too long.
-    hung: bool,
-    /// It has a session.
-    open: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The token is used. Closed after so many attempts.
-    Closed { since: Instant, attempts: usize },
-    /// This thread tries it.
-    HalfOpen { by: u32, attempts: usize },
-    /// It is not used, and tried again then.
-    Open { at: Instant, attempts: usize },
-}
-
 impl Pool {
     /// Begins to open the token.
-    pub(crate) fn start(loaded: &Arc<Loaded>, settings: TokenSettings) -> Arc<Pool> {
+    pub(crate) fn start(loaded: &Arc<Loaded>, mut settings: TokenSettings) -> Arc<Pool> {
+        settings.sessions = settings.sessions.max(1);
         let now = Instant::now();
         let pool = Arc::new(Pool {
             loaded: Arc::clone(loaded),
             start: now,
             timeout_us: AtomicU32::new(micros(settings.timeout)),
-            state: Mutex::new(State {
-                pin_refused: false,
-                settings,
-                phase: Phase::Open { at: now, attempts: 0 },
-                trips: 0,
-                queue: BinaryHeap::new(),
-                queued: 0,
-                inquiries: VecDeque::new(),
-                inquiring: 0,
-                inquiry_next: true,
-                keys: Keys::new(),
-                seats: BTreeMap::new(),
-                next_seat: 0,
-                idle: 0,
-                opening: None,
-                open_again: None,
-                fault: None,
-                errors: BTreeMap::new(),
-                recoveries: 0,
-                served: false,
-                ended: false,
-            }),
+            state: Mutex::new(State::new(settings, now)),
             work: Condvar::new(),
             change: Condvar::new(),
             failures: AtomicU32::new(0),
@@ -192,7 +104,8 @@ impl Pool {
     }
 
     /// Somebody has looked at the token: it may be logged in again.
-    pub(crate) fn renew(self: &Arc<Self>, settings: TokenSettings) {
+    pub(crate) fn renew(self: &Arc<Self>, mut settings: TokenSettings) {
+        settings.sessions = settings.sessions.max(1);
         let mut state = self.state();
         self.timeout_us.store(micros(settings.timeout), Ordering::Relaxed);
         state.pin_refused = false;
@@ -216,7 +129,7 @@ impl Pool {
     /// Forgets a key.
     pub(crate) fn forget(&self, number: KeyNumber) {
         let mut state = self.state();
-        if let Some(found) = state.keys.remove(&number).and_then(|key| key.lose()) {
+        if let Some(found) = state.keys.remove(&number).and_then(|key| key.forget()) {
             state.inquiries.push_back(Inquiry::Release(found));
             self.work.notify_one();
         }
@@ -231,15 +144,9 @@ impl Pool {
         }
         let mut expired = Vec::new();
         if state.queue.len() == QUEUE_MAX {
-            expired = state.take_expired(now);
+            expired = state.queue.take_expired(now);
         }
-        if state.queue.len() == QUEUE_MAX {
-            drop(state);
-            return job.reply.refuse(Refusal::Full);
-        }
-        state.queued += 1;
-        let order = state.queued;
-        state.queue.push(Waiting { order, job });
+        let full = state.queue.push(job).err();
         let idle = state.idle;
         drop(state);
         // Waking somebody is a system call, even when nobody sleeps.
@@ -247,6 +154,9 @@ impl Pool {
             self.work.notify_one();
         }
         expired.into_iter().for_each(|reply| reply.refuse(Refusal::Expired));
+        if let Some(job) = full {
+            job.reply.refuse(Refusal::Full);
+        }
     }
 
     /// Queues a question. One that comes while the token is about to be tried waits for that.
@@ -271,7 +181,7 @@ impl Pool {
     pub(crate) fn watch(self: &Arc<Self>) {
         let now = Instant::now();
         let mut state = self.state();
-        let expired = state.take_expired(now);
+        let expired = state.queue.take_expired(now);
         let hung = self.find_hung(&mut state, now);
         let some_hang = !hung.is_empty();
         let all_hang = state.seats.values().all(|seat| seat.hung);
@@ -365,13 +275,19 @@ impl Pool {
     }
 
     /// Waits for something to do.
-    pub(crate) fn next(self: &Arc<Self>, seat: &mut Seat) -> Task {
+    pub(crate) fn next(&self, seat: &Seat) -> Task {
         let mut state = self.state();
         loop {
             state.arrived(seat);
             let now = Instant::now();
-            let until = match state.next(self, seat, now) {
-                Ok(task) => return task,
+            let era = state.era(&self.loaded);
+            let until = match state.next(seat, era, now) {
+                Ok(task) => {
+                    if let Task::Leave = task {
+                        self.change.notify_all();
+                    }
+                    return task;
+                }
                 Err(until) => until,
             };
             let has_session = seat.open.is_some();
@@ -396,7 +312,10 @@ impl Pool {
         }
         let mut refused = Vec::new();
         match opened {
-            Ok(open) => seat.open = Some(open),
+            Ok(open) => {
+                seat.open = Some(open);
+                state.fault = None;
+            }
             Err(fault) => {
                 let now = Instant::now();
                 state.count(&fault);
@@ -416,31 +335,23 @@ impl Pool {
     }
 
     /// An attempt to recover has ended.
-    pub(crate) fn recovered(&self, seat: &mut Seat, outcome: Result<(), Fault>) {
+    pub(crate) fn recovered(&self, seat: &Seat, outcome: Result<(), Fault>) {
         let mut state = self.state();
-        let Phase::HalfOpen { by, attempts } = state.phase else {
-            return;
-        };
+        if let Err(fault) = &outcome {
+            state.count(fault);
+            state.pin_refused |= fault.kind == FaultKind::Pin;
+        }
         let mut told = Vec::new();
-        match outcome {
-            // It took so long that somebody else tries by now. Its session is as old as the attempt.
-            Ok(()) if by != seat.number => {}
-            Ok(()) => {
-                let since = Instant::now();
-                state.phase = Phase::Closed { attempts, since };
-                state.fault = None;
-                state.open_again = None;
-                state.recoveries += u64::from(state.served);
-                state.served = true;
-                self.failures.store(0, Ordering::Relaxed);
+        // Otherwise it took so long that it was given up, and a session that it has opened is as old as the attempt.
+        if let Phase::HalfOpen { by, attempts } = state.phase
+            && by == seat.number
+        {
+            let now = Instant::now();
+            match outcome {
+                Ok(()) => state.closed(attempts, now),
+                Err(fault) => told = state.stay_open(fault, attempts + 1, now),
             }
-            Err(fault) => {
-                state.count(&fault);
-                state.pin_refused |= fault.kind == FaultKind::Pin;
-                if by == seat.number {
-                    told = state.stay_open(fault, attempts + 1, Instant::now());
-                }
-            }
+            self.failures.store(0, Ordering::Relaxed);
         }
         drop(state);
         self.rouse();
@@ -481,6 +392,16 @@ impl Pool {
         }
     }
 
+    /// The token is not what it was any more.
+    pub(crate) fn lost(&self, era: Era, fault: &Fault) {
+        let mut state = self.state();
+        if era == state.era(&self.loaded) && matches!(state.phase, Phase::Closed { .. }) {
+            let refused = self.trip(&mut state, fault.clone(), Instant::now());
+            drop(state);
+            refused.into_iter().for_each(|reply| reply.refuse(Refusal::Unavailable));
+        }
+    }
+
     /// Counts a fault that the token recovers from by itself.
     pub(crate) fn count(&self, fault: &Fault) {
         self.state().count(fault);
@@ -491,22 +412,18 @@ impl Pool {
         self.state().inquiring -= 1;
     }
 
-    /// Opens the breaker: whoever waits is refused, by the caller.
+    /// Opens the breaker. Whoever waits is refused, by the caller.
     fn trip(&self, state: &mut State, fault: Fault, now: Instant) -> Vec<Reply> {
-        let attempts = match state.phase {
-            Phase::Closed { attempts, since } if now - since < RELAPSE => attempts + 1,
-            Phase::Closed { .. } | Phase::HalfOpen { .. } | Phase::Open { .. } => 0,
-        };
-        state.phase = Phase::Open {
-            at: now + pause(attempts),
-            attempts,
-        };
-        state.trips += 1;
-        state.fault = Some(fault);
+        if state.pin_refused {
+            // No attempt to recover will answer them.
+            let told = state.refuse_questions(&fault);
+            told.into_iter().for_each(|report| self.loaded.report(report));
+        }
+        let refused = state.trip(fault, now);
         self.work.notify_all();
         self.change.notify_all();
         self.loaded.ring();
-        state.queue.drain().map(|waiting| waiting.job.reply).collect()
+        refused
     }
 
     /// Everybody looks again at what there is to do.
@@ -521,11 +438,11 @@ impl Pool {
     pub(crate) fn end(&self) {
         let mut state = self.state();
         state.ended = true;
-        let refused: Vec<Reply> = state.queue.drain().map(|waiting| waiting.job.reply).collect();
+        let refused: Vec<Reply> = state.queue.take_all();
         let fault = Fault::new(FaultKind::Token, "a token that is not used any more");
         let told = state.refuse_questions(&fault);
         let keys = std::mem::take(&mut state.keys);
-        let releases = keys.values().filter_map(|key| key.lose()).map(Inquiry::Release);
+        let releases = keys.values().filter_map(|key| key.forget()).map(Inquiry::Release);
         state.inquiries.extend(releases);
         drop(state);
         self.rouse();
@@ -594,15 +511,9 @@ impl Pool {
         (state.settings.clone(), state.trips)
     }
 
-    /// Keys that have been found in this token before.
-    pub(crate) fn known_keys(&self) -> Vec<Arc<Key>> {
-        let state = self.state();
-        state
-            .keys
-            .values()
-            .filter(|key| key.public.get().is_some())
-            .cloned()
-            .collect()
+    /// Keys that may be asked for.
+    pub(crate) fn keys(&self) -> Vec<Arc<Key>> {
+        self.state().keys.values().cloned().collect()
     }
 
     pub(crate) fn loaded(&self) -> &Arc<Loaded> {
@@ -625,194 +536,6 @@ impl Pool {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panics while holding this lock")
-    }
-}
-
-impl State {
-    /// The thread is not in a call any more.
-    fn arrived(&mut self, seat: &Seat) {
-        let taken = self
-            .seats
-            .get_mut(&seat.number)
-            .expect("a thread has its entry until it leaves");
-        taken.hung = false;
-        taken.open = seat.open.is_some();
-    }
-
-    /// What this thread does, or until when it waits for that to change.
-    fn next(&mut self, pool: &Pool, seat: &mut Seat, now: Instant) -> Result<Task, Option<Instant>> {
-        let leaves = self.ended || self.able() > self.settings.sessions as usize;
-        let Some(open) = &seat.open else {
-            if leaves {
-                self.seats.remove(&seat.number);
-                pool.change.notify_all();
-                return Ok(Task::Leave);
-            }
-            return self.next_without_session(seat.number, now);
-        };
-        if open.era != self.era(&pool.loaded) {
-            return Ok(Task::Close);
-        }
-        if leaves {
-            let released = if self.ended { self.inquiries.pop_front() } else { None };
-            return Ok(released.map_or(Task::Close, |inquiry| self.begin(inquiry)));
-        }
-        let expired = self.take_expired(now);
-        if !expired.is_empty() {
-            return Ok(Task::Refuse(expired, Refusal::Expired));
-        }
-        if !self.inquiries.is_empty() && (self.queue.is_empty() || self.inquiry_next && self.inquiring == 0) {
-            self.inquiry_next = false;
-            let inquiry = self.inquiries.pop_front().expect("there is one");
-            return Ok(self.begin(inquiry));
-        }
-        self.inquiry_next = true;
-        if let Some(waiting) = self.queue.pop() {
-            return Ok(Task::Sign(waiting.job));
-        }
-        let touch = self.settings.keep_alive.map(|after| seat.used + after);
-        match touch {
-            Some(touch) if touch <= now => Ok(Task::Touch),
-            touch => Err(touch),
-        }
-    }
-
-    fn next_without_session(&mut self, seat: u32, now: Instant) -> Result<Task, Option<Instant>> {
-        if self.pin_refused {
-            return Err(None);
-        }
-        match self.phase {
-            Phase::Closed { .. } => match self.open_again {
-                _ if self.opening.is_some() => Err(None),
-                Some(again) if again > now => Err(Some(again)),
-                Some(_) | None => {
-                    self.opening = Some(seat);
-                    Ok(Task::Open)
-                }
-            },
-            Phase::HalfOpen { .. } => Err(None),
-            Phase::Open { at, .. } if at > now => Err(Some(at)),
-            // Whoever closes the last of them says so.
-            Phase::Open { .. } if self.open() > 0 => Err(None),
-            Phase::Open { attempts, .. } => {
-                self.phase = Phase::HalfOpen { by: seat, attempts };
-                Ok(Task::Recover)
-            }
-        }
-    }
-
-    fn begin(&mut self, inquiry: Inquiry) -> Task {
-        self.inquiring += 1;
-        Task::Inquire(inquiry)
-    }
-
-    /// An attempt to recover has failed. Whoever waited for it is told why.
-    fn stay_open(&mut self, fault: Fault, attempts: usize, now: Instant) -> Vec<Report> {
-        self.phase = Phase::Open {
-            at: now + pause(attempts),
-            attempts,
-        };
-        self.trips += 1;
-        let told = self.refuse_questions(&fault);
-        self.fault = Some(fault);
-        told
-    }
-
-    fn refuse_questions(&mut self, fault: &Fault) -> Vec<Report> {
-        let is_release = |inquiry: &Inquiry| matches!(inquiry, Inquiry::Release(_));
-        let (releases, questions): (VecDeque<_>, VecDeque<_>) = self.inquiries.drain(..).partition(is_release);
-        self.inquiries = releases;
-        questions
-            .into_iter()
-            .filter_map(|question| question.refuse(fault.clone()))
-            .collect()
-    }
-
-    /// Takes those out of the queue whose time is over.
-    fn take_expired(&mut self, now: Instant) -> Vec<Reply> {
-        let mut expired = Vec::new();
-        while let Some(waiting) = self.queue.peek()
-            && (waiting.job.deadline <= now || waiting.job.reply.is_moot())
-        {
-            expired.extend(self.queue.pop().map(|waiting| waiting.job.reply));
-        }
-        expired
-    }
-
-    fn count(&mut self, fault: &Fault) {
-        let name = fault.ckr.clone().unwrap_or_else(|| format!("{:?}", fault.kind));
-        let known = self.errors.contains_key(&name) || self.errors.len() < ERROR_NAMES_MAX;
-        let name = if known { name } else { "others".to_owned() };
-        *self.errors.entry(name).or_default() += 1;
-    }
-
-    fn trouble(&self) -> Fault {
-        let why = if self.pin_refused {
-            Fault::new(
-                FaultKind::Pin,
-                "a token that has refused its PIN: it is not tried again before the configuration is loaded again",
-            )
-        } else {
-            Fault::new(FaultKind::Device, "a token that has not been opened yet")
-        };
-        self.fault.clone().unwrap_or(why)
-    }
-
-    /// Threads that do not hang.
-    fn able(&self) -> usize {
-        self.seats.values().filter(|seat| !seat.hung).count()
-    }
-
-    /// Sessions that do not hang.
-    fn open(&self) -> usize {
-        self.seats.values().filter(|seat| seat.open && !seat.hung).count()
-    }
-
-    fn era(&self, loaded: &Loaded) -> Era {
-        Era {
-            trips: self.trips,
-            resets: loaded.resets(),
-        }
-    }
-}
-
-/// A request in the queue. The greatest one is next: the earliest deadline, then whoever came first.
-struct Waiting {
-    order: u64,
-    job: Job,
-}
-
-impl Waiting {
-    fn rank(&self) -> (std::cmp::Reverse<Instant>, std::cmp::Reverse<u64>) {
-        (std::cmp::Reverse(self.job.deadline), std::cmp::Reverse(self.order))
-    }
-}
-
-impl Ord for Waiting {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.rank().cmp(&other.rank())
-    }
-}
-
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Self) -> bool {
-        self.rank() == other.rank()
-    }
-}
-
-impl Eq for Waiting {}
-
-/// Before an attempt to recover after so many that failed.
-fn pause(attempts: usize) -> Duration {
-    match attempts.checked_sub(1) {
-        None => Duration::ZERO,
-        Some(failed) => BACKOFF[failed.min(BACKOFF.len() - 1)],
     }
 }
 

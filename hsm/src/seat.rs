@@ -9,8 +9,9 @@ use rustls::SignatureScheme;
 
 use crate::channel::Reply;
 use crate::loaded::{End, Pass};
-use crate::pool::{Inquiry, Job, Pool, Task};
+use crate::pool::{Inquiry, Pool, Task};
 use crate::protocol::{Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Proof, Refusal, Report};
+use crate::queue::Job;
 use crate::token::{FoundKey, Session};
 
 /// A key that was looked for and not found is not looked for again for so long.
@@ -27,8 +28,27 @@ pub(crate) struct Key {
     pub(crate) number: KeyNumber,
     pub(crate) place: KeyPlace,
     /// Its public key when it was found first. Another one is another key.
-    pub(crate) public: OnceLock<Vec<u8>>,
-    located: Mutex<Option<Located>>,
+    public: OnceLock<Vec<u8>>,
+    whereabouts: Mutex<Whereabouts>,
+}
+
+#[derive(Default)]
+struct Whereabouts {
+    located: Option<Located>,
+    seen: Seen,
+    /// Nothing is to be kept for it any more.
+    forgotten: bool,
+}
+
+/// How it was when somebody last looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Seen {
+    #[default]
+    Never,
+    There,
+    Missing,
+    /// There is another key in its place.
+    Replaced,
 }
 
 struct Located {
@@ -52,17 +72,37 @@ impl Key {
             number,
             place,
             public: OnceLock::new(),
-            located: Mutex::default(),
+            whereabouts: Mutex::default(),
         }
     }
 
-    /// What a session kept for it, if one did. It has to be found again.
-    pub(crate) fn lose(&self) -> Option<Arc<FoundKey>> {
-        self.located().take()?.found.ok()
+    /// It is not used any more. Returns what is kept for it.
+    pub(crate) fn forget(&self) -> Option<Arc<FoundKey>> {
+        let mut whereabouts = self.whereabouts();
+        whereabouts.forgotten = true;
+        whereabouts.located.take()?.found.ok()
     }
 
-    fn located(&self) -> MutexGuard<'_, Option<Located>> {
-        self.located.lock().expect("nobody panics while holding this lock")
+    /// It was here, and should be.
+    fn is_known(&self) -> bool {
+        match self.whereabouts().seen {
+            Seen::There | Seen::Missing => true,
+            Seen::Never | Seen::Replaced => false,
+        }
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.whereabouts().forgotten
+    }
+
+    /// What was found there means nothing any more, unless somebody has found it again meanwhile.
+    fn lose(&self, stale: &Arc<FoundKey>) {
+        let is_it = |located: &mut Located| located.found.as_ref().is_ok_and(|found| Arc::ptr_eq(found, stale));
+        self.whereabouts().located.take_if(is_it);
+    }
+
+    fn whereabouts(&self) -> MutexGuard<'_, Whereabouts> {
+        self.whereabouts.lock().expect("nobody panics while holding this lock")
     }
 }
 
@@ -123,7 +163,7 @@ impl Seat {
     pub(crate) fn run(mut self) {
         let pool = Arc::clone(&self.pool);
         loop {
-            match pool.next(&mut self) {
+            match pool.next(&self) {
                 Task::Sign(job) => self.sign(job),
                 Task::Refuse(replies, refusal) => replies.into_iter().for_each(|reply| reply.refuse(refusal)),
                 Task::Inquire(inquiry) => self.inquire(inquiry),
@@ -134,7 +174,7 @@ impl Seat {
                 }
                 Task::Recover => {
                     let outcome = self.recover();
-                    pool.recovered(&mut self, outcome);
+                    pool.recovered(&self, outcome);
                 }
                 Task::Close => {
                     let open = self.open.take();
@@ -171,6 +211,7 @@ impl Seat {
         loop {
             let found = match self.locate(key) {
                 Ok(found) => found,
+                Err(_) if key.is_forgotten() => return (Err(Refusal::Unknown), 0),
                 Err(fault) => return (Err(self.refusal(fault)), 0),
             };
             if !found.schemes.iter().any(|(able, _)| *able == scheme) {
@@ -189,7 +230,7 @@ impl Seat {
                 Err(fault) if is_stale(&fault) && !anew => {
                     anew = true;
                     self.pool.count(&fault);
-                    self.release(key.lose());
+                    key.lose(&found);
                 }
                 Err(fault) => {
                     self.pool.failed(self.era(), &fault);
@@ -213,7 +254,11 @@ impl Seat {
     /// A key's handle is the same in all sessions of a token, so one session looks for all of them.
     fn locate(&mut self, key: &Arc<Key>) -> Result<Arc<FoundKey>, Fault> {
         let era = self.era();
-        if let Some(located) = &*key.located()
+        let whereabouts = key.whereabouts();
+        if whereabouts.forgotten {
+            return Err(forgotten());
+        }
+        if let Some(located) = &whereabouts.located
             && located.era == era
         {
             match &located.found {
@@ -222,38 +267,50 @@ impl Seat {
                 Err(_) => {}
             }
         }
+        drop(whereabouts);
         let mut found = self.with_session(|session| session.find(&key.place)).map(Arc::new);
+        let mut seen = if found.is_ok() { Seen::There } else { Seen::Missing };
         if let Ok(new) = &found
             && key.public.get_or_init(|| new.public.clone()) != &new.public
         {
             self.release(Some(Arc::clone(new)));
             let what = "another key than the one that was there when the configuration was loaded";
             found = Err(Fault::new(FaultKind::Object, what));
+            seen = Seen::Replaced;
         }
         let transient =
             |fault: &Fault| matches!(fault.kind, FaultKind::Device | FaultKind::Timeout) || fault.loses_sessions();
         if found.as_ref().is_err_and(transient) {
             return found;
         }
-        let mut located = key.located();
-        if let Some(theirs) = &*located
+        let mut whereabouts = key.whereabouts();
+        if whereabouts.forgotten {
+            drop(whereabouts);
+            self.release(found.ok());
+            return Err(forgotten());
+        }
+        if let Some(theirs) = &whereabouts.located
             && theirs.era == era
             && let Ok(theirs) = &theirs.found
         {
             // Another session was faster, and may be signing with what it found.
             let theirs = Arc::clone(theirs);
-            drop(located);
+            drop(whereabouts);
             self.release(found.ok());
             return Ok(theirs);
         }
-        let at = Instant::now();
-        let before = located.replace(Located {
+        let before = whereabouts.located.replace(Located {
             era,
-            at,
+            at: Instant::now(),
             found: found.clone(),
         });
-        drop(located);
+        let seen_before = std::mem::replace(&mut whereabouts.seen, seen);
+        drop(whereabouts);
         self.release(before.and_then(|before| before.found.ok()));
+        if let (Seen::There, Seen::Missing, Err(fault)) = (seen_before, seen, &found) {
+            // Some modules go on with a token that has been taken away or made anew as if it were empty, until they begin anew.
+            self.pool.lost(era, fault);
+        }
         found
     }
 
@@ -365,7 +422,7 @@ impl Seat {
     fn open_and_probe(&mut self, anew: bool) -> Result<(), Fault> {
         self.open = Some(self.open()?);
         let mut missing = None;
-        for key in self.pool.known_keys() {
+        for key in self.pool.keys().into_iter().filter(|key| key.is_known()) {
             let signed = self.locate(&key).and_then(|found| {
                 let scheme = found.schemes.first().map(|(scheme, _)| *scheme);
                 scheme.map_or(Ok(()), |scheme| {
@@ -427,6 +484,10 @@ impl Drop for Seat {
             self.pool.loaded().end(End::Panicked);
         }
     }
+}
+
+fn forgotten() -> Fault {
+    Fault::new(FaultKind::Object, "a key that is not used any more")
 }
 
 /// The object's handle is stale, the session is not.

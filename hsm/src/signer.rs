@@ -23,11 +23,12 @@ use rustls::SignatureScheme;
 use crate::channel::{Channel, Received, Reply};
 use crate::loaded::{End, Loaded};
 use crate::pkcs11::Pkcs11Module;
-use crate::pool::{Inquiry, Job, Pool};
+use crate::pool::{Inquiry, Pool};
 use crate::protocol::{
     self, Fault, FaultKind, Garbled, KeyNumber, MESSAGE_BYTES_MAX, Order, Reader, Refusal, Report, TokenNumber,
     TokenStatus,
 };
+use crate::queue::Job;
 use crate::remote::Isolation;
 use crate::sandbox;
 use crate::seat::Key;
@@ -41,6 +42,9 @@ const SIGNED_BYTES_MAX: usize = 16 * 1024;
 
 /// Every token's status is told this often, also when nothing has changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a module is kept by threads that leave.
+const UNLOAD_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Descriptors that wait for their orders, and those that one receive may bring.
 const DESCRIPTORS_MAX: usize = 64;
@@ -92,10 +96,11 @@ impl From<Garbled> for SignerError {
     }
 }
 
-/// The command `ringlock signer`: becomes the user, gives up what it does not need, and serves its standard input.
+/// The command `ringlock signer`: becomes the user, gives up what it does not need, and serves its standard input. `gateway` is the
+/// process that it belongs to, when another one has started it.
 #[must_use]
-pub fn main(user: Option<&str>) -> ExitCode {
-    match run(user) {
+pub fn main(user: Option<&str>, gateway: Option<u32>) -> ExitCode {
+    match run(user, gateway) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error.to_string());
@@ -114,8 +119,9 @@ pub fn main(user: Option<&str>) -> ExitCode {
     }
 }
 
-fn run(user: Option<&str>) -> Result<(), SignerError> {
+fn run(user: Option<&str>, gateway: Option<u32>) -> Result<(), SignerError> {
     let control = take_standard_input()?;
+    let gateway = gateway_of(&control, gateway)?;
     if let Some(user) = user {
         become_user(user).map_err(|error| SignerError::User(user.to_owned(), error))?;
     }
@@ -126,11 +132,11 @@ fn run(user: Option<&str>) -> Result<(), SignerError> {
     if let Err(why) = sandbox::lock_memory() {
         complain(&why);
     }
-    serve(control, Isolation::Process, load)
+    serve_gateway(gateway, control, Isolation::Process, load)
 }
 
 /// The control connection. What a module finds on standard input afterwards is nothing.
-fn take_standard_input() -> Result<OwnedFd, SignerError> {
+pub(crate) fn take_standard_input() -> Result<OwnedFd, SignerError> {
     let control = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()
@@ -156,7 +162,7 @@ fn become_user(name: &str) -> Result<(), String> {
 
 /// Terminals and service managers signal the whole group. The gateway decides what becomes of that, and closes the connection when
 /// the signer is to end.
-fn leave_signals_to_the_gateway() {
+pub(crate) fn leave_signals_to_the_gateway() {
     let signals = [
         Signal::SIGINT,
         Signal::SIGTERM,
@@ -184,8 +190,8 @@ pub(crate) fn complain(text: &str) {
     if tracing::dispatcher::has_been_set() {
         tracing::error!("signer: {text}");
     } else {
-        // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(std::io::stderr(), "ringlock signer: {text}");
+        // At once, as the gateway writes there, too. Nobody is left to tell when standard error is closed.
+        let _ = std::io::stderr().write_all(format!("ringlock signer: {text}\n").as_bytes());
     }
 }
 
@@ -205,7 +211,15 @@ pub fn serve(
     isolation: Isolation,
     load: impl FnOnce(Option<&Path>) -> Result<Box<dyn Module>, Fault>,
 ) -> Result<(), SignerError> {
-    let gateway = gateway_of(&control)?;
+    serve_gateway(gateway_of(&control, None)?, control, isolation, load)
+}
+
+fn serve_gateway(
+    gateway: Pid,
+    control: OwnedFd,
+    isolation: Isolation,
+    load: impl FnOnce(Option<&Path>) -> Result<Box<dyn Module>, Fault>,
+) -> Result<(), SignerError> {
     let mut control = Control::new(control);
     let Some(loaded) = begin(&mut control, isolation, load)? else {
         return Ok(());
@@ -219,19 +233,21 @@ pub fn serve(
     };
     let outcome = signer.serve(&mut control);
     signer.stop();
+    signer.unload();
     outcome
 }
 
-/// Who may command: the process that started this one, or this one itself when it is a thread of the gateway.
-fn gateway_of(control: &OwnedFd) -> Result<Pid, SignerError> {
+/// Who may command: the process that started this one, or the one that it names, or this one itself when it is a thread of the gateway.
+pub(crate) fn gateway_of(control: &OwnedFd, named: Option<u32>) -> Result<Pid, SignerError> {
     let peer = socket_peercred(control).map_err(|_| SignerError::NoConnection)?.pid;
-    let parent = getppid();
-    if peer == getpid() || Some(peer) == parent {
+    let named = named.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let expected = named.or_else(getppid);
+    if Some(peer) == expected || (named.is_none() && peer == getpid()) {
         return Ok(peer);
     }
     Err(SignerError::Stranger {
         found: peer.as_raw_pid(),
-        expected: parent.map_or(0, Pid::as_raw_pid),
+        expected: expected.map_or(0, Pid::as_raw_pid),
     })
 }
 
@@ -442,6 +458,16 @@ impl Signer {
         }
         for token in self.tokens.values() {
             token.pool.wait_until_left();
+        }
+    }
+
+    /// Ends the module, which the end of a process does not. Threads let go of it a moment after they have left; one that hangs does not.
+    fn unload(self) {
+        let loaded = Arc::clone(&self.loaded);
+        drop(self);
+        let deadline = Instant::now() + UNLOAD_TIMEOUT;
+        while Arc::strong_count(&loaded) > 1 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -6,7 +6,7 @@
 //! request its first attempt; the second is its last. Waiting for a token that says at once that it cannot be used costs none.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use ringlock_hsm::protocol::{self, Garbled, Refusal, Response};
@@ -78,9 +78,12 @@ pub enum Answer<Tag> {
     Failed(Tag, KeyFailure),
 }
 
-/// The queue of a group.
+/// The queue of a group. It is there for as long as anything uses the group, which whatever waits in it does by its key.
 struct Queue<Tag> {
-    group: Arc<Group>,
+    /// Number of the group.
+    number: u32,
+    /// Not kept by this: tokens that nothing uses any more are given up.
+    group: Weak<Group>,
     metrics: Arc<KeyMetrics>,
     /// By listener, and there by deadline.
     waiting: Vec<(usize, ByDeadline<Tag>)>,
@@ -141,15 +144,14 @@ impl<Tag> Default for Requests<Tag> {
 }
 
 impl<Tag> Requests<Tag> {
-    /// These groups are in use from here on. Others go when nothing waits for them.
+    /// Keys of these groups will be asked for, and keys of earlier ones for as long as there are any.
     pub fn know<'a>(&mut self, groups: impl Iterator<Item = (&'a Arc<Group>, &'a Arc<KeyMetrics>)>) {
-        let groups: Vec<_> = groups.collect();
-        let wanted = |queue: &Queue<Tag>| groups.iter().any(|(group, _)| group.number == queue.group.number);
-        self.queues.retain(|queue| wanted(queue) || !queue.is_idle());
+        self.queues.retain(|queue| queue.group.strong_count() > 0);
         for (group, metrics) in groups {
-            if self.queue(group.number).is_none() {
+            if queue_of(&mut self.queues, group.number).is_none() {
                 self.queues.push(Queue {
-                    group: Arc::clone(group),
+                    number: group.number,
+                    group: Arc::downgrade(group),
                     metrics: Arc::clone(metrics),
                     waiting: Vec::new(),
                     turn: 0,
@@ -166,7 +168,7 @@ impl<Tag> Requests<Tag> {
             debug_assert!(false, "the groups of a snapshot are known before its keys are used");
             return self.answers.push_back(Answer::Failed(ask.tag, KeyFailure::Down));
         };
-        if queue.len() >= queue.group.spec.queue {
+        if queue.len() >= ask.key.group().spec.queue {
             match queue.make_room(ask.listener) {
                 Some(dropped) => {
                     queue.metrics.refused.add(1);
@@ -200,7 +202,8 @@ impl<Tag> Requests<Tag> {
             in_flight: BTreeMap::new(),
         });
         for queue in &mut self.queues {
-            for (token, state) in queue.group.tokens.iter().zip(&mut queue.tokens) {
+            let Some(group) = queue.group.upgrade() else { continue };
+            for (token, state) in group.tokens.iter().zip(&mut queue.tokens) {
                 if token.signer == signer {
                     state.blocked_until = None;
                 }
@@ -354,6 +357,7 @@ impl<Tag> Requests<Tag> {
         self.retry_at = None;
         let mut bytes = Vec::new();
         for queue in &mut self.queues {
+            let Some(group) = queue.group.upgrade() else { continue };
             // Those whose key no token in use has, while others have theirs.
             let mut aside = Vec::new();
             while let Some((listener, request)) = queue.next() {
@@ -365,15 +369,16 @@ impl<Tag> Requests<Tag> {
                     let channel = self.channels.get(token.signer.0 as usize);
                     channel.is_some_and(Option::is_some)
                 };
-                let Some(token) = queue.choose(request, now, has_channel) else {
-                    let is_up = |at| queue.is_up(at, now, &has_channel);
+                let Some(token) = queue.choose(&group, request, now, has_channel) else {
+                    let is_up = |at| queue.is_up(&group, at, now, &has_channel);
                     let has_key = |at| request.ask.key.number(at).is_some();
                     let mut tokens = 0..queue.tokens.len();
                     if tokens.clone().any(|at| is_up(at) && has_key(at)) {
                         // It has no room: its answers make some.
                         break;
                     }
-                    if queue.group.spec.waits {
+                    // Whoever has been asked for once was not to know.
+                    if group.spec.waits || request.failed.is_some() {
                         self.retry_at = Some(now + TOKEN_RETRY_INTERVAL);
                         if !tokens.any(is_up) {
                             break;
@@ -388,7 +393,7 @@ impl<Tag> Requests<Tag> {
                     continue;
                 };
                 let request = queue.take(listener);
-                let signer = queue.group.tokens[token].signer;
+                let signer = group.tokens[token].signer;
                 self.numbers += 1;
                 let number = self.numbers;
                 let left = request.ask.deadline.saturating_duration_since(now);
@@ -413,7 +418,7 @@ impl<Tag> Requests<Tag> {
                 self.deadlines.insert((deadline, number, signer.0));
                 let in_flight = InFlight {
                     request: Some(request),
-                    group: queue.group.number,
+                    group: group.number,
                     token,
                     deadline,
                 };
@@ -435,8 +440,9 @@ impl<Tag> Requests<Tag> {
             return;
         }
         for queue in &mut self.queues {
+            let Some(group) = queue.group.upgrade() else { continue };
             let failure = || {
-                let usable = queue.group.tokens.iter().any(|token| token.is_usable());
+                let usable = group.tokens.iter().any(|token| token.is_usable());
                 if usable { KeyFailure::Late } else { KeyFailure::Down }
             };
             for (_, waiting) in &mut queue.waiting {
@@ -482,10 +488,6 @@ impl<Tag> Requests<Tag> {
         !self.answers.is_empty()
     }
 
-    fn queue(&self, group: u32) -> Option<&Queue<Tag>> {
-        self.queues.iter().find(|queue| queue.group.number == group)
-    }
-
     fn next_number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
@@ -493,16 +495,12 @@ impl<Tag> Requests<Tag> {
 }
 
 fn queue_of<Tag>(queues: &mut [Queue<Tag>], group: u32) -> Option<&mut Queue<Tag>> {
-    queues.iter_mut().find(|queue| queue.group.number == group)
+    queues.iter_mut().find(|queue| queue.number == group)
 }
 
 impl<Tag> Queue<Tag> {
     fn len(&self) -> usize {
         self.waiting.iter().map(|(_, waiting)| waiting.len()).sum()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.len() == 0 && self.tokens.iter().all(|token| token.in_flight == 0)
     }
 
     fn insert(&mut self, request: Request<Tag>, number: u64) {
@@ -547,24 +545,31 @@ impl<Tag> Queue<Tag> {
     }
 
     /// The token with the most room, if any has room; one at which the request has failed only where there is no other.
-    fn choose(&self, request: &Request<Tag>, now: Instant, has_channel: impl Fn(&Token) -> bool) -> Option<usize> {
+    fn choose(
+        &self,
+        group: &Group,
+        request: &Request<Tag>,
+        now: Instant,
+        has_channel: impl Fn(&Token) -> bool,
+    ) -> Option<usize> {
         let candidates = (0..self.tokens.len()).filter(|&at| {
-            request.ask.key.number(at).is_some() && self.is_up(at, now, &has_channel) && self.room(at) > 0
+            let has_key = request.ask.key.number(at).is_some();
+            has_key && self.is_up(group, at, now, &has_channel) && self.room(group, at) > 0
         });
-        candidates.max_by_key(|&at| (request.failed != Some(at), self.room(at)))
+        candidates.max_by_key(|&at| (request.failed != Some(at), self.room(group, at)))
     }
 
-    fn is_up(&self, at: usize, now: Instant, has_channel: &impl Fn(&Token) -> bool) -> bool {
-        let token = &self.group.tokens[at];
+    fn is_up(&self, group: &Group, at: usize, now: Instant, has_channel: &impl Fn(&Token) -> bool) -> bool {
+        let token = &group.tokens[at];
         let blocked = self.tokens[at].blocked_until.is_some_and(|until| now < until);
         token.is_usable() && !blocked && has_channel(token)
     }
 
-    fn room(&self, at: usize) -> usize {
+    fn room(&self, group: &Group, at: usize) -> usize {
         if active(Mutant::TokenOverfilled) {
             return 1;
         }
-        self.group.tokens[at].window().saturating_sub(self.tokens[at].in_flight)
+        group.tokens[at].window().saturating_sub(self.tokens[at].in_flight)
     }
 
     fn note_lengths(&self) {

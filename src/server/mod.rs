@@ -11,8 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
-use ringlock_hsm::custody::{Custody, launcher};
-use ringlock_hsm::signer;
+use ringlock_hsm::custody::Custody;
 
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
@@ -57,7 +56,11 @@ impl From<Vec<Problem>> for StartError {
 pub fn load(config: Config) -> Result<(Plan, Snapshot, Custody), Vec<Problem>> {
     let plan = host::plan(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
-    let mut custody = Custody::new(workers, launcher(signer::on_thread));
+    if let Err(problems) = host::check_users_of_signers(&config, &[]) {
+        return Err(plan.err().into_iter().flatten().chain(problems).collect());
+    }
+    let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
+    let mut custody = Custody::new(workers, launcher);
     match (plan, Snapshot::load(config, workers, None, &mut custody)) {
         (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot, custody)),
         (plan, snapshot) => Err(plan.err().into_iter().chain(snapshot.err()).flatten().collect()),
@@ -69,6 +72,8 @@ pub struct Server {
     loader: Loader,
     plan: Plan,
     custody: Custody,
+    /// Whom signers can become though the gateway is not root any more.
+    users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
     workers: Vec<WorkerHandle>,
     /// Addresses that the workers listen at.
@@ -121,6 +126,7 @@ impl Server {
             loader,
             plan,
             custody,
+            users_of_signers: host::users_of_signers(&snapshot.config),
             snapshot: Arc::clone(&snapshot),
             workers: Vec::new(),
             bound: Vec::new(),
@@ -209,7 +215,7 @@ impl Server {
         if self.draining {
             return Err("the gateway is draining".into());
         }
-        let config = (self.loader)().map_err(|problems| problems.to_string())?;
+        let mut config = (self.loader)().map_err(|problems| problems.to_string())?;
         host::plan(&config).map_err(|problems| lines(&problems))?;
         let (old, new) = (&self.snapshot.config.global, &config.global);
         let (old_log, new_log) = (&old.log, &new.log);
@@ -222,6 +228,9 @@ impl Server {
             ("log.level", old_log.level != new_log.level),
             ("log.file", old_log.file != new_log.file),
         ];
+        // Signers become whom the gateway has become.
+        config.global.user.clone_from(&old.user);
+        host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
         let workers = self.plan.cpus.len();
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
         let snapshot = snapshot.map_err(|problems| lines(&problems))?;

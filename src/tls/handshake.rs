@@ -113,10 +113,7 @@ impl Tls for Connection {
                 Ok(None) => self.handshake(received, outboxes),
                 Err(failure) => {
                     if let Some(alert) = alert_for(&failure) {
-                        outboxes
-                            .sealed
-                            .sink(outboxes.pool)
-                            .write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
+                        outboxes.sealed.sink(outboxes.pool).write(&fatal(alert));
                     }
                     (received.len(), Step::Failed(failure))
                 }
@@ -443,7 +440,13 @@ impl Connection {
         if let Some(given) = given {
             received[at.used..at.end].copy_from_slice(&given);
         }
-        outboxes.sealed.sink(outboxes.pool).write(&processed.output);
+        let mut sealed = outboxes.sealed.sink(outboxes.pool);
+        if processed.error.as_ref().is_some_and(is_key_failure) {
+            // rustls has no alert for it. Its ServerHello is kept back, so that the client reads ours in the clear.
+            sealed.write(&fatal(AlertDescription::InternalError));
+        } else {
+            sealed.write(&processed.output);
+        }
         let failure = match processed.error {
             Some(error) => self.failure(&error),
             None if processed.closed => HandshakeFailure::PeerAlert(AlertDescription::CloseNotify),
@@ -493,6 +496,16 @@ impl Connection {
             other => HandshakeFailure::Protocol(describe(other)),
         }
     }
+}
+
+/// The key has not signed.
+fn is_key_failure(error: &Error) -> bool {
+    matches!(error, Error::Other(OtherError(error)) if error.is::<KeyFailure>())
+}
+
+/// A fatal alert before anything is encrypted, with its record.
+fn fatal(alert: AlertDescription) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, u8::from(alert)]
 }
 
 fn describe(error: &Error) -> String {

@@ -110,6 +110,11 @@ impl Ca {
         self.folder.join(format!("{name}.key"))
     }
 
+    /// Where [`Ca::issue`] writes a certificate.
+    pub(crate) fn certificate_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.pem"))
+    }
+
     /// Writes `NAME.pem` for these DNS names and a key that is elsewhere, given by its SubjectPublicKeyInfo in DER.
     pub(crate) fn certify(&self, name: &str, dns_names: &[&str], kind: KeyKind, public_key: &[u8]) {
         let (_, info) = SubjectPublicKeyInfo::from_der(public_key).unwrap();
@@ -123,7 +128,7 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(key, &self.issuer).unwrap();
-        std::fs::write(self.folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(self.certificate_file(name), certificate.pem()).unwrap();
     }
 }
 

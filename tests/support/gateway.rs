@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, Token, eventually, free_address, run};
+use super::{Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, Token, eventually, free_address, run, run_with};
 
 /// A configuration in the making: one listener and one upstream, with lines of TOML added where a test needs them.
 pub(crate) struct Setup {
@@ -36,7 +36,11 @@ pub(crate) struct Setup {
 struct Identity {
     name: String,
     /// As in the configuration: a file, or a URI.
+    certificate: String,
+    /// As in the configuration: a file, or a URI.
     key: String,
+    /// More lines of it.
+    lines: String,
 }
 
 impl Setup {
@@ -76,13 +80,30 @@ impl Setup {
     }
 
     /// One more identity of the listener.
-    pub(crate) fn identity(mut self, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
+    pub(crate) fn identity(self, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
         self.ca.issue(name, dns_names, kind);
+        self.issued_identity(name, &format!("{name}.pem"), &format!("{name}.key"), "")
+    }
+
+    /// One more identity of the listener, of a certificate and key that are there, with these lines more.
+    pub(crate) fn issued_identity(mut self, name: &str, certificate: &str, key: &str, lines: &str) -> Setup {
         self.identities.push(Identity {
             name: name.to_owned(),
-            key: format!("{name}.key"),
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            lines: lines.to_owned(),
         });
         self
+    }
+
+    /// Who signs the identities.
+    pub(crate) fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// Folder of the configuration file, certificates and keys.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A PKCS#11 token: its section, with these lines more, and what its module needs in the environment.
@@ -92,13 +113,9 @@ impl Setup {
     }
 
     /// One more identity of the listener, whose key is in this token.
-    pub(crate) fn token_identity(mut self, token: &dyn Token, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
+    pub(crate) fn token_identity(self, token: &dyn Token, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
         token.issue(&self.ca, name, dns_names, kind);
-        self.identities.push(Identity {
-            name: name.to_owned(),
-            key: token.uri(name),
-        });
-        self
+        self.issued_identity(name, &format!("{name}.pem"), &token.uri(name), "")
     }
 
     /// Adds lines to `[global]`.
@@ -164,6 +181,15 @@ impl Setup {
         Gateway::start(self.folder, self.ca, address, admin, &self.through, &self.environment)
     }
 
+    /// Writes the file and runs `check` or `run`, which has to end by itself.
+    #[track_caller]
+    pub(crate) fn try_command(&self, command: &str) -> Ran {
+        let file = self.folder.path().join("ringlock.toml");
+        std::fs::write(&file, self.to_toml(free_address(), free_address())).unwrap();
+        let arguments = [command, "--config", file.to_str().unwrap()];
+        run_with(&self.environment, env!("CARGO_BIN_EXE_ringlock"), &arguments, b"")
+    }
+
     /// The file, for these addresses of the listener and of the admin server.
     pub(crate) fn to_toml(&self, address: SocketAddr, admin: SocketAddr) -> String {
         let Setup {
@@ -185,10 +211,16 @@ impl Setup {
              [[listener]]\nname = \"edge\"\naddress = \"{address}\"\nidentities = {names:?}\nupstream = \"app\"\n{listener}\n\
              [listener.tls]\n{tls}\n"
         );
-        for Identity { name, key } in &self.identities {
+        for Identity {
+            name,
+            certificate,
+            key,
+            lines,
+        } in &self.identities
+        {
             let _ = writeln!(
                 toml,
-                "[[identity]]\nname = \"{name}\"\ncertificate = \"{name}.pem\"\nkey = \"{key}\"\n"
+                "[[identity]]\nname = \"{name}\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n{lines}\n"
             );
         }
         let _ = write!(
@@ -423,11 +455,7 @@ impl Gateway {
     /// A TCP connection to the listener.
     #[track_caller]
     pub(crate) fn connect_tcp(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
+        super::client::connect_tcp(self.address)
     }
 
     /// Ends it with SIGTERM, and checks that it ended as it should. Gives its log.

@@ -15,7 +15,7 @@ use ringlock_faulty::Folder;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
-use super::{Ca, KeyKind, Program, Ran, eventually, run_with, tool};
+use super::{Ca, KeyKind, Program, Ran, eventually, python, run, run_with, tool};
 
 /// The PIN of all of these.
 pub(crate) const PIN: &str = "314159";
@@ -31,6 +31,11 @@ pub(crate) trait Token {
 
     /// Holds the PIN.
     fn pin_file(&self) -> PathBuf;
+
+    /// What is in that file.
+    fn pin(&self) -> &str {
+        PIN
+    }
 
     /// What the process that loads the module has to have in its environment.
     fn environment(&self) -> Vec<(String, String)>;
@@ -57,14 +62,28 @@ pub(crate) trait Token {
     fn pkcs11_tool(&self, arguments: &[&str]) -> Ran {
         let mut all = vec!["--token-label", self.label(), "--login", "--pin", "env:PIN"];
         all.extend(arguments);
-        pkcs11_tool(&self.module(), &self.environment(), &all)
+        let mut environment = self.environment();
+        environment.push(("PIN".into(), self.pin().into()));
+        pkcs11_tool(&self.module(), &environment, &all)
+    }
+
+    /// Puts the certificate of `NAME.pem` in, beside the key of the same label.
+    #[track_caller]
+    fn put_certificate(&self, ca: &Ca, name: &str) {
+        let folder = TempDir::new().unwrap();
+        let (pem, der) = (ca.certificate_file(name), folder.path().join("certificate.der"));
+        let (pem, der) = (pem.to_str().unwrap(), der.to_str().unwrap());
+        run("openssl", &["x509", "-in", pem, "-outform", "DER", "-out", der], b"").ok();
+        let id = id(name);
+        self.pkcs11_tool(&["--write-object", der, "--type", "cert", "--label", name, "--id", &id]);
     }
 }
 
-/// SoftHSM with one token.
+/// A token of SoftHSM.
 pub(crate) struct SoftHsm {
-    folder: TempDir,
+    folder: Rc<TempDir>,
     label: String,
+    pin: String,
 }
 
 impl SoftHsm {
@@ -77,12 +96,24 @@ impl SoftHsm {
             format!("directories.tokendir = {place}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n");
         fs::write(folder.path().join("softhsm2.conf"), settings).unwrap();
         fs::create_dir(folder.path().join("tokens")).unwrap();
-        fs::create_dir(folder.path().join("keys")).unwrap();
-        write_pin(&folder.path().join("pin"));
+        SoftHsm::token(Rc::new(folder), label, PIN)
+    }
+
+    /// One more token of the same module, with this PIN.
+    #[track_caller]
+    pub(crate) fn another(&self, label: &str, pin: &str) -> SoftHsm {
+        SoftHsm::token(Rc::clone(&self.folder), label, pin)
+    }
+
+    #[track_caller]
+    fn token(folder: Rc<TempDir>, label: &str, pin: &str) -> SoftHsm {
         let hsm = SoftHsm {
             folder,
             label: label.to_owned(),
+            pin: pin.to_owned(),
         };
+        fs::create_dir(hsm.keys()).unwrap();
+        write_pin(&hsm.pin_file(), pin);
         hsm.recreate();
         hsm
     }
@@ -91,23 +122,21 @@ impl SoftHsm {
     #[track_caller]
     pub(crate) fn import(&self, label: &str, file: &Path) {
         // Kept for a token that is made anew.
-        let kept = self.folder.path().join("keys").join(label);
+        let kept = self.keys().join(label);
         if kept != file {
             fs::copy(file, &kept).unwrap();
         }
         let id = id(label);
         let (token, file) = (&self.label, kept.to_str().unwrap());
         self.softhsm2_util(&[
-            "--import", file, "--token", token, "--label", label, "--id", &id, "--pin", PIN,
+            "--import", file, "--token", token, "--label", label, "--id", &id, "--pin", &self.pin,
         ]);
     }
 
     /// Takes the token away.
     #[track_caller]
     pub(crate) fn remove(&self) {
-        let tokens = self.folder.path().join("tokens");
-        fs::remove_dir_all(&tokens).unwrap();
-        fs::create_dir(&tokens).unwrap();
+        self.softhsm2_util(&["--delete-token", "--token", &self.label]);
     }
 
     /// Makes a token with the label, the PIN and the keys of the one that was taken away. Its serial number is another.
@@ -119,15 +148,20 @@ impl SoftHsm {
             "--label",
             &self.label,
             "--pin",
-            PIN,
+            &self.pin,
             "--so-pin",
             SO_PIN,
         ];
         self.softhsm2_util(&token);
-        for key in fs::read_dir(self.folder.path().join("keys")).unwrap() {
+        for key in fs::read_dir(self.keys()).unwrap() {
             let key = key.unwrap();
             self.import(key.file_name().to_str().unwrap(), &key.path());
         }
+    }
+
+    /// What is in the token, as files.
+    fn keys(&self) -> PathBuf {
+        self.folder.path().join(format!("{}.keys", self.label))
     }
 
     #[track_caller]
@@ -146,7 +180,11 @@ impl Token for SoftHsm {
     }
 
     fn pin_file(&self) -> PathBuf {
-        self.folder.path().join("pin")
+        self.folder.path().join(format!("{}.pin", self.label))
+    }
+
+    fn pin(&self) -> &str {
+        &self.pin
     }
 
     fn environment(&self) -> Vec<(String, String)> {
@@ -239,6 +277,10 @@ impl Token for P11Kit<'_> {
         self.behind.pin_file()
     }
 
+    fn pin(&self) -> &str {
+        self.behind.pin()
+    }
+
     fn environment(&self) -> Vec<(String, String)> {
         let address = format!("unix:path={}", self.socket().display());
         vec![("P11_KIT_SERVER_ADDRESS".into(), address)]
@@ -252,13 +294,28 @@ impl Token for P11Kit<'_> {
 
 /// A TPM in software, with a token of tpm2-pkcs11. P-256 and RSA with 2,048 bits; keys are made in it.
 ///
-/// There is no resource manager before it, so a process that is killed leaves its objects in the TPM, which has room for three.
-/// [`Tpm::restart`] clears them.
+/// There is no resource manager before it: it has room for three objects, a key in use is one, and a process that is killed leaves its own
+/// behind. [`Tpm::restart`] clears them.
 pub(crate) struct Tpm {
     folder: TempDir,
     label: String,
     program: RefCell<Option<Program>>,
 }
+
+const PSS_IS_GOOD: &str = r#"
+import sqlite3, sys
+config = """---
+!!map {
+  ? !!str "token-init"
+  : !!bool "true",
+  ? !!str "pss-sigs-good"
+  : !!bool "true",
+}
+...
+"""
+with sqlite3.connect(sys.argv[1]) as database:
+    database.execute("UPDATE tokens SET config = ? WHERE label <> ''", [config])
+"#;
 
 impl Tpm {
     /// Makes a TPM, and in it a token of this label.
@@ -267,13 +324,21 @@ impl Tpm {
         let folder = TempDir::new().unwrap();
         fs::create_dir(folder.path().join("state")).unwrap();
         fs::create_dir(folder.path().join("store")).unwrap();
-        write_pin(&folder.path().join("pin"));
+        write_pin(&folder.path().join("pin"), PIN);
         let tpm = Tpm {
             folder,
             label: label.to_owned(),
             program: RefCell::default(),
         };
         tpm.restart();
+        // An end without notice counts as a wrong PIN, and tests end it so.
+        let tcti = format!("swtpm:path={}", tpm.socket().display());
+        run(
+            "tpm2_dictionarylockout",
+            &["--tcti", &tcti, "--setup-parameters", "--max-tries", "1000"],
+            b"",
+        )
+        .ok();
         let (module, environment) = (tpm.module(), tpm.environment());
         let so_login = ["--login", "--login-type", "so", "--so-pin", "env:SO_PIN"];
         let token = [
@@ -288,6 +353,8 @@ impl Tpm {
         pkcs11_tool(&module, &environment, &token);
         let pin = ["--token-label", label, "--init-pin", "--pin", "env:PIN"];
         pkcs11_tool(&module, &environment, &[&so_login[..], &pin[..]].concat());
+        // Its salts are as long as the hash, as TLS wants them. The module does not find that out: it believes its database.
+        python(PSS_IS_GOOD, &[tpm.folder.path().join("store/tpm2_pkcs11.sqlite3")]);
         tpm
     }
 
@@ -326,6 +393,11 @@ impl Tpm {
         let _ = fs::remove_file(self.control_socket());
     }
 
+    /// Where it is, as its tools and modules want it.
+    pub(crate) fn tcti(&self) -> String {
+        format!("swtpm:path={}", self.socket().display())
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("tpm.socket")
     }
@@ -353,10 +425,7 @@ impl Token for Tpm {
         let store = self.folder.path().join("store");
         vec![
             ("TPM2_PKCS11_STORE".into(), store.display().to_string()),
-            (
-                "TPM2_PKCS11_TCTI".into(),
-                format!("swtpm:path={}", self.socket().display()),
-            ),
+            ("TPM2_PKCS11_TCTI".into(), self.tcti()),
         ]
     }
 
@@ -375,6 +444,7 @@ impl Token for Tpm {
         let file = public.to_str().unwrap();
         self.pkcs11_tool(&["--read-object", "--type", "pubkey", "--id", &id, "--output-file", file]);
         ca.certify(name, dns_names, kind, &fs::read(public).unwrap());
+        self.restart();
     }
 }
 
@@ -446,6 +516,56 @@ impl Token for Faulty {
     }
 }
 
+/// Two faulty tokens of one group, each in a module of its own, that hold the same keys.
+pub(crate) struct FaultyPair<'a> {
+    group: String,
+    tokens: [&'a Faulty; 2],
+}
+
+impl FaultyPair<'_> {
+    /// A group of this name.
+    pub(crate) fn new<'a>(group: &str, first: &'a Faulty, second: &'a Faulty) -> FaultyPair<'a> {
+        FaultyPair {
+            group: group.to_owned(),
+            tokens: [first, second],
+        }
+    }
+}
+
+impl Token for FaultyPair<'_> {
+    fn label(&self) -> &str {
+        &self.group
+    }
+
+    fn module(&self) -> PathBuf {
+        self.tokens[0].module()
+    }
+
+    fn pin_file(&self) -> PathBuf {
+        self.tokens[0].pin_file()
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    #[track_caller]
+    fn issue(&self, ca: &Ca, name: &str, dns_names: &[&str], kind: KeyKind) {
+        ca.issue(name, dns_names, kind);
+        let key = ca.key_file(name);
+        let pem = fs::read_to_string(&key).unwrap();
+        for token in self.tokens {
+            token.folder.key(&token.label, name, &pem);
+        }
+        fs::remove_file(key).unwrap();
+    }
+
+    fn section(&self, lines: &str) -> String {
+        let lines = format!("group = \"{}\"\n{lines}", self.group);
+        self.tokens.map(|token| token.section(&lines)).concat()
+    }
+}
+
 /// Where Debian puts a module of one of its packages.
 #[track_caller]
 fn module(file: &str, package: &str) -> PathBuf {
@@ -467,13 +587,13 @@ fn pkcs11_tool(module: &Path, environment: &[(String, String)], arguments: &[&st
     let mut all = vec!["--module", module.to_str().unwrap()];
     all.extend(arguments);
     let pins = [("PIN", PIN), ("SO_PIN", SO_PIN)].map(|(name, pin)| (name.to_owned(), pin.to_owned()));
-    run_with(&[environment, &pins].concat(), "pkcs11-tool", &all, b"").ok()
+    run_with(&[&pins, environment].concat(), "pkcs11-tool", &all, b"").ok()
 }
 
-fn write_pin(file: &Path) {
+fn write_pin(file: &Path, text: &str) {
     let mut options = fs::OpenOptions::new();
     let pin = options.write(true).create_new(true).mode(0o600).open(file);
-    io::Write::write_all(&mut pin.unwrap(), PIN.as_bytes()).unwrap();
+    io::Write::write_all(&mut pin.unwrap(), text.as_bytes()).unwrap();
 }
 
 /// CKA_ID in hexadecimal digits: the label's bytes.

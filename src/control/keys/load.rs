@@ -141,11 +141,12 @@ impl Remote<'_> {
     /// # Errors
     /// The signer ends, refuses a signature, or gives a wrong one.
     pub(super) fn of_channel(&self, channel: &mut UnixStream, verify: bool, duration: Duration) -> Result<Load, Fault> {
-        let lost = |error: std::io::Error| match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+        let lost = |error: std::io::Error| {
+            if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) {
                 Fault::new(FaultKind::Timeout, format!("no answer within {:?}", 2 * self.timeout))
+            } else {
+                ended()
             }
-            _ => ended(),
         };
         channel.set_read_timeout(Some(2 * self.timeout)).map_err(lost)?;
         let public = PublicKey::from_der(self.public);

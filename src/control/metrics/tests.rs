@@ -260,7 +260,11 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
         "what never occurred is left out"
     );
     assert_eq!(
-        value(&families, "ringlock_handshake_failures", &[("cause", "key")]),
+        value(
+            &families,
+            "ringlock_handshake_failures",
+            &[("cause", "key_unavailable")]
+        ),
         6.0
     );
     let labels = [
