@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 
-use crate::config::{Position, Problem, Warning, schema};
+use crate::config::{Position, Problem, Warning, parse_duration, schema};
 
 /// Terminates TLS in front of TCP services.
 ///
@@ -59,9 +60,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Keys in PKCS#11 tokens: see what is there, make keys, ask for certificates
+    /// Keys in PKCS#11 tokens: see what is there, make keys, ask for certificates, try keys and measure them
     ///
-    /// The module is loaded by this command itself, and the PIN is tried once.
+    /// A PIN that is refused is not tried again.
     Keys {
         /// What about them.
         #[command(subcommand)]
@@ -143,6 +144,46 @@ pub enum KeysCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Have keys sign through the signer, as the gateway has them, and verify what they signed
+    ///
+    /// Every key of the configuration that is in a token or behind a signer, or the one of --key; with each scheme that key and token can. The
+    /// exit code is 1 when one does not work.
+    Test {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The key: a pkcs11: URI with object= or id=
+        #[arg(long, value_name = "URI")]
+        key: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure signatures per second by number of sessions, and tell how many sessions to configure
+    ///
+    /// Three figures for each number: of the token by itself, through the signer, and through the signer with each signature verified. Stop
+    /// what else uses the token and this machine.
+    Bench {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The key: a pkcs11: URI with object= or id=
+        #[arg(long, value_name = "URI")]
+        key: String,
+        /// Signature scheme, such as ECDSA_NISTP256_SHA256; by default the best one of the key
+        #[arg(long, value_name = "NAME")]
+        scheme: Option<String>,
+        /// Numbers of sessions
+        #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "1,2,4,8,16,32",
+            value_parser = clap::value_parser!(u32).range(1..=1024))]
+        sessions: Vec<u32>,
+        /// How long each figure is measured
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+        duration: Duration,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl KeysCommand {
@@ -152,8 +193,18 @@ impl KeysCommand {
         match self {
             KeysCommand::List { tokens, .. }
             | KeysCommand::Generate { tokens, .. }
-            | KeysCommand::Csr { tokens, .. } => tokens,
+            | KeysCommand::Csr { tokens, .. }
+            | KeysCommand::Test { tokens, .. }
+            | KeysCommand::Bench { tokens, .. } => tokens,
         }
+    }
+}
+
+/// A time that is not zero, as in the configuration.
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("write how long it may take"),
+        duration => Ok(duration),
     }
 }
 

@@ -109,12 +109,12 @@ fn hardware(config: Option<&Path>, json: bool) -> ExitCode {
 
 /// What an operator does with keys in tokens.
 fn keys(command: &KeysCommand) -> ExitCode {
-    let tokens = match command.tokens().config.as_deref().map(config::load) {
-        None => Vec::new(),
-        Some(Ok((config, _))) => config.tokens,
+    let config = match command.tokens().config.as_deref().map(config::load) {
+        None => None,
+        Some(Ok((config, _))) => Some(config),
         Some(Err(problems)) => return refuse(problems.as_slice(), &[]),
     };
-    match keys::run(command, &tokens) {
+    match keys::run(command, config.as_ref()) {
         Ok(Answer { text, whole }) => match print(&text) {
             ExitCode::SUCCESS if !whole => ExitCode::FAILURE,
             code => code,

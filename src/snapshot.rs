@@ -13,6 +13,7 @@ use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
 
 use self::identities::Identities;
+pub use self::identities::{files, token_spec};
 
 use crate::address::ServerEndpoint;
 use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, TlsVersion, UpstreamId, Warning};

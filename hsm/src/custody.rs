@@ -1,6 +1,7 @@
 //! The gateway's side of key custody: starts signers, watches them, starts them again, and opens keys in them. Belongs to the control
 //! thread, which calls [`Custody::tick`]; what workers need of it are channels.
 
+mod key;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -13,16 +14,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use rustls::SignatureScheme;
-
+use self::key::challenge;
+pub use self::key::{ExaminedKey, OpenedKey, Trial};
 use self::link::{Link, Received};
 use crate::launcher::{LauncherProcess, RemoteChild};
 use crate::protocol::{
-    Breaker, Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Order, Proof, Report, TokenNumber, TokenStatus,
+    Breaker, Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Order, Report, TokenNumber, TokenStatus,
 };
 use crate::remote::{Group, GroupSpec, Isolation, KeyHandle, SignerNumber, SignerSpec, Token, TokenSpec};
 use crate::uri::ObjectMatch;
-use crate::verify::PublicKey;
 
 /// A signer that has just been started may take this long to load its module: those of network HSMs connect meanwhile.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,9 +50,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Proofs of one key: RSA has six schemes.
 const PROOFS_MAX: u32 = 6;
-
-/// What proofs sign begins with this, so that they are of no use as anything else (RFC 8446, 4.4.3, has its own context).
-const CHALLENGE: &[u8] = b"Ringlock asks whether this key can be used: ";
 
 /// What runs a signer.
 #[derive(Debug)]
@@ -104,19 +101,6 @@ pub struct NewChannel {
     pub signer: SignerNumber,
     /// A stream socket.
     pub socket: OwnedFd,
-}
-
-/// A key that has shown that it can sign.
-#[derive(Debug)]
-pub struct OpenedKey {
-    /// Keeps it open.
-    pub handle: Arc<KeyHandle>,
-    /// SubjectPublicKeyInfo in DER.
-    pub public: Vec<u8>,
-    /// What it has signed with, best first. Not empty.
-    pub schemes: Vec<SignatureScheme>,
-    /// In which token, for people.
-    pub token: String,
 }
 
 /// See the module.
@@ -260,6 +244,21 @@ impl Custody {
     /// # Errors
     /// It is not found, or cannot sign with what it should, or what it signed is wrong.
     pub fn open(&mut self, token: &Token, place: &KeyPlace) -> Result<OpenedKey, Fault> {
+        let key = self.examine(token, place)?;
+        let schemes = key.schemes()?;
+        Ok(OpenedKey {
+            handle: key.handle,
+            public: key.public,
+            schemes,
+            token: key.token,
+        })
+    }
+
+    /// Finds a key in a token, and has it try what it should be able to. Waits for that, while all signers are looked after.
+    ///
+    /// # Errors
+    /// It is not found, or is none.
+    pub fn examine(&mut self, token: &Token, place: &KeyPlace) -> Result<ExaminedKey, Fault> {
         self.numbers += 1;
         let number = KeyNumber(self.numbers);
         let handle = Arc::new(KeyHandle {
@@ -273,13 +272,7 @@ impl Custody {
             up.link.send(&order_key(&handle));
         }
         let description = self.wait(token, |up| up.keys.remove(&number))?;
-        let schemes = proven(&description, &challenge(number))?;
-        Ok(OpenedKey {
-            handle,
-            public: description.public,
-            schemes,
-            token: description.token,
-        })
+        ExaminedKey::new(handle, description)
     }
 
     /// The certificates in a token that fit, in DER. Waits for them, while all signers are looked after.
@@ -665,52 +658,6 @@ fn order_key(key: &KeyHandle) -> Order {
         place: key.place.clone(),
         challenge: challenge(key.number),
     }
-}
-
-fn challenge(key: KeyNumber) -> Vec<u8> {
-    [CHALLENGE, &key.0.to_le_bytes()].concat()
-}
-
-/// The schemes with which the key has shown that it signs. One that it should have and has not is a fault.
-fn proven(description: &KeyDescription, challenge: &[u8]) -> Result<Vec<SignatureScheme>, Fault> {
-    let Some(public) = PublicKey::from_der(&description.public) else {
-        return Err(Fault::new(FaultKind::Object, "a public key that is none"));
-    };
-    let mut schemes = Vec::new();
-    for Proof {
-        scheme,
-        mechanism,
-        signature,
-    } in &description.proofs
-    {
-        let scheme = SignatureScheme::from(*scheme);
-        match signature {
-            Ok(signature) if public.verify(scheme, challenge, signature) => schemes.push(scheme),
-            Ok(_) => {
-                let token = &description.token;
-                let found = format!("a wrong signature by {mechanism} ({scheme:?}) from the token {token}");
-                return Err(Fault::new(FaultKind::Mechanism, found));
-            }
-            Err(fault) => {
-                let token = &description.token;
-                return Err(Fault {
-                    found: format!(
-                        "{} when the token {token} signs by {mechanism} ({scheme:?})",
-                        fault.found
-                    ),
-                    ..fault.clone()
-                });
-            }
-        }
-    }
-    if schemes.is_empty() {
-        let found = format!(
-            "no mechanism of the token {} that this key can sign with",
-            description.token
-        );
-        return Err(Fault::new(FaultKind::Mechanism, found));
-    }
-    Ok(schemes)
 }
 
 fn clock() -> Instant {

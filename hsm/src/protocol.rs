@@ -148,6 +148,8 @@ pub struct Proof {
     pub mechanism: String,
     /// As TLS wants it.
     pub signature: Result<Vec<u8>, Fault>,
+    /// What the token took, in microseconds.
+    pub signing_us: u32,
 }
 
 /// What kind of thing went wrong: decides what the operator is told to do.

@@ -111,6 +111,14 @@ impl Token {
         self.signer_restarts.load(Ordering::Relaxed)
     }
 
+    /// Requests that one worker has on their way to it at most: it keeps all sessions busy by itself, with some requests at their door
+    /// while answers are on their way.
+    #[must_use]
+    pub fn window(&self) -> usize {
+        let sessions = self.spec.settings.sessions as usize;
+        sessions + sessions / 2 + 2
+    }
+
     /// Takes what has become known.
     pub fn set_status(&self, status: TokenStatus) {
         self.usable.store(status.breaker != Breaker::Open, Ordering::Relaxed);

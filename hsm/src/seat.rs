@@ -362,10 +362,12 @@ impl Seat {
         let mut proofs: Vec<Proof> = Vec::new();
         let mut lost: Option<Fault> = None;
         for (scheme, mechanism) in &found.schemes {
+            let start = Instant::now();
             let signature = match &lost {
                 Some(fault) => Err(fault.clone()),
                 None => self.with_session(|session| session.sign(&found, *scheme, challenge)),
             };
+            let signing_us = u32::try_from(start.elapsed().as_micros()).unwrap_or(u32::MAX);
             if let (Err(fault), None) = (&signature, &lost) {
                 self.pool.failed(self.era(), fault);
                 lost = fault.loses_sessions().then(|| fault.clone());
@@ -374,6 +376,7 @@ impl Seat {
                 scheme: u16::from(*scheme),
                 mechanism: (*mechanism).to_owned(),
                 signature,
+                signing_us,
             });
         }
         Ok(KeyDescription {

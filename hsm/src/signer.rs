@@ -325,10 +325,11 @@ impl Signer {
                 token.pool.watch();
             }
             let (reports, end) = self.loaded.collect();
+            // First, so that whoever hears an answer knows what it has done to the token, such as that the PIN is refused.
+            self.tell_statuses(control);
             for report in &reports {
                 control.report(report);
             }
-            self.tell_statuses(control);
             control.flush()?;
             match end {
                 Some(End::Hung(what)) => return Err(SignerError::Hung(what)),
@@ -351,8 +352,12 @@ impl Signer {
         match order {
             Order::Load { .. } => return Err(SignerError::Order("it has loaded already")),
             Order::Ping(number) => control.report(&Report::Pong(number)),
-            Order::Token { token, settings } => match self.tokens.get(&token) {
-                Some(known) => known.pool.renew(settings),
+            Order::Token { token, settings } => match self.tokens.get_mut(&token) {
+                Some(known) => {
+                    known.pool.renew(settings);
+                    // The gateway takes it for one of which nothing is known, and hears of it also if it is as it was.
+                    known.told = None;
+                }
                 None => {
                     let pool = Pool::start(&self.loaded, settings);
                     self.tokens.insert(token, Token { pool, told: None });

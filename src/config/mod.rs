@@ -45,6 +45,7 @@ pub use self::problem::{Places, Position, Problem, Problems, Warning};
 use self::read::Report;
 pub use self::schema::schema;
 use self::tokens::Tokens;
+pub use self::units::parse as parse_duration;
 
 /// A longer configuration file is refused: thousands of listeners fit, and a wrong path does not fill the memory.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;

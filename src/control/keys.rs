@@ -1,25 +1,35 @@
-//! What an operator does with keys in tokens: `ringlock keys`. It loads the module itself, without a signer.
+//! What an operator does with keys in tokens: `ringlock keys`. Most commands load the module themselves; those that try and measure keys
+//! start a signer.
 
+mod bench;
 mod csr;
 mod list;
+mod load;
+mod test;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use comfy_table::{CellAlignment, Table};
 use ringlock_hsm::pkcs11::{Access, NewKey, Pkcs11Module, Pkcs11Session};
 use ringlock_hsm::protocol::{Fault, FaultKind, TokenSettings};
+use ringlock_hsm::remote::{GroupSpec, Isolation, SignerSpec, TokenSpec};
 use ringlock_hsm::scheme::Curve;
 use ringlock_hsm::token::Session;
 use ringlock_hsm::uri::{ObjectKind, ObjectMatch, PinSource, TokenMatch, Uri, UriError};
 
 use crate::cli::{KeyType, KeysCommand, KeysTokens};
-use crate::config::TokenConfig;
+use crate::config::{Config, TokenConfig};
+use crate::snapshot;
 
 /// Bytes of a CKA_ID that is made up.
 const ID_BYTES: usize = 8;
 
 /// PKCS#11 has no bound, but tokens do.
 const ID_BYTES_MAX: usize = 64;
+
+/// What a signature may take in a token of which no configuration says that.
+const SIGNATURE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a command has to say.
 #[derive(Debug)]
@@ -73,7 +83,8 @@ impl From<Fault> for KeysError {
 ///
 /// # Errors
 /// What kept it from that.
-pub fn run(command: &KeysCommand, configured: &[TokenConfig]) -> Result<Answer, KeysError> {
+pub fn run(command: &KeysCommand, config: Option<&Config>) -> Result<Answer, KeysError> {
+    let configured = config.map_or(&[][..], |config| &config.tokens);
     let text = match command {
         KeysCommand::List { tokens, json } => return list::run(&places(tokens, configured, &Uri::default())?, *json),
         KeysCommand::Generate {
@@ -93,16 +104,51 @@ pub fn run(command: &KeysCommand, configured: &[TokenConfig]) -> Result<Answer, 
             subject,
             out,
         } => {
-            let uri = Uri::parse(key)?;
-            if uri.object == ObjectMatch::default() {
-                let remedy = "add object=LABEL or id=ID: `ringlock keys list` shows both";
-                return Err(KeysError::new("found a pkcs11: URI without a key as --key", remedy));
-            }
+            let uri = key_uri(key)?;
             let wanted = csr::Wanted::new(name, subject.as_deref())?;
             csr::run(&places(tokens, configured, &uri)?, uri.object, &wanted, out.as_deref())?
         }
+        KeysCommand::Test { tokens, key, json } => {
+            let subjects = match key {
+                Some(key) => {
+                    let uri = key_uri(key)?;
+                    test::subjects_of(&uri, &places(tokens, configured, &uri)?, config)
+                }
+                None => test::subjects_in(config)?,
+            };
+            return Ok(test::run(subjects, *json));
+        }
+        KeysCommand::Bench {
+            tokens,
+            key,
+            scheme,
+            sessions,
+            duration,
+            json,
+        } => {
+            let uri = key_uri(key)?;
+            let place = one(places(tokens, configured, &uri)?)?;
+            let wanted = bench::Wanted {
+                token: place.spec(config),
+                object: uri.object,
+                scheme: scheme.as_deref(),
+                sessions,
+                duration: *duration,
+            };
+            return bench::run(&wanted, *json);
+        }
     };
     Ok(Answer { text, whole: true })
+}
+
+/// The URI of one key.
+fn key_uri(text: &str) -> Result<Uri, KeysError> {
+    let uri = Uri::parse(text)?;
+    if uri.object == ObjectMatch::default() {
+        let remedy = "add object=LABEL or id=ID: `ringlock keys list` shows both";
+        return Err(KeysError::new("found a pkcs11: URI without a key as --key", remedy));
+    }
+    Ok(uri)
 }
 
 /// A token, and how to get at it.
@@ -123,6 +169,30 @@ impl Place {
             module: token.module.clone(),
             settings: settings(token.find.clone(), token.pin.clone()),
         }
+    }
+
+    /// As a signer is to use it.
+    fn spec(&self, config: Option<&Config>) -> TokenSpec {
+        let of_name = |config: &Config| {
+            let token = config
+                .tokens
+                .iter()
+                .find(|token| Some(&token.name) == self.name.as_ref())?;
+            Some(snapshot::token_spec(token, config.global.user.as_ref()))
+        };
+        config.and_then(of_name).unwrap_or_else(|| TokenSpec {
+            name: self.shown(),
+            signer: SignerSpec {
+                module: Some(self.module.clone()),
+                isolation: Isolation::Process,
+                user: None,
+                sandbox: true,
+            },
+            settings: TokenSettings {
+                timeout: SIGNATURE_TIMEOUT,
+                ..self.settings.clone()
+            },
+        })
     }
 
     fn shown(&self) -> String {
@@ -226,6 +296,33 @@ fn one(places: Vec<Place>) -> Result<Place, KeysError> {
         let remedy = format!("name one of {} by --key", names.join(", "));
         KeysError::new("found several tokens", remedy)
     })
+}
+
+/// A group of one token.
+fn group(token: TokenSpec) -> GroupSpec {
+    GroupSpec {
+        name: token.name.clone(),
+        queue: 0,
+        waits: false,
+        timeout: token.settings.timeout,
+        tokens: vec![token],
+    }
+}
+
+/// Rows under a head, indented; from the column `numbers` on, to the right.
+fn table(head: &[&str], rows: Vec<Vec<String>>, numbers: usize) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(head.to_vec())
+        .add_rows(rows);
+    for (position, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((2, 0));
+        if position >= numbers {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{}\n", table.trim_fmt())
 }
 
 fn open(place: &Place, access: Access) -> Result<(Pkcs11Module, Pkcs11Session), Fault> {

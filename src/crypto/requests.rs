@@ -565,13 +565,11 @@ impl<Tag> Queue<Tag> {
         token.is_usable() && !blocked && has_channel(token)
     }
 
-    /// A worker keeps all sessions of a token busy by itself, and some requests at its door while answers are on their way.
     fn room(&self, group: &Group, at: usize) -> usize {
         if active(Mutant::TokenOverfilled) {
             return 1;
         }
-        let sessions = group.tokens[at].spec.settings.sessions as usize;
-        (sessions + sessions / 2 + 2).saturating_sub(self.tokens[at].in_flight)
+        group.tokens[at].window().saturating_sub(self.tokens[at].in_flight)
     }
 
     fn note_lengths(&self) {

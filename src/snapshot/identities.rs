@@ -72,7 +72,7 @@ impl<'a> Identities<'a> {
         let (key, public): (Arc<dyn SigningKey>, Option<Vec<u8>>) = match &settings.key {
             KeySource::File(path) => (Arc::new(SuspendingKey(Arc::new(self.local(settings, path)?))), None),
             KeySource::Signer(path) => {
-                let group = self.group(&files(self.user(None)));
+                let group = self.group(&files(self.config.global.user.as_ref()));
                 let (key, public) = self.remote(settings, group, &KeyPlace::File(path.clone()))?;
                 (Arc::new(RemoteSigningKey(key)), Some(public))
             }
@@ -122,36 +122,11 @@ impl<'a> Identities<'a> {
             queue: tokens.iter().map(|token| token.queue).max().unwrap_or(first.queue),
             waits: tokens.iter().any(|token| token.when_down == WhenDown::Wait),
             timeout: tokens.iter().map(|token| token.timeout).max().unwrap_or(first.timeout),
-            tokens: tokens.into_iter().map(|token| self.token_spec(token)).collect(),
+            tokens: tokens
+                .into_iter()
+                .map(|token| token_spec(token, self.config.global.user.as_ref()))
+                .collect(),
         }
-    }
-
-    fn token_spec(&self, token: &TokenConfig) -> TokenSpec {
-        TokenSpec {
-            name: token.name.clone(),
-            signer: SignerSpec {
-                module: Some(token.module.clone()),
-                isolation: match token.isolation {
-                    Isolation::Process => remote::Isolation::Process,
-                    Isolation::Thread => remote::Isolation::Thread,
-                },
-                user: self.user(token.user.as_ref()),
-                sandbox: token.sandbox,
-            },
-            settings: TokenSettings {
-                find: token.find.clone(),
-                pin: token.pin.clone(),
-                sessions: token.sessions,
-                timeout: token.timeout,
-                keep_alive: token.keep_alive,
-                login: true,
-            },
-        }
-    }
-
-    /// Whom a signer becomes: whoever the gateway becomes, unless told otherwise.
-    fn user(&self, own: Option<&String>) -> Option<String> {
-        own.or(self.config.global.user.as_ref()).cloned()
     }
 
     /// The key, from every token of its group that has it, and its public key.
@@ -265,8 +240,35 @@ fn remedy(kind: FaultKind) -> &'static str {
     }
 }
 
-/// Keys in files, in a process of their own.
-fn files(user: Option<String>) -> GroupSpec {
+/// A token as its signer is to use it, for a gateway that becomes this user.
+#[must_use]
+pub fn token_spec(token: &TokenConfig, user: Option<&String>) -> TokenSpec {
+    TokenSpec {
+        name: token.name.clone(),
+        signer: SignerSpec {
+            module: Some(token.module.clone()),
+            isolation: match token.isolation {
+                Isolation::Process => remote::Isolation::Process,
+                Isolation::Thread => remote::Isolation::Thread,
+            },
+            // Whoever the gateway becomes, unless told otherwise.
+            user: token.user.as_ref().or(user).cloned(),
+            sandbox: token.sandbox,
+        },
+        settings: TokenSettings {
+            find: token.find.clone(),
+            pin: token.pin.clone(),
+            sessions: token.sessions,
+            timeout: token.timeout,
+            keep_alive: token.keep_alive,
+            login: true,
+        },
+    }
+}
+
+/// Keys in files, in a process of their own, for a gateway that becomes this user.
+#[must_use]
+pub fn files(user: Option<&String>) -> GroupSpec {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     GroupSpec {
         name: FILES.to_owned(),
@@ -278,7 +280,7 @@ fn files(user: Option<String>) -> GroupSpec {
             signer: SignerSpec {
                 module: None,
                 isolation: remote::Isolation::Process,
-                user,
+                user: user.cloned(),
                 sandbox: true,
             },
             settings: TokenSettings {

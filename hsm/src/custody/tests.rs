@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
+use rustls::SignatureScheme;
 
 use super::*;
-use crate::protocol::{Reader, TokenSettings, write};
+use crate::protocol::{Proof, Reader, TokenSettings, write};
 use crate::uri::TokenMatch;
 
 const WORKERS: usize = 2;
@@ -113,6 +114,7 @@ fn description(pair: &KeyPair, signature: Result<Vec<u8>, Fault>) -> KeyDescript
             scheme: SignatureScheme::ECDSA_NISTP256_SHA256.into(),
             mechanism: "CKM_ECDSA".to_owned(),
             signature,
+            signing_us: 100,
         }],
     }
 }

@@ -189,7 +189,7 @@ fn flags(object: &ObjectDescription) -> String {
 }
 
 /// What a token says, without what would do something to a terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
