@@ -259,6 +259,13 @@ impl Custody {
     /// # Errors
     /// It is not found, or is none.
     pub fn examine(&mut self, token: &Token, place: &KeyPlace) -> Result<ExaminedKey, Fault> {
+        let handle = self.announce(token, place);
+        let description = self.wait(token, |up| up.keys.remove(&handle.number))?;
+        ExaminedKey::new(handle, description)
+    }
+
+    /// Tells the signer of a key, which it looks for when it is asked for signatures. Whether there is one is not waited for.
+    pub fn announce(&mut self, token: &Token, place: &KeyPlace) -> Arc<KeyHandle> {
         self.numbers += 1;
         let number = KeyNumber(self.numbers);
         let handle = Arc::new(KeyHandle {
@@ -271,8 +278,7 @@ impl Custody {
         if let Life::Up(up) = &mut signer.life {
             up.link.send(&order_key(&handle));
         }
-        let description = self.wait(token, |up| up.keys.remove(&number))?;
-        ExaminedKey::new(handle, description)
+        handle
     }
 
     /// The certificates in a token that fit, in DER. Waits for them, while all signers are looked after.

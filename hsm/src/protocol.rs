@@ -173,6 +173,17 @@ pub enum FaultKind {
     Signer,
 }
 
+impl FaultKind {
+    /// What is not there now may be there later, as it was.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        match self {
+            FaultKind::Token | FaultKind::Device | FaultKind::Timeout | FaultKind::Signer => true,
+            FaultKind::Module | FaultKind::Pin | FaultKind::Object | FaultKind::Mechanism => false,
+        }
+    }
+}
+
 /// Something went wrong. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{found}")]

@@ -153,7 +153,9 @@ impl<'a> Identities<'a> {
                     first.get_or_insert(opened);
                 }
                 Err(fault) => {
-                    handles.push(None);
+                    // What it signs when it is back is verified, like everything.
+                    let comes_back = fault.kind.may_pass().then(|| self.custody.announce(token, place));
+                    handles.push(comes_back);
                     faults.push((&token.spec.name, fault));
                 }
             }
@@ -166,8 +168,9 @@ impl<'a> Identities<'a> {
             return Err(self.of_fault(settings, "key", &fault, &settings.key.to_string()));
         };
         for (token, fault) in faults {
+            let until = if fault.kind.may_pass() { " until it is back" } else { "" };
             let what = format!(
-                "{} in the token {token}, which cannot be used for it: {fault}",
+                "{} in the token {token}, which is not used for it{until}: {fault}",
                 settings.key
             );
             let key = format!("identity \"{}\": key", settings.name);
