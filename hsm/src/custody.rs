@@ -103,6 +103,9 @@ pub struct NewChannel {
     pub socket: OwnedFd,
 }
 
+/// Gives channels to their workers.
+pub type Receiver = Box<dyn FnMut(NewChannel)>;
+
 /// See the module.
 pub struct Custody {
     launcher: Launcher,
@@ -111,6 +114,8 @@ pub struct Custody {
     groups: Vec<Weak<Group>>,
     groups_made: u32,
     numbers: u32,
+    /// Where channels go; `None`: they wait in `channels`.
+    receiver: Option<Receiver>,
     channels: Vec<NewChannel>,
     /// Processes whose connection has been closed.
     leaving: Vec<(Launched, Instant)>,
@@ -161,6 +166,7 @@ impl Custody {
             groups: Vec::new(),
             groups_made: 0,
             numbers: 0,
+            receiver: None,
             channels: Vec::new(),
             leaving: Vec::new(),
         }
@@ -172,14 +178,22 @@ impl Custody {
         Custody::new(0, Box::new(|_, _| Err(io::ErrorKind::Unsupported.into())))
     }
 
-    /// Tokens that hold the same keys: those in use, where they are as specified, with their signers started. A token that had refused
-    /// its PIN is logged in once more.
+    /// Tokens that have refused their PIN are logged in once more, as a new configuration is about to be loaded: that is the operator's
+    /// word that the PIN is right.
+    pub fn forgive_pins(&mut self) {
+        for token in self.tokens().iter().filter(|token| token.status().pin_refused) {
+            // A signer that is not up is told when it is started.
+            token.set_status(TokenStatus::default());
+            if let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life {
+                up.link.send(&order_token(token, true));
+            }
+        }
+    }
+
+    /// Tokens that hold the same keys: those in use, where they are as specified, with their signers started.
     pub fn group(&mut self, spec: &GroupSpec) -> Arc<Group> {
         let known = self.groups.iter().filter_map(Weak::upgrade);
         if let Some(group) = known.into_iter().find(|group| group.spec == *spec) {
-            for token in &group.tokens {
-                self.forgive_pin(token);
-            }
             return group;
         }
         let tokens = spec.tokens.iter().map(|token| self.token(token)).collect();
@@ -208,7 +222,6 @@ impl Custody {
         let signer = &mut self.signers[position];
         let live = signer.tokens.iter().filter_map(|(token, _)| token.upgrade());
         if let Some(token) = live.into_iter().find(|token| token.spec == *spec) {
-            self.forgive_pin(&token);
             return token;
         }
         self.numbers += 1;
@@ -226,17 +239,6 @@ impl Custody {
             Life::Down { .. } => {}
         }
         token
-    }
-
-    fn forgive_pin(&mut self, token: &Arc<Token>) {
-        if !token.status().pin_refused {
-            return;
-        }
-        // A signer that is not up is told when it is started.
-        token.set_status(TokenStatus::default());
-        if let Life::Up(up) = &mut self.signers[token.signer.0 as usize].life {
-            up.link.send(&order_token(token, true));
-        }
     }
 
     /// Finds a key in a token, and has it prove what it can. Waits for that, while all signers are looked after.
@@ -326,7 +328,13 @@ impl Custody {
         }
     }
 
-    /// The workers' ends of channels that are new since the last call.
+    /// From here on channels go to this, as soon as they are made, those that wait first.
+    pub fn deliver_channels(&mut self, mut receiver: Receiver) {
+        self.take_channels().into_iter().for_each(&mut receiver);
+        self.receiver = Some(receiver);
+    }
+
+    /// The workers' ends of channels that nobody has received.
     pub fn take_channels(&mut self) -> Vec<NewChannel> {
         std::mem::take(&mut self.channels)
     }
@@ -401,7 +409,10 @@ impl Custody {
             Ok(channels) => {
                 let replaced = |channel: &NewChannel| channel.signer == signer.number;
                 self.channels.retain(|channel| !replaced(channel));
-                self.channels.extend(channels);
+                match &mut self.receiver {
+                    Some(receiver) => channels.into_iter().for_each(receiver),
+                    None => self.channels.extend(channels),
+                }
             }
             Err(error) => {
                 let found = format!("a signer that cannot be started ({error})");

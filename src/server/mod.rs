@@ -139,6 +139,7 @@ impl Server {
             reloads_failed: 0,
         };
         server.start_workers()?;
+        server.hand_out_channels();
         let queues = server
             .workers
             .iter()
@@ -180,7 +181,6 @@ impl Server {
 
     /// Hands the snapshot to every worker, with the sockets that it does not have yet.
     fn serve(&mut self, snapshot: Arc<Snapshot>, mut sockets: Sockets) {
-        self.hand_out_channels();
         for worker in &self.workers {
             let addresses = addresses(&snapshot).map(|(listener, address)| {
                 let new = sockets.iter_mut().find(|(bound, _)| *bound == address);
@@ -196,13 +196,19 @@ impl Server {
         self.snapshot = snapshot;
     }
 
-    /// Workers get their ends of new channels to signers.
+    /// Workers get their ends of channels to signers, also while a configuration is being loaded.
     fn hand_out_channels(&mut self) {
-        for channel in self.custody.take_channels() {
-            if let Some(worker) = self.workers.get(channel.worker) {
-                worker.send(Command::Signer(channel.signer, channel.socket));
-            }
-        }
+        let ends: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| (worker.commands.clone(), worker.waker.clone()))
+            .collect();
+        self.custody.deliver_channels(Box::new(move |channel| {
+            let (commands, waker) = &ends[channel.worker];
+            // Fails only when the worker has ended, which `condition` reports.
+            let _ = commands.send(Command::Signer(channel.signer, channel.socket));
+            waker.wake();
+        }));
     }
 
     /// What is in force now.
@@ -317,7 +323,6 @@ impl Service for Server {
 
     fn tick(&mut self, now: Instant) -> Option<Duration> {
         self.custody.tick(now);
-        self.hand_out_channels();
         self.custody.has_signers().then_some(CUSTODY_INTERVAL)
     }
 

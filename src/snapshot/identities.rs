@@ -55,6 +55,7 @@ pub(super) struct Identities<'a> {
 
 impl<'a> Identities<'a> {
     pub(super) fn new(config: &'a Config, custody: &'a mut Custody) -> Identities<'a> {
+        custody.forgive_pins();
         Identities {
             config,
             custody,
