@@ -1,6 +1,7 @@
 //! Slots, sessions and logins: what the module does, once pointers are out of the way.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
@@ -8,6 +9,7 @@ use std::time::Instant;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use cryptoki_sys::*;
+use rustix::thread::set_current_timer_slack;
 
 use crate::cue::{Absence, Cue, Operation};
 use crate::folder::{Place, disk, of_module};
@@ -359,7 +361,11 @@ pub(crate) fn sign(session: CK_SESSION_HANDLE, data: &[u8]) -> Answer<Vec<u8>> {
     let (mechanism, key) = taken.ok_or(CKR_OPERATION_NOT_INITIALIZED)?;
     let begin = Instant::now();
     let mut signature = key.sign(mechanism, data)?;
-    sleep(cue.latency.saturating_sub(begin.elapsed()));
+    if !cue.latency.is_zero() {
+        // Sleeping takes 50 µs longer unless the thread says otherwise. Fails nowhere; later would be later.
+        let _ = set_current_timer_slack(Some(NonZeroU64::MIN));
+        sleep(cue.latency.saturating_sub(begin.elapsed()));
+    }
     if cue.wrong && place.fires(&cue) {
         let last = signature.last_mut().expect("signatures are not empty");
         *last ^= 1;
