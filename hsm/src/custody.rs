@@ -22,6 +22,7 @@ use crate::protocol::{
     Breaker, Fault, FaultKind, KeyDescription, KeyNumber, KeyPlace, Order, Report, TokenNumber, TokenStatus,
 };
 use crate::remote::{Group, GroupSpec, Isolation, KeyHandle, SignerNumber, SignerSpec, Token, TokenSpec};
+use crate::sandbox;
 use crate::uri::ObjectMatch;
 
 /// A signer that has just been started may take this long to load its module: those of network HSMs connect meanwhile.
@@ -691,6 +692,8 @@ pub fn launcher(on_thread: fn(OwnedFd)) -> Launcher {
 #[must_use]
 pub fn launcher_through(root: Option<LauncherProcess>, on_thread: fn(OwnedFd)) -> Launcher {
     let root = root.map(Rc::new);
+    // Now, while this process may still be root.
+    sandbox::allow_locked_memory();
     Box::new(move |spec, control| match spec.isolation {
         Isolation::Thread => {
             let body = move || on_thread(control);

@@ -105,6 +105,16 @@ pub fn keep_to_itself() -> Result<(), SandboxError> {
     set_no_new_privs(true).map_err(|error| SandboxError::Call("prctl(PR_SET_NO_NEW_PRIVS)", error))
 }
 
+/// Lets processes that this one starts lock all of their memory, where it may allow that.
+pub fn allow_locked_memory() {
+    let everything = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    // Fails without CAP_SYS_RESOURCE: then the limit stays what it is, and whoever wants to lock memory says so.
+    let _ = setrlimit(Resource::Memlock, everything);
+}
+
 /// Keeps the memory of this process, also what it gets later, out of swap.
 ///
 /// # Errors

@@ -123,6 +123,7 @@ fn run(user: Option<&str>, gateway: Option<u32>) -> Result<(), SignerError> {
     let control = take_standard_input()?;
     let gateway = gateway_of(&control, gateway)?;
     if let Some(user) = user {
+        sandbox::allow_locked_memory();
         become_user(user).map_err(|error| SignerError::User(user.to_owned(), error))?;
     }
     leave_signals_to_the_gateway();
