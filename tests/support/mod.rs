@@ -64,8 +64,8 @@ pub(crate) use operation::{
 };
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use processes::{
-    Process, children, command_line, descriptors, environment, is_alive, kill, living_children, memory_holds,
-    processes, signer, user, wait_for_end, wait_until_nothing_is_left,
+    Process, children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib,
+    memory_holds, processes, signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};

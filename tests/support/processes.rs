@@ -70,10 +70,27 @@ pub(crate) fn environment(process: u32) -> String {
 }
 
 /// Real user of a process.
+#[track_caller]
 pub(crate) fn user(process: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
+    user_if_alive(process).unwrap()
+}
+
+/// Real user of a process that may have ended.
+pub(crate) fn user_if_alive(process: u32) -> Option<u32> {
+    status(process, "Uid:")
+}
+
+/// Memory of a process that cannot reach swap, in KiB.
+#[track_caller]
+pub(crate) fn locked_kib(process: u32) -> u32 {
+    status(process, "VmLck:").unwrap()
+}
+
+/// The first number behind this word.
+fn status(process: u32, word: &str) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(word))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether one of these is anywhere in the memory that a process can write to. Needs root.
