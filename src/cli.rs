@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 
-use crate::config::{Position, Problem, Warning, schema};
+use crate::config::{Position, Problem, Warning, parse_duration, schema};
 
 /// Terminates TLS in front of TCP services.
 ///
@@ -59,12 +60,186 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keys in PKCS#11 tokens: see what is there, make keys, ask for certificates, try keys and measure them
+    ///
+    /// A PIN that is refused is not tried again.
+    Keys {
+        /// What about them.
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// About the configuration file
     Config {
         /// What about it.
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Hold keys and sign with them; started by ringlock itself
+    #[command(hide = true)]
+    Signer {
+        /// Become this user
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        /// Belong to this process, instead of to the one that starts it
+        #[arg(long, value_name = "PID")]
+        gateway: Option<u32>,
+        /// What it signs with, for whoever looks at the list of processes
+        module: Option<PathBuf>,
+    },
+    /// Start signers as these users; started by ringlock itself
+    #[command(hide = true)]
+    SignerLauncher {
+        /// Whom signers may become
+        users: Vec<String>,
+    },
+}
+
+/// What about keys in tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum KeysCommand {
+    /// Show tokens with the keys and certificates they hold
+    ///
+    /// Of a token whose PIN is not known only public objects. The exit code is 1 when a token cannot be read.
+    List {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a key pair in a token, which it never leaves
+    Generate {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The token: the NAME of [keys.NAME], a label, or a pkcs11: URI
+        #[arg(long, value_name = "NAME|URI")]
+        key: Option<String>,
+        /// Algorithm, with size or curve
+        #[arg(long = "type", value_name = "TYPE")]
+        kind: KeyType,
+        /// CKA_LABEL, which no key of the token may have
+        #[arg(long)]
+        label: String,
+        /// CKA_ID in hexadecimal digits, which no key of the token may have; random when absent
+        #[arg(long, value_name = "HEX")]
+        id: Option<String>,
+    },
+    /// Print a request for a certificate (PKCS#10), signed by a key in a token
+    Csr {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The key: a pkcs11: URI with object= or id=
+        #[arg(long, value_name = "URI")]
+        key: String,
+        /// DNS names and IP addresses that the certificate is to have
+        #[arg(long, required = true, num_args = 1.., value_name = "NAME")]
+        name: Vec<String>,
+        /// Subject, such as "CN=www.example.com,O=Example,C=DE"; by default the first name as CN
+        #[arg(long)]
+        subject: Option<String>,
+        /// Write to this file, which must not exist, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Have keys sign through the signer, as the gateway has them, and verify what they signed
+    ///
+    /// Every key of the configuration that is in a token or behind a signer, or the one of --key; with each scheme that key and token can. The
+    /// exit code is 1 when one does not work.
+    Test {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The key: a pkcs11: URI with object= or id=
+        #[arg(long, value_name = "URI")]
+        key: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure signatures per second by number of sessions, and tell how many sessions to configure
+    ///
+    /// Three figures for each number: of the token by itself, through the signer, and through the signer with each signature verified. Stop
+    /// what else uses the token and this machine.
+    Bench {
+        /// Which tokens.
+        #[command(flatten)]
+        tokens: KeysTokens,
+        /// The key: a pkcs11: URI with object= or id=
+        #[arg(long, value_name = "URI")]
+        key: String,
+        /// Signature scheme, such as ECDSA_NISTP256_SHA256; by default the best one of the key
+        #[arg(long, value_name = "NAME")]
+        scheme: Option<String>,
+        /// Numbers of sessions
+        #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "1,2,4,8,16,32",
+            value_parser = clap::value_parser!(u32).range(1..=1024))]
+        sessions: Vec<u32>,
+        /// How long each figure is measured
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+        duration: Duration,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl KeysCommand {
+    /// Which tokens it is about.
+    #[must_use]
+    pub fn tokens(&self) -> &KeysTokens {
+        match self {
+            KeysCommand::List { tokens, .. }
+            | KeysCommand::Generate { tokens, .. }
+            | KeysCommand::Csr { tokens, .. }
+            | KeysCommand::Test { tokens, .. }
+            | KeysCommand::Bench { tokens, .. } => tokens,
+        }
+    }
+}
+
+/// A time that is not zero, as in the configuration.
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("write how long it may take"),
+        duration => Ok(duration),
+    }
+}
+
+/// Which tokens: those of a configuration, or of one module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct KeysTokens {
+    /// Configuration file (TOML): the tokens of its [keys.NAME]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["module", "token", "pin_source"])]
+    pub config: Option<PathBuf>,
+    /// PKCS#11 module
+    #[arg(long, value_name = "PATH")]
+    pub module: Option<PathBuf>,
+    /// Token of the module, by its label or a pkcs11: URI
+    #[arg(long, value_name = "LABEL|URI")]
+    pub token: Option<String>,
+    /// Where the PIN is: file:PATH or credential:NAME
+    #[arg(long, value_name = "SOURCE")]
+    pub pin_source: Option<String>,
+}
+
+/// Kinds of keys that are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KeyType {
+    /// ECDSA on P-256
+    P256,
+    /// ECDSA on P-384
+    P384,
+    /// RSA with 2,048 bits
+    Rsa2048,
+    /// RSA with 3,072 bits
+    Rsa3072,
+    /// RSA with 4,096 bits
+    Rsa4096,
+    /// Ed25519
+    Ed25519,
 }
 
 /// What about the configuration file.
@@ -198,8 +373,23 @@ fn push_message<'m>(
 /// The text of the file; `None` when it cannot be read, or when a line that is shown could hold a secret.
 fn showable_text(file: &Path) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
-    let secret = ["PRIVATE KEY", "pin-value"].iter().any(|mark| text.contains(mark));
+    let secret = text.contains("PRIVATE KEY") || seems_to_hold_a_pin(&text);
     (!secret).then_some(text)
+}
+
+/// Whether something is called a PIN and is not evidently the place of one.
+fn seems_to_hold_a_pin(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.match_indices("pin").any(|(start, _)| {
+        let is_name = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
+        let rest = text[start..].trim_start_matches(is_name).trim_start();
+        rest.strip_prefix('=').is_some_and(|value| {
+            let value = value.trim_start_matches([' ', '\t', '"', '\'']);
+            !["file:", "credential:", "/"]
+                .iter()
+                .any(|place| value.starts_with(place))
+        })
+    })
 }
 
 /// `None` when the file has changed, so that the position is not in it any more.
@@ -280,6 +470,20 @@ mod tests {
             Some(Command::Hw {
                 config: Some(config()),
                 json: true
+            })
+        );
+        assert_eq!(
+            command(&["signer", "--user", "keys", "a.so"]),
+            Some(Command::Signer {
+                user: Some("keys".to_owned()),
+                gateway: None,
+                module: Some("a.so".into())
+            })
+        );
+        assert_eq!(
+            command(&["signer-launcher", "keys", "other"]),
+            Some(Command::SignerLauncher {
+                users: vec!["keys".to_owned(), "other".to_owned()]
             })
         );
         assert_eq!(
@@ -376,11 +580,27 @@ mod tests {
     fn a_terminal_gets_no_line_that_could_hold_a_secret() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("ringlock.toml");
-        let secret = "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n";
-        std::fs::write(&file, secret).expect("written");
-        let problems = problem(&file);
-        let text = messages(&problems, &[], Style::Terminal { colour: false });
-        assert!(text.contains("a pkcs11: URI") && !text.contains("1234"), "{text}");
+        for (secret, found) in [
+            (
+                "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-value=1234\" }]\n",
+                "a pkcs11: URI",
+            ),
+            (
+                "identity = [{ name = \"a\", certificate = \"c\", key = \"pkcs11:?pin-source=1234\" }]\n",
+                "a PIN itself",
+            ),
+            ("[keys.edge]\nmodule = \"a\"\npin_source = \"1234\"\n", "a PIN itself"),
+            ("[keys.edge]\nmodule = \"a\"\npin_source = 1234\n", "no string"),
+            ("[keys.edge]\nmodule = \"a\"\nPIN = \"1234\"\n", "an unknown key"),
+        ] {
+            std::fs::write(&file, secret).expect("written");
+            let problems = problem(&file);
+            let text = messages(&problems, &[], Style::Terminal { colour: false });
+            assert!(text.contains(found) && !text.contains("1234"), "{text}");
+        }
+        std::fs::write(&file, "[keys.edge]\nmodule = 7\npin_source = \"file:pin\"\n").expect("written");
+        let text = messages(&problem(&file), &[], Style::Terminal { colour: false });
+        assert!(text.contains("module = 7\n"), "the place of a PIN is no secret: {text}");
     }
 
     #[test]

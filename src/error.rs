@@ -1,8 +1,9 @@
 //! Why a connection ended, who is at fault, and what follows from that: one table for log level and metric.
 
 use std::fmt;
+use std::sync::Arc;
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, OtherError};
 
 /// Who has to act on a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,55 @@ impl Fault {
             Fault::Operator => "operator",
             Fault::Us => "us",
         }
+    }
+}
+
+/// Why a private key has not signed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFailure {
+    /// As many handshakes wait for the token as may.
+    #[error("as many handshakes wait for its token as may")]
+    Full,
+    /// The token, or whoever asks it, was too slow.
+    #[error("no answer from its token in time")]
+    Late,
+    /// The token cannot be used, and has not come back in time.
+    #[error("its token cannot be used at present")]
+    Down,
+    /// The token's signature is wrong, and so was another.
+    #[error("its token signs wrongly")]
+    Wrong,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl KeyFailure {
+    /// One of each.
+    pub const ALL: [KeyFailure; 5] = [
+        KeyFailure::Full,
+        KeyFailure::Late,
+        KeyFailure::Down,
+        KeyFailure::Wrong,
+        KeyFailure::Failed(String::new()),
+    ];
+
+    /// The metric label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            KeyFailure::Full => "key_queue_full",
+            KeyFailure::Late => "key_timeout",
+            KeyFailure::Down => "key_unavailable",
+            KeyFailure::Wrong => "key_wrong_signature",
+            KeyFailure::Failed(_) => "key",
+        }
+    }
+}
+
+impl From<KeyFailure> for rustls::Error {
+    fn from(failure: KeyFailure) -> rustls::Error {
+        rustls::Error::Other(OtherError(Arc::new(failure)))
     }
 }
 
@@ -68,7 +118,7 @@ pub enum HandshakeFailure {
     /// The peer ended the handshake with this alert.
     PeerAlert(AlertDescription),
     /// The key could not sign.
-    Key(String),
+    Key(KeyFailure),
     /// What the peer sent breaks the protocol; rustls' words.
     Protocol(String),
 }
@@ -90,13 +140,13 @@ impl HandshakeFailure {
             HandshakeFailure::NoSuitableCertificate => "no_suitable_certificate",
             HandshakeFailure::ClientCertificate(_) => "client_certificate",
             HandshakeFailure::PeerAlert(_) => "peer_alert",
-            HandshakeFailure::Key(_) => "key",
+            HandshakeFailure::Key(why) => why.label(),
             HandshakeFailure::Protocol(_) => "protocol",
         }
     }
 
     /// Every label, for metrics that start at zero. The order is [`HandshakeFailure::index`]'s.
-    pub const LABELS: [&'static str; 14] = [
+    pub const LABELS: [&'static str; 18] = [
         "plain_http",
         "not_tls",
         "hello_too_large",
@@ -110,6 +160,10 @@ impl HandshakeFailure {
         "client_certificate",
         "peer_alert",
         "key",
+        "key_queue_full",
+        "key_timeout",
+        "key_unavailable",
+        "key_wrong_signature",
         "protocol",
     ];
 
@@ -377,7 +431,11 @@ mod tests {
             HandshakeFailure::NoSuitableCertificate,
             HandshakeFailure::ClientCertificate(String::new()),
             HandshakeFailure::PeerAlert(AlertDescription::UnknownCA),
-            HandshakeFailure::Key(String::new()),
+            HandshakeFailure::Key(KeyFailure::Failed(String::new())),
+            HandshakeFailure::Key(KeyFailure::Full),
+            HandshakeFailure::Key(KeyFailure::Late),
+            HandshakeFailure::Key(KeyFailure::Down),
+            HandshakeFailure::Key(KeyFailure::Wrong),
             HandshakeFailure::Protocol(String::new()),
         ];
         for (index, failure) in all.iter().enumerate() {

@@ -46,11 +46,18 @@ pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
 /// What lies below it and cannot be touched: more than any frame of C code is long.
 pub const SUSPENDED_STACK_GUARD_BYTES: usize = 64 * 1024;
 
-/// Calls of one worker that are suspended at a time; beyond that they compute inline what they ask for.
-pub const SUSPENDED_CALLS_MAX: usize = 1024;
+/// Calls of one worker that are suspended at a time: eight queues of tokens by their default length. Beyond that they compute inline what they ask for, and what
+/// only a token could answer is refused. So it is when the kernel has no more mappings for their stacks (vm.max_map_count).
+pub const SUSPENDED_CALLS_MAX: usize = 8192;
 
 /// Stacks that a worker keeps for the next calls; what comes back beyond that goes to the kernel.
 pub const SUSPENDED_STACKS_KEEP: usize = 64;
+
+/// How often signers are looked after: a signer that ends is started again within this.
+pub const CUSTODY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A token that has said that it cannot be used is asked again after this long.
+pub const TOKEN_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Longest an unanswered end of stream is waited for, and what is read and dropped meanwhile.
 pub const LINGER_BYTES_MAX: usize = 1024 * 1024;

@@ -1,4 +1,4 @@
-//! The gateway's command line: `run`, `check`, `hw`, `config schema`, and the demo.
+//! The gateway's command line: `run`, `check`, `hw`, `keys`, `config schema`, and the demo.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -6,13 +6,15 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use ringlock::cli::{self, Args, Command, ConfigCommand, Style};
+use ringlock::cli::{self, Args, Command, ConfigCommand, KeysCommand, Style};
 use ringlock::config::{self, Problem, Warning};
 use ringlock::control::admin::Admin;
 use ringlock::control::hardware::{Hardware, Settings};
+use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
 use ringlock::control::{self, demo};
 use ringlock::server::{self, Inherited, Server, StartError, host};
+use ringlock_hsm::{launcher, signer};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -20,9 +22,12 @@ fn main() -> ExitCode {
         Some(Command::Run { config }) => run(&config, None),
         Some(Command::Check { config, strict }) => check(&config, strict),
         Some(Command::Hw { config, json }) => hardware(config.as_deref(), json),
+        Some(Command::Keys { command }) => keys(&command),
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
+        Some(Command::Signer { user, gateway, .. }) => signer::main(user.as_deref(), gateway),
+        Some(Command::SignerLauncher { users }) => launcher::main(&users),
     }
 }
 
@@ -76,7 +81,7 @@ fn check(path: &Path, strict: bool) -> ExitCode {
             warnings.extend(host::warnings(&config));
             match server::load(config) {
                 Err(problems) => (problems, warnings),
-                Ok((_, snapshot)) => {
+                Ok((_, snapshot, _)) => {
                     warnings.extend(snapshot.warnings(unix_now()));
                     (Vec::new(), warnings)
                 }
@@ -99,6 +104,22 @@ fn hardware(config: Option<&Path>, json: bool) -> ExitCode {
         Ok(hardware) if json => print(&hardware.json()),
         Ok(hardware) => print(&hardware.to_string()),
         Err(problems) => refuse(&problems, &[]),
+    }
+}
+
+/// What an operator does with keys in tokens.
+fn keys(command: &KeysCommand) -> ExitCode {
+    let config = match command.tokens().config.as_deref().map(config::load) {
+        None => None,
+        Some(Ok((config, _))) => Some(config),
+        Some(Err(problems)) => return refuse(problems.as_slice(), &[]),
+    };
+    match keys::run(command, config.as_ref()) {
+        Ok(Answer { text, whole }) => match print(&text) {
+            ExitCode::SUCCESS if !whole => ExitCode::FAILURE,
+            code => code,
+        },
+        Err(error) => fail(&error),
     }
 }
 

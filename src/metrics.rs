@@ -148,6 +148,55 @@ impl WorkerMetrics {
     }
 }
 
+/// Upper bounds of a histogram's buckets, in microseconds; the last bucket has none.
+pub const BUCKETS_US: [u64; 16] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000,
+];
+
+/// How often something took how long.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// By position in [`BUCKETS_US`], then what took longer. Not cumulative.
+    pub counts: [Counter; BUCKETS_US.len() + 1],
+    /// All together, in microseconds.
+    pub sum_us: Counter,
+}
+
+impl Histogram {
+    /// Something took so long.
+    pub fn observe(&self, us: u64) {
+        let bucket = BUCKETS_US.partition_point(|&bound| bound < us);
+        self.counts[bucket].add(1);
+        self.sum_us.add(us);
+    }
+}
+
+/// Counters of one worker about one group of tokens.
+#[derive(Debug, Default)]
+pub struct KeyMetrics {
+    /// Handshakes that wait for a token to have room (gauge).
+    pub waiting: Counter,
+    /// Requests that tokens have not answered yet (gauge).
+    pub in_flight: Counter,
+    /// Signatures made and verified.
+    pub signed: Counter,
+    /// Requests that failed twice, or that no token may be asked.
+    pub failed: Counter,
+    /// Requests refused, or dropped for those of another listener, because too many waited.
+    pub refused: Counter,
+    /// Requests whose time was over, also because no token could be used.
+    pub expired: Counter,
+    /// Second attempts.
+    pub retried: Counter,
+    /// Wrong signatures.
+    pub wrong: Counter,
+    /// From the question to its way out to a token.
+    pub wait: Histogram,
+    /// What tokens took.
+    pub signing: Histogram,
+}
+
 /// Counters of one worker about one upstream server.
 #[derive(Debug, Default)]
 pub struct ServerMetrics {

@@ -54,6 +54,18 @@ pub enum Mutant {
     ServerCountKept,
     /// Bytes after a close_notify are still relayed.
     WriteAfterShutdown,
+    /// What a signer had been asked is forgotten when it ends.
+    RequestsLostWithSigner,
+    /// A request is made again as often as it fails.
+    RetriedWithoutEnd,
+    /// A token's signature is not verified.
+    WrongSignatureBelieved,
+    /// A token that does not answer is waited for.
+    TokenNotTimed,
+    /// A token is sent whatever waits.
+    TokenOverfilled,
+    /// A listener whose clients wait in a long queue refuses those of others.
+    QueueUnfair,
     /// A session that has closed everything does not say so.
     DoneMissing,
     /// A session is done twice.
@@ -69,7 +81,17 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// All of them.
+    /// Those that the simulation of a worker's requests to tokens has to find.
+    pub const OF_REQUESTS: [Mutant; 6] = [
+        Mutant::RequestsLostWithSigner,
+        Mutant::RetriedWithoutEnd,
+        Mutant::WrongSignatureBelieved,
+        Mutant::TokenNotTimed,
+        Mutant::TokenOverfilled,
+        Mutant::QueueUnfair,
+    ];
+
+    /// Those that the simulation of whole workers has to find.
     pub const ALL: [Mutant; 31] = [
         Mutant::CloseWithoutJoin,
         Mutant::NoSlotGeneration,

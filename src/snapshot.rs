@@ -1,18 +1,27 @@
 //! The whole configuration as loaded: files read, names resolved, keys checked. Immutable, built whole or not at all, swapped by
 //! one `Arc`. A session keeps the one it started with.
 
+mod identities;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ringlock_hsm::custody::Custody;
+use ringlock_hsm::remote::Group;
+use ringlock_hsm::uri::PinSource;
+
+use self::identities::Identities;
+pub use self::identities::{files, token_spec};
+
 use crate::address::ServerEndpoint;
-use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, UpstreamId, Warning};
+use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, TlsVersion, UpstreamId, Warning};
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::{Authority, ClientAuth};
-use crate::identity::{Identity, IdentityError, NameMap, Selector};
+use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, SERVERS_PER_UPSTREAM_MAX};
-use crate::metrics::ServerMetrics;
+use crate::metrics::{KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
 
 /// A certificate that expires sooner than this is warned of.
@@ -31,6 +40,19 @@ pub struct Snapshot {
     pub upstreams: Vec<Upstream>,
     /// By [`IdentityId`].
     pub identities: Vec<Arc<Identity>>,
+    /// Tokens that identities have their keys in.
+    pub key_groups: Vec<KeyGroup>,
+    /// Tokens that should have a key and do not show it, while another of their group does.
+    absences: Vec<Warning>,
+}
+
+/// Tokens that hold the same keys, of a snapshot that uses them.
+#[derive(Debug)]
+pub struct KeyGroup {
+    /// What workers ask.
+    pub group: Arc<Group>,
+    /// One for each worker.
+    pub metrics: Vec<Arc<KeyMetrics>>,
 }
 
 /// One `[[listener]]`.
@@ -69,17 +91,22 @@ pub struct Server {
 }
 
 impl Snapshot {
-    /// Reads every file and resolves every name. `previous` hands over the connection counts of listeners that stay, and
-    /// the counters of upstream servers that stay.
+    /// Reads every file, resolves every name, and has every key in a token show that it signs. `previous` hands over the connection
+    /// counts of listeners that stay, and the counters of upstream servers and tokens that stay.
     ///
     /// # Errors
     /// Everything that is wrong, not only the first.
-    pub fn load(config: Config, workers: usize, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
+    pub fn load(
+        config: Config,
+        workers: usize,
+        previous: Option<&Snapshot>,
+        custody: &mut Custody,
+    ) -> Result<Snapshot, Vec<Problem>> {
         let mut problems = Vec::new();
         let places = &config.places;
-        let identities = collect(&config.identities, &mut problems, |identity| {
-            load_identity(identity, places)
-        });
+        let mut loader = Identities::new(&config, custody);
+        let identities = collect(&config.identities, &mut problems, |identity| loader.load(identity));
+        let (groups, absences) = loader.into_parts();
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
@@ -104,17 +131,22 @@ impl Snapshot {
             listeners,
             upstreams,
             identities,
+            key_groups: groups
+                .into_iter()
+                .map(|group| KeyGroup::new(group, workers, previous))
+                .collect(),
+            absences,
         })
     }
 
     /// What is legal and probably not meant, at `now` in seconds since 1970.
     #[must_use]
     pub fn warnings(&self, now: i64) -> Vec<Warning> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.absences.clone();
         for (identity, settings) in self.identities.iter().zip(&self.config.identities) {
             let key = || format!("identity \"{}\": certificate", settings.name);
             let mut warn = |what: &str, remedy| {
-                let what = format!("{} {what}", settings.certificate.display());
+                let what = format!("{} {what}", settings.certificate);
                 warnings.push(self.config.places.warning(key(), what, remedy));
             };
             if identity.not_after < now {
@@ -135,7 +167,26 @@ impl Snapshot {
                 );
             }
         }
+        for token in &self.config.tokens {
+            if let Some(path) = token.pin.as_ref().and_then(PinSource::exposed) {
+                let what = format!("others than owner and group can read or write {}", path.display());
+                let remedy = format!("take that from them: chmod o= {}", path.display());
+                warnings.push(self.config.places.warning(token.key("pin_source"), what, remedy));
+            }
+        }
         for listener in &self.listeners {
+            for &IdentityId(position) in &listener.settings.identities {
+                let identity = &self.identities[position];
+                if listener.settings.tls.max_version == TlsVersion::Tls13 && !identity.signs_for_tls13() {
+                    let what = format!(
+                        "it cannot sign for TLS 1.3, which listener \"{}\" has enabled: its token has no RSA-PSS as TLS wants it",
+                        listener.name
+                    );
+                    let remedy = "use a key for ECDSA, or a token that can (`ringlock keys test --config FILE`)";
+                    let key = format!("identity \"{}\": key", identity.name);
+                    warnings.push(self.config.places.warning(key, what, remedy));
+                }
+            }
             let (Some(client_auth), Some(settings)) = (&listener.client_auth, &listener.settings.client_auth) else {
                 continue;
             };
@@ -157,6 +208,22 @@ impl Snapshot {
     #[must_use]
     pub fn server(&self, group: UpstreamId, index: usize) -> &Server {
         &self.upstreams[group.0].servers[index]
+    }
+}
+
+impl KeyGroup {
+    fn new(group: Arc<Group>, workers: usize, previous: Option<&Snapshot>) -> KeyGroup {
+        let known = previous.and_then(|snapshot| {
+            let mut groups = snapshot.key_groups.iter();
+            groups.find(|known| known.group.spec.name == group.spec.name)
+        });
+        KeyGroup {
+            group,
+            metrics: match known {
+                Some(known) => known.metrics.clone(),
+                None => (0..workers).map(|_| Arc::default()).collect(),
+            },
+        }
     }
 }
 
@@ -196,40 +263,6 @@ fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(
         .iter()
         .filter_map(|item| load(item).map_err(|problem| problems.push(problem)).ok())
         .collect()
-}
-
-fn load_identity(settings: &config::Identity, places: &Places) -> Result<Arc<Identity>, Problem> {
-    const CHAIN: (&str, &str) = (
-        "a PEM chain with the leaf first",
-        "check the path, and that the file holds the chain",
-    );
-    const KEY: (&str, &str) = (
-        "a PEM private key without pass phrase: RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519",
-        "check the path; openssl pkey -in FILE -out PLAIN converts",
-    );
-    const PAIR: (&str, &str) = (
-        "the leaf's key",
-        "check that the chain has the leaf first, and that both files were renewed together",
-    );
-    let problem = |key: &str, path: &Path, found: &str, (expected, remedy): (&str, &str)| {
-        let found = format!("{found} in {}", path.display());
-        places.problem(
-            format!("identity \"{}\": {key}", settings.name),
-            found,
-            expected,
-            remedy,
-        )
-    };
-    let (certificate_path, key_path) = (&settings.certificate, &settings.key);
-    let certificate = read(certificate_path).map_err(|what| problem("certificate", certificate_path, &what, CHAIN))?;
-    let key = zeroize::Zeroizing::new(read(key_path).map_err(|what| problem("key", key_path, &what, KEY))?);
-    Identity::from_pem(&settings.name, &certificate, &key)
-        .map(Arc::new)
-        .map_err(|error| match &error {
-            IdentityError::Certificate(what) => problem("certificate", certificate_path, what, CHAIN),
-            IdentityError::Key(what) => problem("key", key_path, &what.to_string(), KEY),
-            IdentityError::Mismatch => problem("key", key_path, &error.to_string(), PAIR),
-        })
 }
 
 /// The bytes of a file, or what was found in place of them.
@@ -333,11 +366,19 @@ fn load_listener(
     identities: &[Arc<Identity>],
     previous: Option<&Snapshot>,
 ) -> Result<Listener, Problem> {
-    let own = settings
+    let own: Vec<_> = settings
         .identities
         .iter()
         .map(|&IdentityId(position)| Arc::clone(&identities[position]))
         .collect();
+    if settings.tls.max_version == TlsVersion::Tls13 && !own.iter().any(|identity| identity.signs_for_tls13()) {
+        return Err(places.problem(
+            format!("listener \"{}\": identities", settings.name),
+            "no key that can sign for TLS 1.3, which is enabled: in their tokens, RSA has no PSS as TLS wants it",
+            "a key for ECDSA, Ed25519 or RSA-PSS",
+            "use another key or token (`ringlock keys test --config FILE` shows what they can), or set max_version = \"1.2\" in listener.tls",
+        ));
+    }
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
     let policy = Policy::new(&settings.tls, client_auth.as_ref(), selector, Cpu::detect());
     let policy = policy.map_err(|error| {

@@ -1,8 +1,10 @@
 //! The loop, one thread per core: wait, hand each completion to its session, do what the session wants, then answer crypto
-//! operations. Owns every session, buffer and its driver; shares nothing but counters. The only file that knows both
+//! operations. Owns every session, buffer and its driver; shares nothing but counters. The only place that knows both
 //! sessions and drivers.
 
-use std::collections::VecDeque;
+mod operations;
+mod signers;
+
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,12 +12,15 @@ use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 use crossbeam::queue::ArrayQueue;
+use ringlock_hsm::remote::SignerNumber;
 
+use self::operations::Operations;
+use self::signers::Signers;
 use crate::buffers::SendPool;
-use crate::crypto::batch::{Engine, LANES, Queue};
-use crate::crypto::{CryptoResult, OpId, pool, suspend};
+use crate::crypto::batch::Engine;
+use crate::crypto::{pool, suspend};
 use crate::error::{Cause, IoError};
-use crate::limits::{ACCEPT_BACKOFF, CALLS_PER_TURN, TURN_BUDGET};
+use crate::limits::ACCEPT_BACKOFF;
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -31,6 +36,8 @@ use crate::tls::Tls;
 pub enum Command {
     /// Accept new connections under this snapshot, at these addresses and no others.
     Serve(Arc<Snapshot>, Vec<Bound>),
+    /// A new channel to a signer, in place of any earlier one.
+    Signer(SignerNumber, OwnedFd),
     /// Accept no more.
     StopAccepting,
     /// End every session.
@@ -113,9 +120,8 @@ pub struct Worker<D, T> {
     free: Vec<u32>,
     timers: TimerWheel,
     pool: SendPool,
-    operations: Queue<(Token, OpId)>,
-    /// Computed, and not delivered yet.
-    answers: VecDeque<(Token, OpId, CryptoResult)>,
+    operations: Operations,
+    signers: Signers,
     /// Slots whose sessions hold bytes back until the end of a turn.
     held: Vec<u32>,
     live: usize,
@@ -145,8 +151,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             free: Vec::new(),
             timers: TimerWheel::new(now),
             pool: SendPool::default(),
-            operations: Queue::default(),
-            answers: VecDeque::new(),
+            operations: Operations::default(),
+            signers: Signers::default(),
             held: Vec::new(),
             live: 0,
             sample: 0,
@@ -157,7 +163,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     /// Serves until told to exit.
     pub fn run(&mut self) {
         let mut completions = Vec::new();
-        while !self.exiting || self.live > 0 {
+        while !self.exiting || self.live > 0 || !self.signers.is_empty() {
             self.turn(&mut completions);
         }
     }
@@ -179,11 +185,13 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             self.complete(completion);
         }
         self.release_held();
+        self.take_signatures();
         if self.has_operations() {
             // What established connections send does not wait for what handshakes compute.
             self.driver.begin(completions);
         }
         self.run_operations();
+        self.ask_signers();
         self.expire_timers();
         self.retry_accepts();
         while let Ok(command) = self.commands.try_recv() {
@@ -219,11 +227,6 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             .sum()
     }
 
-    /// Operations wait to be computed, or answers to be delivered.
-    fn has_operations(&self) -> bool {
-        !self.operations.is_empty() || !self.answers.is_empty()
-    }
-
     fn next_deadline(&self) -> Option<Instant> {
         if self.has_operations() || !self.held.is_empty() {
             return Some(self.driver.now());
@@ -233,11 +236,18 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             .iter()
             .flatten()
             .filter_map(|listening| listening.retry_at);
-        let wakes = self.timers.next().into_iter().chain(retries).chain(pool::expires_at());
+        let others = pool::expires_at().into_iter().chain(self.signers.next_deadline());
+        let wakes = self.timers.next().into_iter().chain(retries).chain(others);
         wakes.min()
     }
 
     fn complete(&mut self, completion: Completion) {
+        if let Some(completion) = self.complete_signer(completion) {
+            self.complete_session(completion);
+        }
+    }
+
+    fn complete_session(&mut self, completion: Completion) {
         match completion {
             Completion::Accepted { token, socket } => self.accepted(token.slot as usize, socket),
             Completion::AcceptFailed { token, error } => self.accept_failed(token.slot as usize, error),
@@ -293,7 +303,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         match token.role {
             Role::Downstream => current.then_some(Side::Downstream),
             Role::Upstream => current.then_some(Side::Upstream),
-            Role::Listener => None,
+            Role::Listener | Role::Signer => None,
         }
     }
 
@@ -421,10 +431,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 None => break,
                 Some(Output::Done(cause)) => return self.done(slot, &cause),
                 Some(Output::Connect(server)) => self.connect(slot, server),
-                Some(Output::Crypto(id, op)) => {
-                    let token = self.token(slot, Role::Downstream);
-                    self.operations.push((token, id), op);
-                }
+                Some(Output::Crypto(id, op)) => self.ask(slot, id, op),
                 Some(Output::Receive(side)) => self.submit(slot, side, Op::Receive),
                 Some(Output::Send(side, buffer)) => self.submit(slot, side, |socket| Op::Send(socket, buffer)),
                 Some(Output::Cancel(side)) => self.submit(slot, side, Op::Cancel),
@@ -608,55 +615,6 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
     }
 
-    /// Answers operations that wait, for as long as established traffic may be kept waiting. A call and what its answers lead to
-    /// may take several turns.
-    fn run_operations(&mut self) {
-        if active(Mutant::FlushForgotten) && self.operations.len() > LANES {
-            return;
-        }
-        let mut calls = 0;
-        loop {
-            if let Some((token, id, answer)) = self.answers.pop_front() {
-                if self.side_of(token).is_some() {
-                    self.handle(token, Input::CryptoDone(id, answer));
-                }
-            } else if calls < CALLS_PER_TURN
-                && !self.operations.is_empty()
-                && self.operations.is_due(&self.shared.engine)
-            {
-                calls += 1;
-                self.compute();
-            } else {
-                return;
-            }
-            if self.driver.busy() >= TURN_BUDGET {
-                return;
-            }
-        }
-    }
-
-    /// Computes the next call of operations.
-    fn compute(&mut self) {
-        let mut call = self.operations.take_call(&self.shared.engine);
-        call.retain(|((token, _), _)| self.side_of(*token).is_some());
-        let (mut tags, ops): (Vec<_>, Vec<_>) = call.into_iter().unzip();
-        if active(Mutant::CryptoResultToWrongSlot) {
-            tags.extend(self.operations.first_tag());
-            let by = usize::from(tags.len() > 1);
-            tags.rotate_left(by);
-        }
-        let metrics = &self.shared.metrics;
-        let answers = self.shared.engine.answer(&ops, |lanes| match lanes {
-            1 => metrics.crypto_inline.add(1),
-            lanes => metrics.crypto_batches[lanes - 1].add(1),
-        });
-        let answers = tags
-            .into_iter()
-            .zip(answers)
-            .map(|((token, id), answer)| (token, id, answer));
-        self.answers.extend(answers);
-    }
-
     fn arm_timer(&mut self, slot: u32) {
         let entry = &mut self.slots[slot as usize];
         let Some(live) = &entry.live else { return };
@@ -710,7 +668,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 self.stop_accepting();
             }
             Command::EndSessions => self.end_sessions(),
-            Command::Exit => self.exiting = true,
+            Command::Signer(signer, socket) => self.connect_signer(signer, socket),
+            Command::Exit => {
+                self.exiting = true;
+                self.leave_signers();
+            }
         }
     }
 
@@ -738,6 +700,11 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     /// New sessions start under `snapshot`; those that live keep theirs.
     fn use_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        if !snapshot.key_groups.is_empty() {
+            // Also when they are in no later snapshot: older sessions still use them.
+            suspend::allow(true);
+        }
+        self.signers.know(&snapshot, self.shared.index);
         let groups: Vec<GroupDescription> = snapshot
             .upstreams
             .iter()

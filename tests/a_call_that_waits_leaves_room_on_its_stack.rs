@@ -18,6 +18,7 @@ use ringlock::limits::SUSPENDED_STACK_BYTES;
 use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
 use ringlock::tls::{Outboxes, Step, Tls};
+use ringlock_hsm::custody::Custody;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
@@ -79,7 +80,7 @@ fn handshake(snapshot: &Snapshot, mut client: ClientConnection) -> (Asked, Resul
                 Step::Crypto(op) => {
                     match op {
                         CryptoOp::KeyExchange { .. } => asked.exchanges += 1,
-                        CryptoOp::Sign { .. } => asked.signatures += 1,
+                        CryptoOp::Sign { .. } | CryptoOp::SignElsewhere { .. } => asked.signatures += 1,
                         CryptoOp::Verify(_) => asked.verifications += 1,
                     }
                     server.crypto_done(inline::run(&op));
@@ -235,7 +236,7 @@ fn every_kind_of_handshake_leaves_room() {
     {
         ca.issue("site", &[SITE], key);
         let (config, _) = ringlock::config::parse(CONFIG, &folder.path().join("ringlock.toml")).unwrap();
-        let snapshot = Snapshot::load(config, 1, None).unwrap();
+        let snapshot = Snapshot::load(config, 1, None, &mut Custody::without_signers()).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(ca.der()).unwrap();
         let mut provider = aws_lc_rs::default_provider();

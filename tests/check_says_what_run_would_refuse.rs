@@ -11,6 +11,7 @@ mod support;
 use support::*;
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -264,6 +265,28 @@ fn a_certificate_without_a_name_is_a_warning() {
     let file = File::with(&[]);
     file.ca.issue("site", &[], KeyKind::Ecdsa);
     file.warned(12, "identity \"site\": certificate", &["no DNS name", "subjectAltName"]);
+}
+
+#[test]
+fn a_pin_that_others_can_read_is_a_warning() {
+    let file = File::with(&[(
+        "[global]",
+        "[keys.edge]\nmodule = \"/usr/lib/p11.so\"\npin_source = \"pin\"\n\n[global]",
+    )]);
+    let pin = file.folder.path().join("pin");
+    std::fs::write(&pin, "1234\n").unwrap();
+    let what = format!(
+        "{}:3: keys.edge.pin_source: others than owner and group can read or write {}",
+        file.path.display(),
+        pin.display()
+    );
+    for (mode, told) in [(0o644, true), (0o640, false)] {
+        std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(mode)).unwrap();
+        let ran = file.ringlock(&["check"]);
+        assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+        assert!(ran.stderr.contains("keys.edge: no identity uses this token"), "{ran:?}");
+        assert_eq!(ran.stderr.contains(&what), told, "{mode:o}: {ran:?}");
+    }
 }
 
 /// Replaces the certificate by one for the same key that ends this long after (or before) now.

@@ -16,6 +16,7 @@ use ringlock::limits::SUSPENDED_STACK_BYTES;
 use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
 use ringlock::tls::{Outboxes, Step, Tls};
+use ringlock_hsm::custody::Custody;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, SupportedProtocolVersion};
@@ -42,7 +43,7 @@ impl Site {
         );
         let (config, _) = ringlock::config::parse(&text, &folder.path().join("ringlock.toml")).unwrap();
         Site {
-            snapshot: Snapshot::load(config, 1, None).unwrap(),
+            snapshot: Snapshot::load(config, 1, None, &mut Custody::without_signers()).unwrap(),
             certificate: certificate.der().clone(),
         }
     }

@@ -26,25 +26,12 @@ both_drivers!(
 );
 
 #[track_caller]
-fn reload(gateway: &Gateway) {
-    let before = gateway.metrics().sum("ringlock_configuration_epoch", &[]);
-    gateway.signal(Signal::HUP);
-    wait_for_metric(gateway, "ringlock_configuration_epoch", &[], before + 1.0);
-}
-
-#[track_caller]
 fn failing_reload(gateway: &Gateway) {
     let labels = [("result", "failed")];
     let name = "ringlock_configuration_reloads_total";
     let before = gateway.metrics().sum(name, &labels);
     gateway.signal(Signal::HUP);
     wait_for_metric(gateway, name, &labels, before + 1.0);
-}
-
-#[track_caller]
-fn echoes(connection: &mut Connection, message: &[u8]) {
-    connection.send(message);
-    assert_eq!(connection.receive(message.len()), message);
 }
 
 fn a_new_certificate_is_served_to_new_connections(io: Io) {

@@ -20,7 +20,9 @@ fn version_and_help_are_for_people_and_succeed() {
         "{version:?}"
     );
     let help = ringlock(&["--help"]).ok();
-    for word in ["run", "check", "hw", "config", "demo", "SIGTERM", "SIGHUP", "SIGUSR1"] {
+    for word in [
+        "run", "check", "hw", "keys", "config", "demo", "SIGTERM", "SIGHUP", "SIGUSR1",
+    ] {
         assert!(help.stdout.contains(word), "the help does not name {word}: {help:?}");
     }
     assert_eq!(help.stderr, "");

@@ -10,6 +10,7 @@ use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
 use ringlock::tls::policy::Policy;
 use ringlock::tls::{Outboxes, Step, Tls};
+use ringlock_hsm::custody::Custody;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -55,7 +56,8 @@ impl Site {
         let (config, _) =
             ringlock::config::parse(CONFIG, &folder.path().join("bench.toml")).expect("the configuration is legal");
         Site {
-            snapshot: Snapshot::load(config, 1, None).expect("certificate and key fit"),
+            snapshot: Snapshot::load(config, 1, None, &mut Custody::without_signers())
+                .expect("certificate and key fit"),
             certified: CertifiedKey { cert, signing_key },
         }
     }

@@ -1,6 +1,24 @@
 //! Key custody: the one place, besides Ringlock's crypto engines, that holds private keys. Everybody else holds a [`KeyRef`].
 
+mod channel;
+pub mod custody;
+pub mod files;
+pub mod launcher;
+mod loaded;
 mod local;
+pub mod pin;
+pub mod pkcs11;
+mod pool;
+pub mod protocol;
+mod queue;
+pub mod remote;
+pub mod sandbox;
+pub mod scheme;
+mod seat;
+pub mod signer;
+pub mod token;
+pub mod uri;
+pub mod verify;
 
 use std::fmt;
 use std::sync::Arc;

@@ -73,6 +73,8 @@ pub(super) enum Kind {
     Section(&'static Section),
     /// `[[name]]`
     Sections(&'static Section),
+    /// `[name.NAME]`, as many as there are names.
+    Named(&'static Section),
 }
 
 /// A legal value of [`Kind::Word`].
@@ -89,12 +91,24 @@ pub(super) const CONNECTIONS_MAX: u64 = 10_000_000;
 /// Bound of `workers` and of processor numbers: the kernel's processor sets, as libc passes them, have 1,024 bits.
 pub(super) const CPUS_MAX: u64 = 1024;
 
+/// Bound of `sessions`: each has a thread, and tokens have fewer.
+pub(super) const SESSIONS_MAX: u64 = 1024;
+
+/// Bound of `queue`: a token that signs in a millisecond takes a minute for as many.
+pub(super) const QUEUE_MAX: u64 = 65_536;
+
 const NAME: &str = "a name of 1 to 64 characters";
 pub(super) const LISTEN_ADDRESS: &str = r#"an IP address and port such as "0.0.0.0:443" or "[::]:443""#;
 pub(super) const SERVER_ADDRESS: &str =
     r#""host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket""#;
 pub(super) const ADMIN_ADDRESS: &str =
     r#"an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock""#;
+pub(super) const CERTIFICATE: &str = r#"the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert""#;
+pub(super) const PRIVATE_KEY: &str = r#"the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private""#;
+pub(super) const TOKEN_ATTRIBUTES: &str =
+    r#"the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123""#;
+pub(super) const PIN_SOURCE: &str =
+    r#""file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential"#;
 pub(super) const NAME_PATTERN: &str = r#"a host name such as "api.example.com" or "*.example.com""#;
 
 /// The whole file.
@@ -132,7 +146,12 @@ pub(super) static ROOT: Section = Section {
             Presence::Optional,
             "How cryptography is computed.",
         ),
-        key("keys", Kind::Section(&EMPTY), Presence::Later, "PKCS#11 tokens."),
+        key(
+            "keys",
+            Kind::Named(&TOKEN),
+            Presence::Optional,
+            "PKCS#11 tokens, each with a name of its own, to which keys and certificates refer by pkcs11: URIs.",
+        ),
         key("tickets", Kind::Section(&EMPTY), Presence::Later, "Session tickets."),
     ],
 };
@@ -430,21 +449,105 @@ static IDENTITY: Section = Section {
         ),
         key(
             "certificate",
-            Kind::Text("the path of a PEM file with the certificate chain"),
+            Kind::Text(CERTIFICATE),
             Presence::Required,
-            "PEM chain, leaf first.",
+            "PEM chain, leaf first; or the URI of a certificate in a token.",
         ),
         key(
             "key",
-            Kind::Text("the path of a PEM file with the private key"),
+            Kind::Text(PRIVATE_KEY),
             Presence::Required,
-            "PEM private key.",
+            "PEM private key; or the URI (RFC 7512) of a key in a token.",
+        ),
+        key(
+            "key_isolation",
+            Kind::Word(&[word("none"), word("process")]),
+            Presence::Default(r#""none""#),
+            "Where a key from a file is used: in this process, or in the signer process, which alone reads it. A key in a token is always where its token is.",
         ),
         key(
             "ocsp",
             Kind::WordOrPathLater(&[word("off"), later("auto")]),
             Presence::Default(r#""off""#),
             "OCSP stapling. Only off is supported yet.",
+        ),
+    ],
+};
+
+static TOKEN: Section = Section {
+    doc: "A PKCS#11 token.",
+    keys: &[
+        key(
+            "module",
+            Kind::Text("the path of a PKCS#11 module such as \"/usr/lib/softhsm/libsofthsm2.so\""),
+            Presence::Required,
+            "The vendor's library.",
+        ),
+        key(
+            "token",
+            Kind::Text(TOKEN_ATTRIBUTES),
+            Presence::Optional,
+            "Which token: its label, or a pkcs11: URI with what it is known by. Absent: the one whose label is the name of this table.",
+        ),
+        key(
+            "group",
+            Kind::Text(NAME),
+            Presence::Optional,
+            "Tokens of one group hold the same keys and stand in for each other. A URI names all of them by the group's name.",
+        ),
+        key(
+            "pin_source",
+            Kind::Text(PIN_SOURCE),
+            Presence::Optional,
+            "Where the PIN is: a file, whose first line it is, or a credential of systemd. Absent: the token wants none, or URIs say where.",
+        ),
+        key(
+            "sessions",
+            Kind::Count(SESSIONS_MAX),
+            Presence::Default("8"),
+            "Signatures that the token makes side by side: sessions, each with a thread.",
+        ),
+        key(
+            "isolation",
+            Kind::Word(&[word("process"), word("thread")]),
+            Presence::Default(r#""process""#),
+            "Where the module is loaded: in a signer process, or in this one. The same for all tokens of a module.",
+        ),
+        key(
+            "timeout",
+            Kind::Duration { zero: false },
+            Presence::Default(r#""2s""#),
+            "What a signature may take, waiting included.",
+        ),
+        key(
+            "queue",
+            Kind::Count(QUEUE_MAX),
+            Presence::Default("1024"),
+            "Signatures that may wait, for each worker; beyond that handshakes are refused at once.",
+        ),
+        key(
+            "when_down",
+            Kind::Word(&[word("wait"), word("fail")]),
+            Presence::Default(r#""wait""#),
+            "While the token is not there handshakes wait until their time is over, or fail at once.",
+        ),
+        key(
+            "keep_alive",
+            Kind::Duration { zero: true },
+            Presence::Default(r#""20s""#),
+            "A session that has been idle for so long is used for something harmless, so that the token does not drop it. \"0s\": never.",
+        ),
+        key(
+            "user",
+            Kind::Text("the name of a user"),
+            Presence::Optional,
+            "User that the signer process becomes. Absent: the gateway's. The same for all tokens of a module.",
+        ),
+        key(
+            "sandbox",
+            Kind::Word(&[word("auto"), word("off")]),
+            Presence::Default(r#""auto""#),
+            "With auto the signer process gives up the rights that no module needs. The same for all tokens of a module.",
         ),
     ],
 };
@@ -568,6 +671,7 @@ impl Kind {
             Kind::Workers => r#""auto", a number of threads, or a list of processors such as "0-3,8""#.to_owned(),
             Kind::Section(_) => "a table".to_owned(),
             Kind::Sections(_) => "a list of tables".to_owned(),
+            Kind::Named(_) => "tables with names".to_owned(),
         }
     }
 }
@@ -588,6 +692,11 @@ pub(super) fn sections() -> Vec<(String, &'static Section)> {
                 }
                 Kind::Sections(section) => {
                     found.push((format!("[[{inner}]]"), section));
+                    collect(&inner, section, found);
+                }
+                Kind::Named(section) => {
+                    let inner = format!("{inner}.NAME");
+                    found.push((format!("[{inner}]"), section));
                     collect(&inner, section, found);
                 }
                 Kind::Flag

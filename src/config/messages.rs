@@ -54,6 +54,37 @@ fn after(line: &str, added: &str) -> Outcome {
     changed(line, &format!("{line}{added}\n"))
 }
 
+/// The file with these tables in front and this value for the key.
+fn with_tokens(tables: &str, key: &str) -> Outcome {
+    let text = format!("{tables}{}", BASE.replacen("site.key", key, 1));
+    super::parse(&text, std::path::Path::new("ringlock.toml"))
+}
+
+const EDGE: &str = "[keys.edge]\nmodule = \"/lib/p11.so\"\n";
+
+fn in_token(added: &str) -> Outcome {
+    with_tokens(&format!("{EDGE}{added}\n"), "pkcs11:token=edge;object=site")
+}
+
+fn with_edge(key: &str) -> Outcome {
+    with_tokens(EDGE, key)
+}
+
+fn two_pins(first: &str, other: &str) -> Outcome {
+    let second = format!(
+        "[[identity]]\nname = \"b\"\ncertificate = \"b\"\nkey = \"pkcs11:token=edge;object=b?pin-source={other}\"\n"
+    );
+    with_tokens(
+        &format!("{EDGE}{second}"),
+        &format!("pkcs11:token=edge?pin-source={first}"),
+    )
+}
+
+/// [keys.edge] and another one.
+fn beside_edge(other: &str) -> Outcome {
+    with_tokens(&format!("{EDGE}{other}\n"), "pkcs11:token=edge")
+}
+
 fn replaced(from: &str, to: &str) -> Outcome {
     changed(from, to)
 }
@@ -247,24 +278,20 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:7: listener "edge": client_auth.allow: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
     the_tickets_section: in_file("[tickets]\nsecret = \"random\"") =>
         "ringlock.toml:1: tickets: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
-    a_token: in_file("[keys.edge]\nmodule = \"/usr/lib/softhsm/libsofthsm2.so\"") =>
-        "ringlock.toml:1: keys: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
     ocsp_auto: in_identity(r#"ocsp = "auto""#) =>
         r#"ringlock.toml:11: identity "site": ocsp: found "auto", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
     ocsp_from_a_file: in_identity(r#"ocsp = "staple.der""#) =>
         r#"ringlock.toml:11: identity "site": ocsp: found "staple.der", and a path is not supported yet, expected "off"; write "off" until a later version supports it"#;
     a_pkcs12_certificate: replaced(r#""site.pem""#, r#""site.P12""#) =>
-        r#"ringlock.toml:9: identity "site": certificate: found a PKCS#12 file, which is not supported yet, expected the path of a PEM file with the certificate chain; convert it: openssl pkcs12 -in FILE -nodes -out site.pem"#;
-    a_pkcs11_key_without_its_pin: replaced(r#""site.key""#, r#""pkcs11:token=edge;object=site?pin-value=1234""#) =>
-        r#"ringlock.toml:10: identity "site": key: found a pkcs11: URI, which is not supported yet, expected the path of a PEM file with the private key; write the path of a PEM file until a later version supports it"#;
+        r#"ringlock.toml:9: identity "site": certificate: found a PKCS#12 file, which is not supported yet, expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; convert it: openssl pkcs12 -in FILE -nodes -out site.pem"#;
     a_key_in_the_file_itself: replaced(r#""site.key""#, "\"\"\"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqG\n-----END PRIVATE KEY-----\"\"\"") =>
-        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a PEM file with the private key; write it to a file that only its owner can read, and its path here"#;
+        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; write it to a file that only its owner can read, and its path here"#;
     a_missing_key: replaced("key = \"site.key\"\n", "") =>
-        r#"ringlock.toml:7: identity "site": key: found nothing, expected the path of a PEM file with the private key; add "key" to this table"#;
+        r#"ringlock.toml:7: identity "site": key: found nothing, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; add "key" to this table"#;
     a_path_with_nul: replaced(r#""site.pem""#, r#""site\u0000.pem""#) =>
-        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a PEM file with the certificate chain; remove the NUL character"#;
+        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; remove the NUL character"#;
     a_path_that_is_a_number: replaced(r#""site.pem""#, "7") =>
-        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a PEM file with the certificate chain; write it as one string in double quotes"#;
+        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; write it as one string in double quotes"#;
     a_server_without_a_port: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"127.0.0.1\"]\n") =>
         r#"ringlock.toml:14: upstream "app": servers[0]: found "127.0.0.1", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; add the port"#;
     a_server_with_a_scheme: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"https://app:80\"]\n") =>
@@ -368,4 +395,98 @@ servers = ["api:80"]"#) =>
         r#"ringlock.toml:6: listener "edge": routes[1].sni: this route has no effect: listener "edge": routes[0] takes its names first; remove it, or move it to the front"#;
     a_route_to_where_its_names_go_anyway: in_listener(r#"routes = [{ sni = "a.example", upstream = "app" }]"#) =>
         r#"ringlock.toml:6: listener "edge": routes[0].sni: this route has no effect: its upstream is the listener's; remove it or change its upstream"#;
+}
+
+messages! { refused:
+    a_pkcs11_key_with_its_pin: with_edge("pkcs11:token=edge;object=site?pin-value=1234") =>
+        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with a PIN in it (pin-value), expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; a PIN in the configuration can be read by whoever reads the file: write it to a file of its own and name that by pin-source"#;
+    a_pin_source_that_is_a_pin: in_token("pin_source = \"1234\"") =>
+        r#"ringlock.toml:3: keys.edge.pin_source: found what looks like a PIN itself, expected "file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential; a PIN in the configuration can be read by whoever reads the file: write it to a file of its own and name that by pin-source"#;
+    a_pin_source_that_is_a_number: in_token("pin_source = 1234") =>
+        r#"ringlock.toml:3: keys.edge.pin_source: found a value that is no string, expected "file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential; write the PIN to a file of its own, and its path here in double quotes"#;
+    a_pin_source_that_is_a_command: in_token("pin_source = \"|cat pin\"") =>
+        r#"ringlock.toml:3: keys.edge.pin_source: found a command as the source of a PIN, expected "file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential; write the PIN to a file that only its reader can read, and name that"#;
+    an_empty_pin_source: in_token("pin_source = \"\"") =>
+        r#"ringlock.toml:3: keys.edge.pin_source: found no source that a PIN can be read from, expected "file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential; write file: and the path of a file, or credential: and the name of a systemd credential"#;
+    a_misspelt_key_of_a_token: in_token("modul = \"a\"") =>
+        r#"ringlock.toml:3: keys.edge.modul: found an unknown key, expected "module" (the nearest legal key); correct its name or remove it"#;
+    a_key_of_an_identity_in_a_token: in_token("certificate = \"a\"") =>
+        r#"ringlock.toml:3: keys.edge.certificate: found an unknown key, expected "module", "token", "group", "pin_source", "sessions", "isolation", "timeout", "queue", "when_down", "keep_alive", "user" or "sandbox"; move it to [[identity]] or remove it"#;
+    a_token_without_module: with_tokens("[keys.edge]\n", "pkcs11:token=edge") =>
+        r#"ringlock.toml:1: keys.edge.module: found nothing, expected the path of a PKCS#11 module such as "/usr/lib/softhsm/libsofthsm2.so"; add "module" to this table"#;
+    keys_that_are_no_tables: in_file("keys = \"edge\"") =>
+        r#"ringlock.toml:1: keys: found "edge", expected tables with names; write each below a header with its name: [keys.NAME]"#;
+    a_token_without_name: in_file("[keys]\nmodule = \"/lib/p11.so\"") =>
+        r#"ringlock.toml:2: keys.module: found "/lib/p11.so", expected a table [keys.NAME]; write a name of your choice for the token between keys. and the closing bracket"#;
+    a_token_with_an_empty_name: beside_edge("[keys.\"\"]\nmodule = \"/a\"") =>
+        r#"ringlock.toml:3: keys."": found "" as the name of a table, expected a name of 1 to 64 characters; fill it in"#;
+    a_token_by_a_uri_of_an_object: in_token("token = \"pkcs11:token=a;object=b\"") =>
+        r#"ringlock.toml:3: keys.edge.token: found a pkcs11: URI of more than a token, expected the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123"; leave out all but token, serial, manufacturer, model and slot-id"#;
+    a_token_by_a_uri_that_is_none: in_token("token = \"pkcs11:label=a\"") =>
+        r#"ringlock.toml:3: keys.edge.token: found a pkcs11: URI with an attribute that does not exist there (label), expected the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123"; correct or remove it; there are token, serial, manufacturer, model, slot-id, object, id, type"#;
+    sessions_of_zero: in_token("sessions = 0") =>
+        r#"ringlock.toml:3: keys.edge.sessions: found 0, expected a whole number from 1 to 1024; write a whole number in that range, without quotes"#;
+    more_sessions_than_may_be: in_token("sessions = 1025") =>
+        r#"ringlock.toml:3: keys.edge.sessions: found 1025, expected a whole number from 1 to 1024; write a whole number in that range, without quotes"#;
+    a_longer_queue_than_may_be: in_token("queue = 65537") =>
+        r#"ringlock.toml:3: keys.edge.queue: found 65537, expected a whole number from 1 to 65536; write a whole number in that range, without quotes"#;
+    a_signature_without_time: in_token("timeout = \"0s\"") =>
+        r#"ringlock.toml:3: keys.edge.timeout: found "0s", expected a duration above zero such as "10s" or "250ms"; write how long it may take"#;
+    an_unknown_isolation: in_token("isolation = \"thraed\"") =>
+        r#"ringlock.toml:3: keys.edge.isolation: found "thraed", expected "process" or "thread"; "thread" is the nearest"#;
+    an_unknown_when_down: in_token("when_down = \"retry\"") =>
+        r#"ringlock.toml:3: keys.edge.when_down: found "retry", expected "wait" or "fail"; write one of them, or remove the key for the default"#;
+    an_unknown_sandbox: in_token("sandbox = true") =>
+        r#"ringlock.toml:3: keys.edge.sandbox: found true, expected "auto" or "off"; write one of them in double quotes"#;
+    a_token_that_is_another_one: beside_edge("[keys.b]\nmodule = \"/lib/p11.so\"\ntoken = \"edge\"") =>
+        r#"ringlock.toml:3: keys.b: found the token that keys.edge is in line 1, expected a token of its own; remove one of the two tables, or say by token which token each is"#;
+    two_isolations_of_one_module: beside_edge("[keys.b]\nmodule = \"/lib/p11.so\"\nisolation = \"thread\"") =>
+        r#"ringlock.toml:5: keys.b.isolation: found another isolation than keys.edge has in line 1, expected the same: both tokens are of one module, which is loaded once; change one of the two"#;
+    two_users_of_one_module: beside_edge("[keys.b]\nmodule = \"/lib/p11.so\"\nuser = \"signer\"") =>
+        r#"ringlock.toml:5: keys.b.user: found another user than keys.edge has in line 1, expected the same: both tokens are of one module, which is loaded once; change one of the two"#;
+    two_sandboxes_of_one_module: beside_edge("[keys.b]\nmodule = \"/lib/p11.so\"\nsandbox = \"off\"") =>
+        r#"ringlock.toml:5: keys.b.sandbox: found another sandbox than keys.edge has in line 1, expected the same: both tokens are of one module, which is loaded once; change one of the two"#;
+    a_group_named_like_a_token: beside_edge("[keys.b]\nmodule = \"/b.so\"\ngroup = \"edge\"") =>
+        r#"ringlock.toml:5: keys.b.group: found the name of keys.edge in line 1, expected a name that no table [keys.NAME] has: URIs may have either; rename one of the two"#;
+    a_token_named_like_a_group: beside_edge("group = \"b\"\n[keys.b]\nmodule = \"/b.so\"") =>
+        r#"ringlock.toml:4: keys.b: found the name of the group of keys.edge in line 1, expected a name that no group has: URIs may have either; rename one of the two"#;
+    a_key_in_a_token_when_there_is_none: with_tokens("", "pkcs11:token=edge;object=site") =>
+        r#"ringlock.toml:10: identity "site": key: found the token pkcs11:token=edge, expected the token of a table [keys.NAME], of which there is none; correct the URI, or add a table [keys.edge] with module = the path of the token's module"#;
+    a_key_in_any_token_when_there_is_none: with_tokens("", "pkcs11:object=site") =>
+        r#"ringlock.toml:10: identity "site": key: found a pkcs11: URI without a token, expected the token of a table [keys.NAME], of which there is none; add a table [keys.NAME] with module = the path of the token's module"#;
+    a_key_in_a_misspelt_token: with_edge("pkcs11:token=egde;object=site") =>
+        r#"ringlock.toml:12: identity "site": key: found the token pkcs11:token=egde, expected token="edge" (the nearest name of a table [keys.NAME]); correct the URI, or add a table [keys.egde] with module = the path of the token's module"#;
+    a_key_in_an_unknown_token: with_edge("pkcs11:token=My%20Token;object=site") =>
+        r#"ringlock.toml:12: identity "site": key: found the token pkcs11:token=My%20Token, expected token="edge"; correct the URI, or add a table [keys."My Token"] with module = the path of the token's module"#;
+    a_key_in_a_token_of_another_serial: with_edge("pkcs11:token=edge;serial=0123;object=site") =>
+        r#"ringlock.toml:12: identity "site": key: found the token pkcs11:token=edge;serial=0123, of which keys.edge does not say all that, expected nothing of the token that the table [keys.edge] does not say; leave out all but token=edge, or write token = "pkcs11:token=edge;serial=0123" in the table"#;
+    a_key_in_a_token_known_by_its_serial: with_edge("pkcs11:serial=0123;object=site") =>
+        r#"ringlock.toml:12: identity "site": key: found the token pkcs11:serial=0123, expected token="edge"; correct the URI, or add a table [keys.NAME] with module = the path of the token's module and token = "pkcs11:serial=0123""#;
+    a_key_in_another_module: with_edge("pkcs11:token=edge?module-path=/lib/other.so") =>
+        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with another module than keys.edge has, expected the module /lib/p11.so; leave module-path and module-name out, or correct them"#;
+    a_key_in_several_tokens: with_tokens(&format!("{EDGE}[keys.b]\nmodule = \"/b.so\"\n"), "pkcs11:object=site") =>
+        r#"ringlock.toml:14: identity "site": key: found a pkcs11: URI that fits several tokens (keys.edge, keys.b), expected the URI of one token, or of those of one group; begin the URI with pkcs11:token=NAME; for the NAME of one table, or give them the same group"#;
+    a_key_of_type_cert: with_edge("pkcs11:token=edge;object=site;type=cert") =>
+        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with type=cert, expected one with type=private, or without type; correct the URI"#;
+    a_key_with_an_attribute_twice: with_edge("pkcs11:token=edge;token=edge") =>
+        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with token twice, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; remove one of the two"#;
+    another_pin_source_than_the_tokens: with_tokens(&format!("{EDGE}pin_source = \"a\"\n"), "pkcs11:token=edge?pin-source=b") =>
+        r#"ringlock.toml:13: identity "site": key: found a pkcs11: URI with another pin-source than keys.edge.pin_source has in line 3, expected one source of the PIN of a token; remove one of the two"#;
+    two_pin_sources_of_two_identities: two_pins("credential:a", "b") =>
+        r#"ringlock.toml:16: identity "site": key: found a pkcs11: URI with another pin-source than identity "b": key has in line 6, expected one source of the PIN of a token; remove one of the two"#;
+    the_signer_process_for_a_key_in_a_token: with_edge("pkcs11:token=edge\"\nkey_isolation = \"process") =>
+        r#"ringlock.toml:13: identity "site": key_isolation: found "process" beside a key in a token, expected that it is absent: the token's table says by isolation where its keys are used; remove it"#;
+    an_unknown_key_isolation: in_identity("key_isolation = \"thread\"") =>
+        r#"ringlock.toml:11: identity "site": key_isolation: found "thread", expected "none" or "process"; write one of them, or remove the key for the default"#;
+}
+
+messages! { warned:
+    an_unused_token: beside_edge("[keys.\"b c\"]\nmodule = \"/b.so\"") =>
+        r#"ringlock.toml:3: keys."b c": no identity uses this token; refer to it from an [[identity]] by key = "pkcs11:token=b%20c;object=…", or remove it"#;
+    a_user_of_a_thread: in_token("isolation = \"thread\"\nuser = \"signer\"") =>
+        r#"ringlock.toml:4: keys.edge.user: it has no effect: with isolation = "thread" there is no signer process; remove it, or isolation"#;
+    an_attribute_that_nothing_is_compared_with: with_edge("pkcs11:token=edge;library-version=1;slot-description=a;object=site") =>
+        r#"ringlock.toml:12: identity "site": key: nothing is compared with library-version and slot-description; remove it from the URI; a token is known by its label and serial"#;
+    an_attribute_of_a_token_that_nothing_is_compared_with: in_token("token = \"pkcs11:token=edge;library-version=1\"") =>
+        r#"ringlock.toml:3: keys.edge.token: nothing is compared with library-version; remove it from the URI; a token is known by its label and serial"#;
 }

@@ -4,7 +4,7 @@
 //! this one; nothing outside `config/` knows TOML.
 //!
 //! `keys` is the table of every key, with kind and default; `read` reads TOML against it and collects the problems;
-//! `schema` prints it. `global`, `listener`, `tls`, `identity` and `upstream` make the types below from the tables of
+//! `schema` prints it. `global`, `listener`, `tls`, `identity`, `tokens` and `upstream` make the types below from the tables of
 //! the file, with `units`, `address` and `names` for what stands in strings.
 
 mod address;
@@ -18,6 +18,7 @@ mod problem;
 mod read;
 mod schema;
 mod tls;
+mod tokens;
 mod units;
 mod upstream;
 
@@ -26,6 +27,7 @@ mod messages;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -33,6 +35,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ringlock_hsm::uri::{ObjectMatch, PinSource, TokenMatch};
 use toml::de::DeTable;
 
 use self::address::Taken;
@@ -41,6 +44,8 @@ use self::problem::Text;
 pub use self::problem::{Places, Position, Problem, Problems, Warning};
 use self::read::Report;
 pub use self::schema::schema;
+use self::tokens::Tokens;
+pub use self::units::parse as parse_duration;
 
 /// A longer configuration file is refused: thousands of listeners fit, and a wrong path does not fill the memory.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -97,7 +102,11 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
         let mut identity_names = Names::new("identity");
         let mut upstream_names = Names::new("upstream");
         let global = root.section("global", |table| global::read(table, &mut taken));
-        let identities = root.sections("identity", |table| identity::read(table, &mut identity_names));
+        let mut tokens = Tokens::default();
+        let tokens_read = root.named("keys", |name, table| tokens.define(name, table));
+        let identities = root.sections("identity", |table| {
+            identity::read(table, &mut identity_names, &mut tokens)
+        });
         let upstreams = root.sections("upstream", |table| upstream::read(table, &mut upstream_names));
         let crypto = root.section("crypto", global::read_crypto);
         let mut context = listener::Context {
@@ -109,13 +118,22 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
         let listeners = root.sections("listener", |table| listener::read(table, &mut context));
         identity_names.warn_unused(root.report);
         upstream_names.warn_unused(root.report);
-        Some((global?, crypto?, listeners?, identities?, upstreams?))
+        tokens.warn_unused(root.report);
+        tokens_read?;
+        Some((
+            global?,
+            crypto?,
+            listeners?,
+            identities?,
+            upstreams?,
+            tokens.into_tokens(),
+        ))
     });
     let (problems, warnings, places) = report.into_parts();
     if let Some(problems) = Problems::new(problems) {
         return Err(problems);
     }
-    let (global, crypto, listeners, identities, upstreams) =
+    let (global, crypto, listeners, identities, upstreams, tokens) =
         parts.expect("a reader that returns nothing has noted a problem");
     Ok((
         Config {
@@ -124,6 +142,7 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
             listeners,
             identities,
             upstreams,
+            tokens,
             places,
         },
         warnings,
@@ -162,7 +181,7 @@ fn syntax_problems(text: &str, origin: &Path, errors: &[toml::de::Error]) -> Vec
     problems
 }
 
-/// The whole file. Indexes ([`IdentityId`], [`UpstreamId`]) point into the vectors here.
+/// The whole file. Indexes ([`IdentityId`], [`UpstreamId`], [`TokenId`]) point into the vectors here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// `[global]`
@@ -175,6 +194,8 @@ pub struct Config {
     pub identities: Vec<Identity>,
     /// `[[upstream]]`, in file order.
     pub upstreams: Vec<Upstream>,
+    /// `[keys.NAME]`, in file order.
+    pub tokens: Vec<TokenConfig>,
     /// Where each key stands in the file, for problems that are found later.
     pub places: Places,
 }
@@ -186,6 +207,10 @@ pub struct IdentityId(pub usize);
 /// Position of an upstream in [`Config::upstreams`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamId(pub usize);
+
+/// Position of a token in [`Config::tokens`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenId(pub usize);
 
 /// `[global]`
 #[derive(Clone, Debug, PartialEq)]
@@ -405,10 +430,108 @@ pub enum TlsVersion {
 pub struct Identity {
     /// `name`, unique.
     pub name: String,
-    /// `certificate`: a PEM chain, leaf first.
-    pub certificate: PathBuf,
-    /// `key`: a PEM private key.
-    pub key: PathBuf,
+    /// `certificate`
+    pub certificate: CertificateSource,
+    /// `key`, with `key_isolation`
+    pub key: KeySource,
+}
+
+/// `certificate`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// A PEM chain, leaf first.
+    File(PathBuf),
+    /// In tokens.
+    Tokens(InTokens),
+}
+
+/// `key`, with `key_isolation`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// A PEM file, whose key is used in this process.
+    File(PathBuf),
+    /// A PEM file that only the signer process reads.
+    Signer(PathBuf),
+    /// In tokens.
+    Tokens(InTokens),
+}
+
+/// An object of a token, or of several that hold the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InTokens {
+    /// Never empty; several are of one group.
+    pub tokens: Vec<TokenId>,
+    /// Which object.
+    pub object: ObjectMatch,
+    /// The URI for messages: without its query.
+    pub uri: String,
+}
+
+impl fmt::Display for CertificateSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CertificateSource::File(path) => path.display().fmt(f),
+            CertificateSource::Tokens(object) => f.write_str(&object.uri),
+        }
+    }
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeySource::File(path) | KeySource::Signer(path) => path.display().fmt(f),
+            KeySource::Tokens(object) => f.write_str(&object.uri),
+        }
+    }
+}
+
+/// `[keys.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenConfig {
+    /// NAME
+    pub name: String,
+    /// `module`. Tokens of one module have the same `isolation`, `user` and `sandbox`.
+    pub module: PathBuf,
+    /// `token`: by its label, NAME, when absent.
+    pub find: TokenMatch,
+    /// `group`: tokens that hold the same keys.
+    pub group: Option<String>,
+    /// `pin_source`, or that of a URI.
+    pub pin: Option<PinSource>,
+    /// `sessions`: 1 to 1,024.
+    pub sessions: u32,
+    /// `isolation`
+    pub isolation: Isolation,
+    /// `timeout`: what a signature may take, waiting included.
+    pub timeout: Duration,
+    /// `queue`: signatures that may wait, for each worker.
+    pub queue: usize,
+    /// `when_down`
+    pub when_down: WhenDown,
+    /// `keep_alive`: `None` when "0s".
+    pub keep_alive: Option<Duration>,
+    /// `user` that the signer process becomes.
+    pub user: Option<String>,
+    /// `sandbox`: not "off".
+    pub sandbox: bool,
+}
+
+/// `isolation`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// The module is loaded by a signer process.
+    Process,
+    /// The module is loaded by the gateway itself.
+    Thread,
+}
+
+/// `when_down`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenDown {
+    /// Handshakes wait for a token that is not there until their time is over.
+    Wait,
+    /// They fail at once.
+    Fail,
 }
 
 /// `[[upstream]]`

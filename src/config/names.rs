@@ -7,21 +7,29 @@ use super::keys::NAME_PATTERN;
 use super::nearest::suggestion;
 use super::read::{At, Item, Refusal, Report, Table, parsed, shown};
 
-/// Most characters of the name of a listener, identity or upstream: it labels metrics.
+/// Most characters of the name of a listener, identity, upstream, token or group: it labels metrics.
 const NAME_CHARS_MAX: usize = 64;
 
 /// The `name` of a table.
 pub(super) fn name(report: &mut Report, item: Item<'_>) -> Option<String> {
     let expected = item.kind.expected();
-    parsed(|text| {
-        if text.chars().count() > NAME_CHARS_MAX {
-            return Err(Refusal::new(expected, "shorten it"));
-        }
-        if text.chars().any(char::is_control) {
-            return Err(Refusal::new(expected, "remove the control characters"));
-        }
-        Ok(text.to_owned())
+    parsed(|text| match name_trouble(text) {
+        Some(remedy) => Err(Refusal::new(expected, remedy)),
+        None => Ok(text.to_owned()),
     })(report, item)
+}
+
+/// What to do about a name that is none.
+pub(super) fn name_trouble(text: &str) -> Option<&'static str> {
+    if text.is_empty() {
+        Some("fill it in")
+    } else if text.chars().count() > NAME_CHARS_MAX {
+        Some("shorten it")
+    } else if text.chars().any(char::is_control) {
+        Some("remove the control characters")
+    } else {
+        None
+    }
 }
 
 /// The names of one kind of table, in file order, whether or not the tables are otherwise right: so that one problem

@@ -85,7 +85,7 @@ impl Report {
     }
 
     /// `path`, taken from the folder of the file when it is relative.
-    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+    pub(super) fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
         self.file.parent().unwrap_or(Path::new("")).join(path)
     }
 
@@ -184,6 +184,11 @@ impl<'r, 't> Table<'r, 't> {
             table.at.key
         );
         value
+    }
+
+    /// Where the table itself is.
+    pub(super) fn own_place(&self) -> At {
+        self.at.clone()
     }
 
     /// Where the value of the key `name` is; the table's place when the key is absent.
@@ -326,6 +331,58 @@ impl<'r, 't> Table<'r, 't> {
         values
     }
 
+    /// The tables `[name.NAME]` in the order of the file, each by `read`, which is given NAME. `None` after a problem.
+    pub(super) fn named<T>(
+        &mut self,
+        name: &'static str,
+        mut read: impl FnMut(&str, &mut Table<'_, 't>) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let (key, value) = self.take(name);
+        let Kind::Named(section) = key.kind else {
+            panic!("{name} is a table of tables")
+        };
+        let at = self.at(name);
+        let header = keys::header(section);
+        let entries = match value {
+            None => DeTable::new(),
+            Some(DeValue::Table(entries)) => entries,
+            Some(other) => {
+                let remedy = format!("write each below a header with its name: {header}");
+                self.report.refuse(&at, describe(&other), key.kind.expected(), remedy);
+                return None;
+            }
+        };
+        let mut entries: Vec<_> = entries.into_iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        let mut values = Some(Vec::with_capacity(entries.len()));
+        for (name, entry) in entries {
+            let inner = At {
+                key: format!("{}.{}", at.key, shown_key(name.get_ref())),
+                span: if entry.span().is_empty() {
+                    name.span()
+                } else {
+                    entry.span()
+                },
+            };
+            let entry = entry.into_inner();
+            let value = if let DeValue::Table(entries) = entry {
+                let prefix = format!("{}.", inner.key);
+                let read = |table: &mut Table<'_, 't>| read(name.get_ref(), table);
+                Table::read_all(self.report, inner, prefix, section, entries, read)
+            } else {
+                let expected = format!("a table {header}");
+                let remedy = "write a name of your choice for the token between keys. and the closing bracket";
+                self.report.refuse(&inner, describe(&entry), expected, remedy);
+                None
+            };
+            values = values.zip(value).map(|(mut values, value)| {
+                values.push(value);
+                values
+            });
+        }
+        values
+    }
+
     fn take(&mut self, name: &'static str) -> (&'static Key, Option<DeValue<'t>>) {
         let key = self
             .section
@@ -388,7 +445,7 @@ fn default_value(text: &'static str) -> DeValue<'static> {
 }
 
 /// A key as TOML writes it, of bounded length.
-fn shown_key(name: &str) -> String {
+pub(super) fn shown_key(name: &str) -> String {
     let bare = !name.is_empty()
         && name
             .bytes()

@@ -79,6 +79,7 @@ fn kind(key: &Key) -> Map<String, Value> {
             "items": section(inner),
             "minItems": usize::from(matches!(key.presence, Presence::Required)),
         }),
+        Kind::Named(inner) => json!({ "type": "object", "additionalProperties": section(inner) }),
     })
 }
 
@@ -185,9 +186,12 @@ mod tests {
                     }
                 }
                 "additionalProperties" => {
-                    assert_eq!(rule, &json!(false));
-                    for name in value.as_object().into_iter().flat_map(Map::keys) {
-                        demand(schema["properties"].get(name).is_some(), &format!("{name} is unknown"));
+                    for (name, value) in value.as_object().into_iter().flatten() {
+                        if rule == &json!(false) {
+                            demand(schema["properties"].get(name).is_some(), &format!("{name} is unknown"));
+                        } else {
+                            inner.extend(violations(rule, value, &format!("{path}.{name}")));
+                        }
                     }
                 }
                 other => panic!("{other} is no keyword of this schema"),
@@ -223,6 +227,15 @@ mod tests {
             ("tls.tickets = true", ".listener[0].tls.tickets: const"),
             ("tls.groups = [\"P-256\"]", ".listener[0].tls.groups: anyOf"),
             ("tls.alpn = [\"h2\", \"h2\"]", ".listener[0].tls.alpn: uniqueItems"),
+            (
+                "[keys.edge]\nmodul = \"a\"\nmodule = \"a\"",
+                ".keys.edge: modul is unknown",
+            ),
+            ("[keys.edge]\nsessions = 9", ".keys.edge: module is required"),
+            (
+                "[keys.edge]\nmodule = \"a\"\nsessions = 0",
+                ".keys.edge.sessions: minimum",
+            ),
             (
                 "client_auth.verify_depth = 2",
                 ".listener[0].client_auth: verify_depth is unknown",

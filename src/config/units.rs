@@ -41,8 +41,11 @@ pub(super) fn duration(report: &mut Report, item: Item<'_>) -> Option<Duration> 
     })(report, item)
 }
 
-/// The remedy when `text` is no duration.
-fn parse(text: &str) -> Result<Duration, &'static str> {
+/// A duration.
+///
+/// # Errors
+/// The remedy when `text` is none.
+pub fn parse(text: &str) -> Result<Duration, &'static str> {
     const FORM: &str = "write a whole number and one of the units ms, s, m, h, d";
     const TOO_LONG: &str = "write at most \"365d\"";
     let unit_start = text.find(|c: char| !c.is_ascii_digit()).ok_or(FORM)?;

@@ -320,7 +320,7 @@ mod tests {
 
     use super::*;
     use crate::config::ConnectionLog;
-    use crate::error::{Cause, HandshakeFailure};
+    use crate::error::{Cause, HandshakeFailure, KeyFailure};
     use crate::metrics::Negotiated;
 
     fn config(format: LogFormat, file: Option<&Path>) -> Log {
@@ -420,7 +420,7 @@ mod tests {
             (Cause::PeerReset, "INFO"),
             (Cause::UpstreamUnreachable, "WARN"),
             (
-                Cause::Handshake(HandshakeFailure::Key("token removed".to_owned())),
+                Cause::Handshake(HandshakeFailure::Key(KeyFailure::Failed("token removed".to_owned()))),
                 "ERROR",
             ),
             (Cause::Internal("relay"), "ERROR"),

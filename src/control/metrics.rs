@@ -1,5 +1,7 @@
 //! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
 
+mod keys;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
@@ -11,7 +13,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEnc
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::error::{Cause, HandshakeFailure};
+pub use self::keys::{KeyGroupView, TokenView};
+use crate::error::{Cause, HandshakeFailure, KeyFailure};
 use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
 
 /// What can be seen of the gateway at one moment.
@@ -23,6 +26,10 @@ pub struct View {
     pub upstreams: Vec<UpstreamView>,
     /// Certificates in use, one entry for each identity.
     pub certificates: Vec<CertificateView>,
+    /// Groups of tokens that the current snapshot has keys in.
+    pub key_groups: Vec<KeyGroupView>,
+    /// Tokens in use.
+    pub tokens: Vec<TokenView>,
     /// Number of the current snapshot; the one of the start is 1.
     pub epoch: u64,
     /// Reloads that took effect since start.
@@ -192,6 +199,7 @@ impl Collector for View {
         self.encode_workers(&mut exposition)?;
         self.encode_handshakes(&mut exposition)?;
         self.encode_upstreams(&mut exposition)?;
+        self.encode_keys(&mut exposition)?;
         self.encode_configuration(&mut exposition)?;
         encode_process(self.started, &mut exposition)
     }
@@ -504,9 +512,12 @@ fn ended(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
     let labels = |cause: &'static str, fault: &'static str| -> Labels<'static> {
         vec![worker_label(worker), ("cause", cause.into()), ("fault", fault.into())]
     };
-    let key = HandshakeFailure::Key(String::new());
-    let key_failures = worker.metrics.handshake_failures[key.index()].value();
-    let handshake = Cause::Handshake(key);
+    let key_failures: u64 = KeyFailure::ALL
+        .map(|failure| HandshakeFailure::Key(failure).index())
+        .iter()
+        .map(|&index| worker.metrics.handshake_failures[index].value())
+        .sum();
+    let handshake = Cause::Handshake(HandshakeFailure::Key(KeyFailure::Full));
     let mut samples: Vec<_> = (0..Cause::LABELS.len())
         .map(|index| {
             let all = worker.metrics.done[index].value();

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod demo;
 pub mod hardware;
+pub mod keys;
 pub mod log;
 pub mod metrics;
 
@@ -27,6 +28,9 @@ pub trait Service {
 
     /// What it is doing now. Asked at least once a second, fifty times while it starts or drains.
     fn condition(&self) -> Condition;
+
+    /// Looks after what needs it, and says when it wants to be called again, if that is sooner than once a second.
+    fn tick(&mut self, now: Instant) -> Option<Duration>;
 
     /// Loads the configuration again and puts it in force; returns what changed in one line.
     ///
@@ -154,6 +158,8 @@ enum Event {
 struct Control<S> {
     service: S,
     phase: Phase,
+    /// As the service asked for.
+    tick: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +180,7 @@ impl<S: Service> Control<S> {
         Control {
             service,
             phase: Phase::Starting,
+            tick: Some(Duration::ZERO),
         }
     }
 
@@ -196,7 +203,10 @@ impl<S: Service> Control<S> {
             Phase::Starting | Phase::Draining { .. } => CHANGE_INTERVAL,
             Phase::Serving => WATCH_INTERVAL,
         };
-        watchdog.map_or(interval, |watchdog| watchdog.min(interval))
+        [watchdog, self.tick]
+            .into_iter()
+            .flatten()
+            .fold(interval, Duration::min)
     }
 
     /// `Some` when the process should end: the service is then still to be stopped.
@@ -206,6 +216,7 @@ impl<S: Service> Control<S> {
             Event::Reload => self.reload(),
             Event::ReopenLog | Event::Tick => {}
         }
+        self.tick = self.service.tick(now);
         self.look(now)
     }
 

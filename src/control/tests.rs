@@ -33,6 +33,10 @@ impl Service for Fake {
     fn condition(&self) -> Condition {
         self.condition.clone()
     }
+    fn tick(&mut self, _: Instant) -> Option<Duration> {
+        None
+    }
+
     fn reload(&mut self) -> Result<String, String> {
         self.calls.push("reload");
         self.reload.clone()
@@ -144,6 +148,10 @@ impl Service for Brief {
             Some(_) | None => Condition::Running,
         }
     }
+    fn tick(&mut self, _: Instant) -> Option<Duration> {
+        None
+    }
+
     fn reload(&mut self) -> Result<String, String> {
         Err("line 3:\nunknown key".to_owned())
     }

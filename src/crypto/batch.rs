@@ -11,12 +11,12 @@ use rustls::crypto::{CompletedKeyExchange, SharedSecret};
 use rustls::{NamedGroup, SignatureScheme};
 
 use super::inline::MLKEM_KEY_BYTES;
+use super::key::{Key, LaneCurve, LaneKey};
 use super::measure::{self, shortest};
 use super::multibuffer::{Block, Hash, RsaKey};
 use super::multibuffer::{EcdhJob, EcdsaJob, Lanes, Multibuffer, RsaJob, RsaScratch, X25519Job};
 use super::multibuffer::{P256, P384, Point, Signature, VerifyJob};
 use super::pool::{Ahead, CurvePair, X25519Pair};
-use super::signer::{Key, LaneCurve, LaneKey};
 use super::verifier::{self, Verification};
 use super::{CryptoOp, CryptoResult, inline, pool};
 
@@ -47,7 +47,7 @@ impl<Tag> Queue<Tag> {
     pub fn push(&mut self, tag: Tag, op: CryptoOp) {
         let lane = match op {
             CryptoOp::KeyExchange { .. } => 0,
-            CryptoOp::Sign { .. } => 1,
+            CryptoOp::Sign { .. } | CryptoOp::SignElsewhere { .. } => 1,
             CryptoOp::Verify(_) => 2,
         };
         self.lanes[lane].push_back((tag, op));
@@ -160,6 +160,7 @@ impl Kind {
                 },
                 LaneKey::P256(_) | LaneKey::P384(_) => None,
             },
+            CryptoOp::SignElsewhere { .. } => None,
             CryptoOp::Verify(verification) => Some(match verification.kind()? {
                 verifier::Kind::P256 => Kind::VerifyP256,
                 verifier::Kind::P384 => Kind::VerifyP384,
@@ -459,21 +460,27 @@ impl Batch {
 fn exchange(op: &CryptoOp) -> (NamedGroup, &[u8]) {
     match op {
         CryptoOp::KeyExchange { group, peer_share } => (*group, peer_share),
-        CryptoOp::Sign { .. } | CryptoOp::Verify(_) => unreachable!("Kind::of has told them apart"),
+        CryptoOp::Sign { .. } | CryptoOp::SignElsewhere { .. } | CryptoOp::Verify(_) => {
+            unreachable!("Kind::of has told them apart")
+        }
     }
 }
 
 fn signature(op: &CryptoOp) -> (&Key, SignatureScheme, &[u8]) {
     match op {
         CryptoOp::Sign { key, scheme, message } => (key, *scheme, message),
-        CryptoOp::KeyExchange { .. } | CryptoOp::Verify(_) => unreachable!("Kind::of has told them apart"),
+        CryptoOp::KeyExchange { .. } | CryptoOp::SignElsewhere { .. } | CryptoOp::Verify(_) => {
+            unreachable!("Kind::of has told them apart")
+        }
     }
 }
 
 fn verification(op: &CryptoOp) -> &Verification {
     match op {
         CryptoOp::Verify(verification) => verification,
-        CryptoOp::KeyExchange { .. } | CryptoOp::Sign { .. } => unreachable!("Kind::of has told them apart"),
+        CryptoOp::KeyExchange { .. } | CryptoOp::Sign { .. } | CryptoOp::SignElsewhere { .. } => {
+            unreachable!("Kind::of has told them apart")
+        }
     }
 }
 

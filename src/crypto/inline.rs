@@ -5,6 +5,7 @@ use rustls::crypto::{ActiveKeyExchange, CompletedKeyExchange, SharedSecret};
 use rustls::{Error, NamedGroup, PeerMisbehaved};
 
 use super::{CryptoOp, CryptoResult, pool, provider};
+use crate::error::KeyFailure;
 
 /// Bytes of an ML-KEM-768 encapsulation key, which stands before the X25519 share of X25519MLKEM768.
 pub const MLKEM_KEY_BYTES: usize = 1184;
@@ -17,6 +18,8 @@ pub fn run(op: &CryptoOp) -> CryptoResult {
     match op {
         CryptoOp::KeyExchange { group, peer_share } => CryptoResult::KeyExchange(exchange(*group, peer_share)),
         CryptoOp::Sign { key, scheme, message } => CryptoResult::Signature(key.sign(*scheme, message)),
+        // Asked for by a call that could not be left.
+        CryptoOp::SignElsewhere { .. } => CryptoResult::Signature(Err(KeyFailure::Full.into())),
         CryptoOp::Verify(verification) => CryptoResult::Verified(verification.verify()),
     }
 }

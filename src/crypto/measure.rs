@@ -21,8 +21,8 @@ use rustls::{CipherSuite, NamedGroup, SignatureScheme, SupportedCipherSuite};
 
 use super::batch::{Engine, LANES};
 use super::inline::MLKEM_KEY_BYTES;
+use super::key::{Key, LaneCurve};
 use super::multibuffer::{EcdsaJob, Multibuffer, P256, P384, Scalar};
-use super::signer::{Key, LaneCurve};
 use super::verifier::Verification;
 use super::{CryptoOp, CryptoResult, inline, provider};
 
@@ -180,7 +180,7 @@ pub fn operations(engine: &Engine) -> Vec<Operation> {
             name,
             kind: match op {
                 CryptoOp::KeyExchange { .. } => "key exchange",
-                CryptoOp::Sign { .. } => "signature",
+                CryptoOp::Sign { .. } | CryptoOp::SignElsewhere { .. } => "signature",
                 CryptoOp::Verify(_) => "verification",
             },
             alone: shortest(TIME, || drop(succeeded(inline::run(&op)))),
@@ -226,7 +226,7 @@ fn left(library: Option<&Multibuffer>, op: &CryptoOp) -> Option<Duration> {
             let complete = halved.into_iter().find(|(halved, _)| halved == scheme)?.1;
             Some(complete(library?, message))
         }
-        CryptoOp::Verify(_) => None,
+        CryptoOp::SignElsewhere { .. } | CryptoOp::Verify(_) => None,
     }
 }
 

@@ -3,20 +3,23 @@
 pub mod batch;
 pub mod cpu;
 pub mod inline;
+pub mod key;
 pub mod measure;
 pub mod multibuffer;
 pub mod pool;
 pub mod provider;
+pub mod remote;
+pub mod requests;
 pub mod sha256;
-pub mod signer;
 pub mod suspend;
 pub mod verifier;
 
 use std::sync::Arc;
 
+use key::Key;
+use ringlock_hsm::remote::RemoteKey;
 use rustls::crypto::CompletedKeyExchange;
 use rustls::{NamedGroup, SignatureScheme};
-use signer::Key;
 use verifier::Verification;
 
 /// Numbers the operations of one session, so that a late answer is known as such.
@@ -42,6 +45,15 @@ pub enum CryptoOp {
         /// What is signed, before any hash.
         message: Box<[u8]>,
     },
+    /// A signature by a key that is not here.
+    SignElsewhere {
+        /// Whose.
+        key: Arc<RemoteKey>,
+        /// One that the key has.
+        scheme: SignatureScheme,
+        /// What is signed, before any hash.
+        message: Box<[u8]>,
+    },
     /// Whether a signature is right.
     Verify(Verification),
 }
@@ -50,7 +62,7 @@ pub enum CryptoOp {
 pub enum CryptoResult {
     /// Of [`CryptoOp::KeyExchange`].
     KeyExchange(Result<CompletedKeyExchange, rustls::Error>),
-    /// Of [`CryptoOp::Sign`].
+    /// Of [`CryptoOp::Sign`] and [`CryptoOp::SignElsewhere`].
     Signature(Result<Vec<u8>, rustls::Error>),
     /// Of [`CryptoOp::Verify`]: the signature is right.
     Verified(bool),

@@ -20,9 +20,9 @@ use zeroize::Zeroize;
 use memory::{Kept, Queue, put_limbs, take_limbs};
 
 use super::batch::Engine;
+use super::key::{Key, LaneCurve, LaneKey};
 use super::multibuffer::{Curve, EcdsaJob, EcdsaSetup, LANES, Lanes, Multibuffer, P256, P384, Point, Scalar, Secret32};
 use super::provider;
-use super::signer::{Key, LaneCurve, LaneKey};
 use crate::limits::{MADE_AHEAD_AGE_MAX, MADE_AHEAD_MAX, MADE_AHEAD_STARTED_MAX};
 use crate::metrics::WorkerMetrics;
 

@@ -7,15 +7,14 @@ pub mod client_auth;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ringlock_hsm::KeyError;
+use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::NamePattern;
-use crate::crypto::signer::{Key, SuspendingKey};
 
 /// A certificate chain whose key is known to fit.
 #[derive(Debug)]
@@ -35,34 +34,32 @@ pub struct Identity {
     certified: Arc<CertifiedKey>,
 }
 
-/// Why a certificate and key make no identity: what was found in place of one.
+/// Why certificates and a key make no identity: what was found in place of one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum IdentityError {
+pub enum ChainError {
     /// The certificate file is no valid PEM, or a certificate in it is malformed.
     #[error("{0}")]
     Certificate(String),
-    /// The key cannot be used.
-    #[error("{0}")]
-    Key(#[from] KeyError),
     /// The key belongs to another certificate.
     #[error("a key that does not belong to the first certificate of the chain")]
     Mismatch,
 }
 
 impl Identity {
-    /// Builds an identity from the bytes of its two files.
+    /// Builds an identity of a chain, leaf first, and whatever signs for it.
     ///
     /// # Errors
-    /// Either file is unusable, or they do not belong together.
-    pub fn from_pem(name: &str, certificate: &[u8], key: &[u8]) -> Result<Identity, IdentityError> {
-        let chain = CertificateDer::pem_slice_iter(certificate)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| IdentityError::Certificate(format!("text that is no valid PEM ({error})")))?;
+    /// The chain is unusable, or the key belongs to another certificate.
+    pub fn new(
+        name: &str,
+        chain: Vec<CertificateDer<'static>>,
+        key: Arc<dyn SigningKey>,
+    ) -> Result<Identity, ChainError> {
         let leaf = chain
             .first()
-            .ok_or_else(|| IdentityError::Certificate("no certificate".into()))?;
+            .ok_or_else(|| ChainError::Certificate("no certificate".into()))?;
         let (_, parsed) = X509Certificate::from_der(leaf)
-            .map_err(|error| IdentityError::Certificate(format!("a malformed first certificate ({error})")))?;
+            .map_err(|error| ChainError::Certificate(format!("a malformed first certificate ({error})")))?;
         let (not_before, not_after) = (
             parsed.validity().not_before.timestamp(),
             parsed.validity().not_after.timestamp(),
@@ -70,14 +67,13 @@ impl Identity {
         let subject = parsed.subject().to_string();
         let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
-        let key = Arc::new(Key::from_pem(key)?);
-        let certified = CertifiedKey::new(chain, Arc::new(SuspendingKey(key)));
+        let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) => {}
             Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
-                return Err(IdentityError::Mismatch);
+                return Err(ChainError::Mismatch);
             }
-            Err(error) => return Err(IdentityError::Certificate(error.to_string())),
+            Err(error) => return Err(ChainError::Certificate(error.to_string())),
         }
         Ok(Identity {
             name: name.into(),
@@ -90,15 +86,69 @@ impl Identity {
         })
     }
 
+    /// Whether its key has a scheme for TLS 1.3, in which RSA signs by PSS only (RFC 8446, 4.2.3).
+    #[must_use]
+    pub fn signs_for_tls13(&self) -> bool {
+        use SignatureScheme as S;
+        let schemes = [
+            S::ECDSA_NISTP256_SHA256,
+            S::ECDSA_NISTP384_SHA384,
+            S::ECDSA_NISTP521_SHA512,
+            S::ED25519,
+            S::RSA_PSS_SHA256,
+            S::RSA_PSS_SHA384,
+            S::RSA_PSS_SHA512,
+        ];
+        self.certified.key.choose_scheme(&schemes).is_some()
+    }
+
     fn fits(&self, hello: &ClientHello<'_>) -> bool {
         self.certified.key.choose_scheme(hello.signature_schemes()).is_some()
     }
 }
 
+/// The certificates of a PEM file, in its order.
+///
+/// # Errors
+/// It is no valid PEM.
+pub fn chain_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| ChainError::Certificate(format!("text that is no valid PEM ({error})")))
+}
+
+/// Puts certificates in the order of a chain: the leaf, which has this public key, and each behind the one that it issued. What
+/// belongs to no chain stays out.
+///
+/// # Errors
+/// None has this key, or one is malformed.
+pub fn chain_of(certificates: &[Vec<u8>], public_key: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
+    let parsed = certificates
+        .iter()
+        .map(|der| X509Certificate::from_der(der).map(|(_, parsed)| parsed))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| ChainError::Certificate(format!("a malformed certificate ({error})")))?;
+    let is_leaf = |certificate: &&X509Certificate<'_>| certificate.public_key().raw == public_key;
+    let mut last = parsed.iter().find(is_leaf).ok_or(ChainError::Mismatch)?;
+    let mut chain = vec![last];
+    while chain.len() < parsed.len()
+        && let Some(issuer) = parsed.iter().find(|certificate| {
+            certificate.subject() == last.issuer() && !chain.iter().any(|known| known.as_ref() == certificate.as_ref())
+        })
+    {
+        chain.push(issuer);
+        last = issuer;
+    }
+    Ok(chain
+        .into_iter()
+        .map(|certificate| CertificateDer::from(certificate.as_ref().to_vec()))
+        .collect())
+}
+
 /// The DNS names a verifier would accept this leaf for.
-fn leaf_names(leaf: &CertificateDer<'_>) -> Result<Vec<NamePattern>, IdentityError> {
+fn leaf_names(leaf: &CertificateDer<'_>) -> Result<Vec<NamePattern>, ChainError> {
     let end_entity = webpki::EndEntityCert::try_from(leaf)
-        .map_err(|error| IdentityError::Certificate(format!("a first certificate that cannot be used ({error})")))?;
+        .map_err(|error| ChainError::Certificate(format!("a first certificate that cannot be used ({error})")))?;
     Ok(end_entity
         .valid_dns_names()
         .map(|name| match name.strip_prefix("*.") {
@@ -210,6 +260,7 @@ impl Selector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::key::{Key, SuspendingKey};
 
     #[test]
     fn an_exact_name_beats_a_wildcard_and_a_wildcard_is_one_label() {
@@ -226,20 +277,16 @@ mod tests {
     fn a_key_of_another_certificate_is_refused() {
         let make = || rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
         let (one, other) = (make(), make());
-        let good = Identity::from_pem(
-            "a",
-            one.cert.pem().as_bytes(),
-            one.signing_key.serialize_pem().as_bytes(),
-        )
-        .unwrap();
+        let identity = |chain: &[u8], key: &rcgen::KeyPair| {
+            let key = Key::from_pem(key.serialize_pem().as_bytes()).unwrap();
+            let chain = chain_from_pem(chain).unwrap();
+            Identity::new("a", chain, Arc::new(SuspendingKey(Arc::new(key))))
+        };
+        let good = identity(one.cert.pem().as_bytes(), &one.signing_key).unwrap();
         assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);
-        let bad = Identity::from_pem(
-            "a",
-            one.cert.pem().as_bytes(),
-            other.signing_key.serialize_pem().as_bytes(),
-        );
-        assert_eq!(bad.unwrap_err(), IdentityError::Mismatch);
-        let none = Identity::from_pem("a", b"", one.signing_key.serialize_pem().as_bytes());
-        assert_eq!(none.unwrap_err(), IdentityError::Certificate("no certificate".into()));
+        let bad = identity(one.cert.pem().as_bytes(), &other.signing_key);
+        assert_eq!(bad.unwrap_err(), ChainError::Mismatch);
+        let none = identity(b"", &one.signing_key);
+        assert_eq!(none.unwrap_err(), ChainError::Certificate("no certificate".into()));
     }
 }

@@ -17,7 +17,7 @@ pub struct Socket(pub u32);
 /// completion reaches only the session that submitted it (invariant 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// The worker's slot, or the position of a listener.
+    /// The worker's slot, the position of a listener, or the number of a signer.
     pub slot: u32,
     /// Changes each time the slot is used anew.
     pub generation: u32,
@@ -34,6 +34,8 @@ pub enum Role {
     Upstream,
     /// A listening socket.
     Listener,
+    /// A signer's.
+    Signer,
 }
 
 /// An operation. Each ends with exactly one completion, except [`Op::Accept`], which goes on until it fails or is cancelled.
@@ -120,6 +122,9 @@ pub trait Driver {
 
     /// Takes over a listening socket.
     fn listen(&mut self, listener: OwnedFd) -> Result<Socket, IoError>;
+
+    /// Takes over a connected stream socket.
+    fn adopt(&mut self, stream: OwnedFd) -> Result<Socket, IoError>;
 
     /// Starts a connection; a [`Completion::Connected`] follows if this returns a socket.
     fn connect(&mut self, token: Token, endpoint: &ServerEndpoint) -> Result<Socket, IoError>;

@@ -356,6 +356,15 @@ impl Driver for EpollDriver {
         self.insert(entry, Interest::READABLE)
     }
 
+    fn adopt(&mut self, stream: OwnedFd) -> Result<Socket, IoError> {
+        let socket = socket2::Socket::from(stream);
+        socket.set_nonblocking(true)?;
+        let mut entry = Entry::new(socket);
+        // What may have arrived before the registration: looking at once costs nothing.
+        entry.readable = true;
+        self.insert(entry, Interest::READABLE | Interest::WRITABLE)
+    }
+
     fn connect(&mut self, token: Token, endpoint: &ServerEndpoint) -> Result<Socket, IoError> {
         let (socket, address) = socket::open(endpoint, true)?;
         let pending = match socket.connect(&address) {

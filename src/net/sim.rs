@@ -655,6 +655,11 @@ impl Driver for SimDriver {
         Ok(socket)
     }
 
+    /// Simulated workers have no signers: what is asked of them is simulated by itself.
+    fn adopt(&mut self, _: OwnedFd) -> Result<Socket, IoError> {
+        Err(IoError(libc::EOPNOTSUPP))
+    }
+
     fn connect(&mut self, token: Token, endpoint: &ServerEndpoint) -> Result<Socket, IoError> {
         let client = *self
             .clients

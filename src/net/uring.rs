@@ -487,6 +487,12 @@ impl Driver for UringDriver {
         Ok(self.insert(socket))
     }
 
+    fn adopt(&mut self, stream: OwnedFd) -> Result<Socket, IoError> {
+        let socket = socket2::Socket::from(stream);
+        socket.set_nonblocking(false)?;
+        Ok(self.insert(socket))
+    }
+
     fn connect(&mut self, token: Token, endpoint: &ServerEndpoint) -> Result<Socket, IoError> {
         let (socket, address) = socket::open(endpoint, false)?;
         let fd = Fd(socket.as_raw_fd());

@@ -1,12 +1,18 @@
 //! What this machine and this process may do: processors, drivers, users, descriptors.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
+use ringlock_hsm::custody::{Launcher, launcher_through};
+use ringlock_hsm::launcher::LauncherProcess;
+use ringlock_hsm::signer;
 
-use crate::config::{AdminAddress, Config, Crypto, Io, MadeAhead, Multibuffer, Places, Problem, Warning, Workers};
+use crate::config::{
+    AdminAddress, Config, Crypto, Io, Isolation, MadeAhead, Multibuffer, Places, Problem, TokenConfig, Warning, Workers,
+};
 use crate::crypto::batch::Engine;
 use crate::crypto::cpu::{Mask, Processor, is_virtual};
 use crate::crypto::multibuffer;
@@ -279,6 +285,65 @@ fn find_user(name: &str) -> Result<User, Refusal> {
         expected: "a user of this machine".into(),
         remedy,
     })
+}
+
+/// Users that signers become besides the one that the gateway becomes, each once.
+#[must_use]
+pub fn users_of_signers(config: &Config) -> Vec<String> {
+    let tokens = own_users(config).map(|(_, user)| user.clone());
+    let users: BTreeSet<String> = tokens.collect();
+    users.into_iter().collect()
+}
+
+/// Tokens whose signer becomes another user than the gateway.
+fn own_users(config: &Config) -> impl Iterator<Item = (&TokenConfig, &String)> {
+    let of_process = |token: &&TokenConfig| token.isolation == Isolation::Process;
+    let own = |user: &&String| Some(*user) != config.global.user.as_ref();
+    let tokens = config.tokens.iter().filter(of_process);
+    tokens.filter_map(move |token| Some((token, token.user.as_ref().filter(own)?)))
+}
+
+/// Whether signers can become the users that they are to be; `known` are those that they can become though this process is not root.
+///
+/// # Errors
+/// For each token, why not.
+pub fn check_users_of_signers(config: &Config, known: &[String]) -> Result<(), Vec<Problem>> {
+    let own = Uid::effective();
+    let refuse = |(token, name): (&TokenConfig, &String)| {
+        let refusal = match find_user(name) {
+            Ok(user) if own.is_root() || own == user.uid || known.contains(name) => return None,
+            Ok(_) => Refusal {
+                found: format!("\"{name}\", whom no signer of this process can become: it is not root"),
+                expected: "a gateway that was started as root with this user in its configuration, or as that user"
+                    .into(),
+                remedy: "restart it so, or leave the key out".into(),
+            },
+            Err(refusal) => refusal,
+        };
+        Some(refusal.at(&config.places, &token.key("user")))
+    };
+    let problems: Vec<Problem> = own_users(config).filter_map(refuse).collect();
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+/// What starts signers: they become other users by themselves, unless this process gives up root. Then one that does not is started.
+///
+/// # Errors
+/// It cannot be started.
+pub fn launcher(config: &Config) -> Result<Launcher, Problem> {
+    let users = users_of_signers(config);
+    let mut root = None;
+    if config.global.user.is_some() && Uid::effective().is_root() && !users.is_empty() {
+        root = Some(LauncherProcess::start(&users).map_err(|error| {
+            Refusal {
+                found: format!("no process that starts signers as other users: it cannot be started ({error})"),
+                expected: "room for one more process".into(),
+                remedy: "check the limits of this process (ulimit -a)".into(),
+            }
+            .at(&config.places, "global.user")
+        })?);
+    }
+    Ok(launcher_through(root, signer::on_thread))
 }
 
 /// Becomes the user that the configuration names, for good.

@@ -7,18 +7,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
+use ringlock_hsm::custody::Custody;
 
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
-use crate::control::metrics::{CertificateView, ServerView, UpstreamView, View, WorkerView};
+use crate::control::metrics::{CertificateView, KeyGroupView, ServerView, TokenView, UpstreamView, View, WorkerView};
 use crate::control::{Condition, Service};
-use crate::limits::LOG_QUEUE_RECORDS;
+use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
 use crate::net::Waker;
 use crate::net::driver::Driver;
@@ -52,11 +53,16 @@ impl From<Vec<Problem>> for StartError {
 ///
 /// # Errors
 /// Everything that the configuration asks for and is not there.
-pub fn load(config: Config) -> Result<(Plan, Snapshot), Vec<Problem>> {
+pub fn load(config: Config) -> Result<(Plan, Snapshot, Custody), Vec<Problem>> {
     let plan = host::plan(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
-    match (plan, Snapshot::load(config, workers, None)) {
-        (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot)),
+    if let Err(problems) = host::check_users_of_signers(&config, &[]) {
+        return Err(plan.err().into_iter().flatten().chain(problems).collect());
+    }
+    let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
+    let mut custody = Custody::new(workers, launcher);
+    match (plan, Snapshot::load(config, workers, None, &mut custody)) {
+        (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot, custody)),
         (plan, snapshot) => Err(plan.err().into_iter().chain(snapshot.err()).flatten().collect()),
     }
 }
@@ -65,6 +71,9 @@ pub fn load(config: Config) -> Result<(Plan, Snapshot), Vec<Problem>> {
 pub struct Server {
     loader: Loader,
     plan: Plan,
+    custody: Custody,
+    /// Whom signers can become though the gateway is not root any more.
+    users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
     workers: Vec<WorkerHandle>,
     /// Addresses that the workers listen at.
@@ -108,7 +117,7 @@ impl Server {
         loader: Loader,
         lines_lost: LinesLost,
     ) -> Result<Server, StartError> {
-        let (plan, snapshot) = load(config)?;
+        let (plan, snapshot, custody) = load(config)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
@@ -116,6 +125,8 @@ impl Server {
         let mut server = Server {
             loader,
             plan,
+            custody,
+            users_of_signers: host::users_of_signers(&snapshot.config),
             snapshot: Arc::clone(&snapshot),
             workers: Vec::new(),
             bound: Vec::new(),
@@ -128,6 +139,7 @@ impl Server {
             reloads_failed: 0,
         };
         server.start_workers()?;
+        server.hand_out_channels();
         let queues = server
             .workers
             .iter()
@@ -184,6 +196,21 @@ impl Server {
         self.snapshot = snapshot;
     }
 
+    /// Workers get their ends of channels to signers, also while a configuration is being loaded.
+    fn hand_out_channels(&mut self) {
+        let ends: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| (worker.commands.clone(), worker.waker.clone()))
+            .collect();
+        self.custody.deliver_channels(Box::new(move |channel| {
+            let (commands, waker) = &ends[channel.worker];
+            // Fails only when the worker has ended, which `condition` reports.
+            let _ = commands.send(Command::Signer(channel.signer, channel.socket));
+            waker.wake();
+        }));
+    }
+
     /// What is in force now.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
@@ -194,7 +221,7 @@ impl Server {
         if self.draining {
             return Err("the gateway is draining".into());
         }
-        let config = (self.loader)().map_err(|problems| problems.to_string())?;
+        let mut config = (self.loader)().map_err(|problems| problems.to_string())?;
         host::plan(&config).map_err(|problems| lines(&problems))?;
         let (old, new) = (&self.snapshot.config.global, &config.global);
         let (old_log, new_log) = (&old.log, &new.log);
@@ -207,8 +234,12 @@ impl Server {
             ("log.level", old_log.level != new_log.level),
             ("log.file", old_log.file != new_log.file),
         ];
+        // Signers become whom the gateway has become.
+        config.global.user.clone_from(&old.user);
+        host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
         let workers = self.plan.cpus.len();
-        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot)).map_err(|problems| lines(&problems))?;
+        let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
+        let snapshot = snapshot.map_err(|problems| lines(&problems))?;
         let sockets =
             bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
         self.serve(Arc::new(snapshot), sockets);
@@ -252,10 +283,21 @@ impl Service for Server {
             not_after_unix: identity.not_after,
             serial: identity.serial.clone(),
         };
+        let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
+            name: known.group.spec.name.clone(),
+            workers: known.metrics.clone(),
+        };
+        let token = |token: &Arc<ringlock_hsm::remote::Token>| TokenView {
+            name: token.spec.name.clone(),
+            status: token.status(),
+            signer_restarts: token.signer_restarts(),
+        };
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
             certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
+            tokens: self.custody.tokens().iter().map(token).collect(),
             epoch: self.snapshot.epoch,
             reloads_succeeded: self.reloads_succeeded,
             reloads_failed: self.reloads_failed,
@@ -277,6 +319,11 @@ impl Service for Server {
             return Condition::Starting;
         }
         Condition::Running
+    }
+
+    fn tick(&mut self, now: Instant) -> Option<Duration> {
+        self.custody.tick(now);
+        self.custody.has_signers().then_some(CUSTODY_INTERVAL)
     }
 
     fn reload(&mut self) -> Result<String, String> {

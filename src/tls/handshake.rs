@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use rustls::crypto::CompletedKeyExchange;
 use rustls::server::UnbufferedServerConnection;
-use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, PeerIncompatible, ProtocolVersion};
+use rustls::{
+    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, ProtocolVersion,
+};
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
@@ -16,7 +18,7 @@ use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
 use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
-use crate::error::{Cause, HandshakeFailure, alert_name};
+use crate::error::{Cause, HandshakeFailure, KeyFailure, alert_name};
 use crate::identity::client_auth;
 use crate::metrics::Negotiated;
 
@@ -111,10 +113,7 @@ impl Tls for Connection {
                 Ok(None) => self.handshake(received, outboxes),
                 Err(failure) => {
                     if let Some(alert) = alert_for(&failure) {
-                        outboxes
-                            .sealed
-                            .sink(outboxes.pool)
-                            .write(&[21, 3, 3, 0, 2, 2, u8::from(alert)]);
+                        outboxes.sealed.sink(outboxes.pool).write(&fatal(alert));
                     }
                     (received.len(), Step::Failed(failure))
                 }
@@ -441,7 +440,13 @@ impl Connection {
         if let Some(given) = given {
             received[at.used..at.end].copy_from_slice(&given);
         }
-        outboxes.sealed.sink(outboxes.pool).write(&processed.output);
+        let mut sealed = outboxes.sealed.sink(outboxes.pool);
+        if processed.error.as_ref().is_some_and(is_key_failure) {
+            // rustls has no alert for it. Its ServerHello is kept back, so that the client reads ours in the clear.
+            sealed.write(&fatal(AlertDescription::InternalError));
+        } else {
+            sealed.write(&processed.output);
+        }
         let failure = match processed.error {
             Some(error) => self.failure(&error),
             None if processed.closed => HandshakeFailure::PeerAlert(AlertDescription::CloseNotify),
@@ -482,10 +487,25 @@ impl Connection {
             Error::General(why) if why.contains("no server certificate chain resolved") => {
                 HandshakeFailure::NoSuitableCertificate
             }
-            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => HandshakeFailure::Key(error.to_string()),
+            Error::FailedToGetCurrentTime | Error::FailedToGetRandomBytes => {
+                HandshakeFailure::Key(KeyFailure::Failed(error.to_string()))
+            }
+            Error::Other(OtherError(error)) if let Some(failure) = error.downcast_ref::<KeyFailure>() => {
+                HandshakeFailure::Key(failure.clone())
+            }
             other => HandshakeFailure::Protocol(describe(other)),
         }
     }
+}
+
+/// The key has not signed.
+fn is_key_failure(error: &Error) -> bool {
+    matches!(error, Error::Other(OtherError(error)) if error.is::<KeyFailure>())
+}
+
+/// A fatal alert before anything is encrypted, with its record.
+fn fatal(alert: AlertDescription) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, u8::from(alert)]
 }
 
 fn describe(error: &Error) -> String {

@@ -10,6 +10,7 @@ use ringlock::limits::RECEIVE_BYTES_MAX;
 use ringlock::net::sim::faults::Faults;
 use ringlock::net::sim::random::Random;
 use ringlock::snapshot::Snapshot;
+use ringlock_hsm::custody::Custody;
 
 use crate::client::{self, ClientPlan, Ends, Hello};
 use crate::server::{self, Health, ServerPlan};
@@ -191,7 +192,9 @@ impl Plan {
         }
         let origin: PathBuf = SITE.folder.path().join("ringlock.toml");
         let (config, _) = config::parse(&text, &origin).unwrap_or_else(|problems| panic!("{problems}"));
-        Arc::new(Snapshot::load(config, 1, previous).expect("the simulation is set up"))
+        Arc::new(
+            Snapshot::load(config, 1, previous, &mut Custody::without_signers()).expect("the simulation is set up"),
+        )
     }
 
     /// Some server would accept a connection.

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::signature::Ed25519KeyPair;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
-    RsaKeySize,
+    PublicKeyData, RsaKeySize, SignatureAlgorithm,
 };
+use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 
 /// The kind of an identity's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,33 @@ pub(crate) enum KeyKind {
     Rsa3072,
     /// RSA with 4,096 bits.
     Rsa4096,
+}
+
+impl KeyKind {
+    fn algorithm(self) -> &'static SignatureAlgorithm {
+        match self {
+            KeyKind::Ecdsa => &PKCS_ECDSA_P256_SHA256,
+            KeyKind::P384 => &PKCS_ECDSA_P384_SHA384,
+            KeyKind::Ed25519 => &PKCS_ED25519,
+            KeyKind::Rsa | KeyKind::Rsa3072 | KeyKind::Rsa4096 => &PKCS_RSA_SHA256,
+        }
+    }
+}
+
+/// The public half of a key that is elsewhere.
+struct Elsewhere {
+    bits: Vec<u8>,
+    kind: KeyKind,
+}
+
+impl PublicKeyData for Elsewhere {
+    fn der_bytes(&self) -> &[u8] {
+        &self.bits
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.kind.algorithm()
+    }
 }
 
 /// A certificate authority whose certificate is `ca.pem` in its folder.
@@ -59,23 +88,47 @@ impl Ca {
 
     /// Writes `NAME.pem` and `NAME.key` for these DNS names. A second call with the same name replaces them.
     pub(crate) fn issue(&self, name: &str, dns_names: &[&str], kind: KeyKind) {
-        let mut params = params(dns_names, dns_names.first().copied().unwrap_or(name));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let rsa = |size| KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, size);
+        let rsa = |size| KeyPair::generate_rsa_for(kind.algorithm(), size);
         let key = match kind {
-            KeyKind::Ecdsa => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
-            KeyKind::P384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
-            KeyKind::Ed25519 => KeyPair::generate_for(&PKCS_ED25519),
+            KeyKind::Ecdsa | KeyKind::P384 => KeyPair::generate_for(kind.algorithm()),
+            // Without the public key beside it, which other people's programs do not expect there.
+            KeyKind::Ed25519 => {
+                let key = Ed25519KeyPair::generate().unwrap().to_pkcs8v1().unwrap();
+                KeyPair::try_from(key.as_ref())
+            }
             KeyKind::Rsa => rsa(RsaKeySize::_2048),
             KeyKind::Rsa3072 => rsa(RsaKeySize::_3072),
             KeyKind::Rsa4096 => rsa(RsaKeySize::_4096),
         };
         let key = key.unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        std::fs::write(self.folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
-        std::fs::write(self.folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        self.sign(name, dns_names, &key);
+        std::fs::write(self.key_file(name), key.serialize_pem()).unwrap();
+    }
+
+    /// Where [`Ca::issue`] writes a key.
+    pub(crate) fn key_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.key"))
+    }
+
+    /// Where [`Ca::issue`] writes a certificate.
+    pub(crate) fn certificate_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.pem"))
+    }
+
+    /// Writes `NAME.pem` for these DNS names and a key that is elsewhere, given by its SubjectPublicKeyInfo in DER.
+    pub(crate) fn certify(&self, name: &str, dns_names: &[&str], kind: KeyKind, public_key: &[u8]) {
+        let (_, info) = SubjectPublicKeyInfo::from_der(public_key).unwrap();
+        let bits = info.subject_public_key.data.into_owned();
+        self.sign(name, dns_names, &Elsewhere { bits, kind });
+    }
+
+    fn sign(&self, name: &str, dns_names: &[&str], key: &impl PublicKeyData) {
+        let mut params = params(dns_names, dns_names.first().copied().unwrap_or(name));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(key, &self.issuer).unwrap();
+        std::fs::write(self.certificate_file(name), certificate.pem()).unwrap();
     }
 }
 

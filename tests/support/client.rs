@@ -1,7 +1,7 @@
 //! A TLS client: rustls, blocking, with control over everything a test may want to do wrong.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -11,12 +11,13 @@ use rustls::{
 };
 use rustls_pki_types::ServerName;
 
-use super::{Gateway, SITE, Shown, reset};
+use super::{Gateway, PATIENCE, SITE, Shown, reset};
 
 /// What a client offers.
 #[derive(Clone)]
 pub(crate) struct Client<'g> {
     gateway: &'g Gateway,
+    address: SocketAddr,
     name: Option<String>,
     versions: Vec<&'static SupportedProtocolVersion>,
     suites: Option<Vec<CipherSuite>>,
@@ -50,6 +51,7 @@ impl<'g> Client<'g> {
     pub(crate) fn new(gateway: &'g Gateway) -> Client<'g> {
         Client {
             gateway,
+            address: gateway.address,
             name: Some(SITE.into()),
             versions: rustls::ALL_VERSIONS.to_vec(),
             suites: None,
@@ -58,6 +60,12 @@ impl<'g> Client<'g> {
             shown: None,
             fragment: None,
         }
+    }
+
+    /// Connects to this address, of another listener.
+    pub(crate) fn to(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self
     }
 
     /// Asks for this name.
@@ -164,7 +172,7 @@ impl<'g> Client<'g> {
     pub(crate) fn open(&self) -> Connection {
         Connection {
             tls: self.tls(),
-            stream: self.gateway.connect_tcp(),
+            stream: connect_tcp(self.address),
         }
     }
 
@@ -205,6 +213,16 @@ impl<'g> Client<'g> {
         let name = self.name.clone().unwrap_or_else(|| SITE.into());
         ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap()
     }
+}
+
+/// A TCP connection to this address of the gateway.
+#[track_caller]
+pub(crate) fn connect_tcp(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
 }
 
 impl Connection {

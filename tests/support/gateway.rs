@@ -12,13 +12,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, eventually, free_address, run};
+use super::{Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, Token, eventually, free_address, run, run_with};
 
 /// A configuration in the making: one listener and one upstream, with lines of TOML added where a test needs them.
 pub(crate) struct Setup {
     io_name: &'static str,
     workers: usize,
-    identities: Vec<(String, Vec<String>, KeyKind)>,
+    folder: TempDir,
+    ca: Ca,
+    identities: Vec<Identity>,
     servers: Vec<String>,
     global: String,
     listener: String,
@@ -30,14 +32,28 @@ pub(crate) struct Setup {
     through: Vec<String>,
 }
 
+/// An identity of the listener.
+struct Identity {
+    name: String,
+    /// As in the configuration: a file, or a URI.
+    certificate: String,
+    /// As in the configuration: a file, or a URI.
+    key: String,
+    /// More lines of it.
+    lines: String,
+}
+
 impl Setup {
     /// A listener with an ECDSA P-256 identity for [`SITE`], and these servers behind it. One worker, so that the order of its
     /// choices is one.
     pub(crate) fn new<S: ToString>(io: Io, servers: &[S]) -> Setup {
-        Setup {
+        let folder = TempDir::new().unwrap();
+        let setup = Setup {
             io_name: io.name(),
             workers: 1,
-            identities: vec![("site".into(), vec![SITE.into()], KeyKind::Ecdsa)],
+            ca: Ca::new(folder.path()),
+            folder,
+            identities: Vec::new(),
             servers: servers.iter().map(S::to_string).collect(),
             global: String::new(),
             listener: String::new(),
@@ -47,7 +63,8 @@ impl Setup {
             environment: Vec::new(),
             log: "format = \"json\"".into(),
             through: Vec::new(),
-        }
+        };
+        setup.identity("site", &[SITE], KeyKind::Ecdsa)
     }
 
     /// So many workers.
@@ -63,10 +80,42 @@ impl Setup {
     }
 
     /// One more identity of the listener.
-    pub(crate) fn identity(mut self, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
-        let dns_names = dns_names.iter().map(|&name| name.to_owned()).collect();
-        self.identities.push((name.to_owned(), dns_names, kind));
+    pub(crate) fn identity(self, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
+        self.ca.issue(name, dns_names, kind);
+        self.issued_identity(name, &format!("{name}.pem"), &format!("{name}.key"), "")
+    }
+
+    /// One more identity of the listener, of a certificate and key that are there, with these lines more.
+    pub(crate) fn issued_identity(mut self, name: &str, certificate: &str, key: &str, lines: &str) -> Setup {
+        self.identities.push(Identity {
+            name: name.to_owned(),
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            lines: lines.to_owned(),
+        });
         self
+    }
+
+    /// Who signs the identities.
+    pub(crate) fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// Folder of the configuration file, certificates and keys.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A PKCS#11 token: its section, with these lines more, and what its module needs in the environment.
+    pub(crate) fn token(mut self, token: &dyn Token, lines: &str) -> Setup {
+        self.environment.extend(token.environment());
+        self.more(&token.section(lines))
+    }
+
+    /// One more identity of the listener, whose key is in this token.
+    pub(crate) fn token_identity(self, token: &dyn Token, name: &str, dns_names: &[&str], kind: KeyKind) -> Setup {
+        token.issue(&self.ca, name, dns_names, kind);
+        self.issued_identity(name, &format!("{name}.pem"), &token.uri(name), "")
     }
 
     /// Adds lines to `[global]`.
@@ -126,16 +175,19 @@ impl Setup {
     /// Writes the files, starts the gateway and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(self) -> Gateway {
-        let folder = TempDir::new().unwrap();
-        let ca = Ca::new(folder.path());
-        for (name, dns_names, kind) in &self.identities {
-            let dns_names: Vec<&str> = dns_names.iter().map(String::as_str).collect();
-            ca.issue(name, &dns_names, *kind);
-        }
         let (address, admin) = (free_address(), free_address());
         let config = self.to_toml(address, admin);
-        std::fs::write(folder.path().join("ringlock.toml"), config).unwrap();
-        Gateway::start(folder, ca, address, admin, &self.through, &self.environment)
+        std::fs::write(self.folder.path().join("ringlock.toml"), config).unwrap();
+        Gateway::start(self.folder, self.ca, address, admin, &self.through, &self.environment)
+    }
+
+    /// Writes the file and runs `check` or `run`, which has to end by itself.
+    #[track_caller]
+    pub(crate) fn try_command(&self, command: &str) -> Ran {
+        let file = self.folder.path().join("ringlock.toml");
+        std::fs::write(&file, self.to_toml(free_address(), free_address())).unwrap();
+        let arguments = [command, "--config", file.to_str().unwrap()];
+        run_with(&self.environment, env!("CARGO_BIN_EXE_ringlock"), &arguments, b"")
     }
 
     /// The file, for these addresses of the listener and of the admin server.
@@ -152,17 +204,23 @@ impl Setup {
             ..
         } = self;
         let io = self.io_name;
-        let names: Vec<&String> = self.identities.iter().map(|(name, ..)| name).collect();
+        let names: Vec<&String> = self.identities.iter().map(|identity| &identity.name).collect();
         let mut toml = format!(
             "[global]\nworkers = {workers}\nio = \"{io}\"\nadmin = \"{admin}\"\n{global}\n\
              [global.log]\n{log}\n\n\
              [[listener]]\nname = \"edge\"\naddress = \"{address}\"\nidentities = {names:?}\nupstream = \"app\"\n{listener}\n\
              [listener.tls]\n{tls}\n"
         );
-        for name in names {
+        for Identity {
+            name,
+            certificate,
+            key,
+            lines,
+        } in &self.identities
+        {
             let _ = writeln!(
                 toml,
-                "[[identity]]\nname = \"{name}\"\ncertificate = \"{name}.pem\"\nkey = \"{name}.key\"\n"
+                "[[identity]]\nname = \"{name}\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n{lines}\n"
             );
         }
         let _ = write!(
@@ -397,11 +455,7 @@ impl Gateway {
     /// A TCP connection to the listener.
     #[track_caller]
     pub(crate) fn connect_tcp(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
+        super::client::connect_tcp(self.address)
     }
 
     /// Ends it with SIGTERM, and checks that it ended as it should. Gives its log.

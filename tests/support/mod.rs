@@ -37,10 +37,13 @@ mod client;
 mod exposition;
 mod gateway;
 mod hello;
+mod load;
 mod metrics;
 mod operation;
 mod origin;
+mod processes;
 mod proxy_header;
+mod tokens;
 mod tools;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -54,11 +57,19 @@ pub(crate) use client::{Client, Connection, End};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
 pub(crate) use hello::{Alert, Hello, read_alert, record};
+pub(crate) use load::{Load, under_load};
 pub(crate) use metrics::Metrics;
-pub(crate) use operation::{cpu_time, exchange, raw_request, s_client_arguments, try_exchange, wait_for_metric};
+pub(crate) use operation::{
+    cpu_time, echoes, exchange, raw_request, reload, s_client_arguments, try_exchange, wait_for_metric,
+};
 pub(crate) use origin::{Origin, Stream, reset};
+pub(crate) use processes::{
+    Process, children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib,
+    memory_holds, processes, signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
+};
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
-pub(crate) use tools::{Program, Ran, python, run, tool};
+pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};
+pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
 
 /// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,7 +3,9 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use super::{Client, End, Gateway, SITE, eventually};
+use rustix::process::Signal;
+
+use super::{Client, Connection, End, Gateway, SITE, eventually};
 
 /// What `openssl` is told to connect to the gateway as its clients do: by the site's name, trusting its CA. These flags follow.
 pub(crate) fn s_client_arguments(gateway: &Gateway, flags: &[&str]) -> Vec<String> {
@@ -47,6 +49,21 @@ pub(crate) fn exchange(gateway: &Gateway) {
     if let Err(error) = try_exchange(&Client::new(gateway)) {
         panic!("{error}\n{}", gateway.log());
     }
+}
+
+/// A message goes there and comes back.
+#[track_caller]
+pub(crate) fn echoes(connection: &mut Connection, message: &[u8]) {
+    connection.send(message);
+    assert_eq!(connection.receive(message.len()), message);
+}
+
+/// Sends SIGHUP, and waits until the new configuration is in force.
+#[track_caller]
+pub(crate) fn reload(gateway: &Gateway) {
+    let before = gateway.metrics().sum("ringlock_configuration_epoch", &[]);
+    gateway.signal(Signal::HUP);
+    wait_for_metric(gateway, "ringlock_configuration_epoch", &[], before + 1.0);
 }
 
 /// Waits until a metric has this value.

@@ -59,7 +59,18 @@ pub(crate) fn tool(name: &str) -> PathBuf {
 /// Runs a program with this standard input to its end.
 #[track_caller]
 pub(crate) fn run<A: AsRef<OsStr>>(name: &str, arguments: &[A], input: &[u8]) -> Ran {
-    let program = Program::start(name, arguments);
+    run_with(&[], name, arguments, input)
+}
+
+/// The same, with these variables in its environment.
+#[track_caller]
+pub(crate) fn run_with<A: AsRef<OsStr>>(
+    environment: &[(String, String)],
+    name: &str,
+    arguments: &[A],
+    input: &[u8],
+) -> Ran {
+    let program = Program::start_with(environment, name, arguments);
     program.send_all(input);
     program.finish()
 }
@@ -85,8 +96,19 @@ impl Program {
     /// Starts it.
     #[track_caller]
     pub(crate) fn start<A: AsRef<OsStr>>(name: &str, arguments: &[A]) -> Program {
+        Program::start_with(&[], name, arguments)
+    }
+
+    /// Starts it with these variables in its environment.
+    #[track_caller]
+    pub(crate) fn start_with<A: AsRef<OsStr>>(
+        environment: &[(String, String)],
+        name: &str,
+        arguments: &[A],
+    ) -> Program {
         let mut child = Command::new(tool(name))
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ringlock_hsm::protocol::{Breaker, TokenStatus};
+
 use super::*;
+use crate::metrics::KeyMetrics;
 
 /// A view in which everything that can be counted has been.
 pub(in crate::control) fn busy() -> View {
@@ -17,7 +20,7 @@ pub(in crate::control) fn busy() -> View {
             for (count, done) in (1..).zip(&metrics.done) {
                 done.add(count);
             }
-            metrics.handshake_failures[HandshakeFailure::Key(String::new()).index()].add(3);
+            metrics.handshake_failures[HandshakeFailure::Key(KeyFailure::Down).index()].add(3);
             let kind = Negotiated {
                 version: 1,
                 suite: 0,
@@ -53,12 +56,65 @@ pub(in crate::control) fn busy() -> View {
             not_after_unix: 1_900_000_000,
             serial: "0a1b".to_owned(),
         }],
+        key_groups: vec![KeyGroupView {
+            name: "edge".to_owned(),
+            workers: vec![key_metrics(), key_metrics()],
+        }],
+        tokens: vec![TokenView {
+            name: "edge-1".to_owned(),
+            status: TokenStatus {
+                breaker: Breaker::HalfOpen,
+                sessions: 8,
+                errors: vec![("CKR_DEVICE_REMOVED".to_owned(), 2)],
+                recoveries: 1,
+                ..TokenStatus::default()
+            },
+            signer_restarts: 4,
+        }],
         epoch: 3,
         reloads_succeeded: 2,
         reloads_failed: 1,
         log_lines_lost: 9,
         started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
     }
+}
+
+fn key_metrics() -> Arc<KeyMetrics> {
+    let metrics = KeyMetrics::default();
+    metrics.signed.add(10);
+    metrics.waiting.set(3);
+    metrics.wait.observe(100);
+    metrics.signing.observe(101);
+    metrics.signing.observe(60_000_000);
+    Arc::new(metrics)
+}
+
+#[test]
+fn keys_elsewhere_are_told_by_group_and_by_token() {
+    let families = parse(&render(busy()));
+    let group = ("group", "edge");
+    assert_eq!(value(&families, "ringlock_key_requests_waiting", &[group]), 6.0);
+    let signed = [group, ("result", "signed")];
+    assert_eq!(value(&families, "ringlock_key_requests", &signed), 20.0);
+    let of = |name: &str, suffix: &str, le: Option<&str>| {
+        let samples = &families[name].samples;
+        let wanted = |(sample, labels, _): &&(String, BTreeMap<String, String>, f64)| {
+            *sample == format!("{name}{suffix}") && labels.get("le").map(String::as_str) == le
+        };
+        samples.iter().find(wanted).unwrap().2
+    };
+    assert_eq!(of("ringlock_key_wait_seconds", "_bucket", Some("0.0001")), 2.0);
+    assert_eq!(of("ringlock_key_signing_seconds", "_bucket", Some("0.0001")), 0.0);
+    assert_eq!(of("ringlock_key_signing_seconds", "_bucket", Some("0.00025")), 2.0);
+    assert_eq!(of("ringlock_key_signing_seconds", "_bucket", Some("10.0")), 2.0);
+    assert_eq!(of("ringlock_key_signing_seconds", "_count", None), 4.0);
+    let token = ("token", "edge-1");
+    assert_eq!(value(&families, "ringlock_token_sessions", &[token]), 8.0);
+    let state = |state| value(&families, "ringlock_token_breaker", &[token, ("state", state)]);
+    assert_eq!([state("closed"), state("half_open"), state("open")], [0.0, 1.0, 0.0]);
+    let error = [token, ("error", "CKR_DEVICE_REMOVED")];
+    assert_eq!(value(&families, "ringlock_token_errors", &error), 2.0);
+    assert_eq!(value(&families, "ringlock_signer_restarts", &[token]), 4.0);
 }
 
 #[derive(Debug, Default)]
@@ -204,7 +260,11 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
         "what never occurred is left out"
     );
     assert_eq!(
-        value(&families, "ringlock_handshake_failures", &[("cause", "key")]),
+        value(
+            &families,
+            "ringlock_handshake_failures",
+            &[("cause", "key_unavailable")]
+        ),
         6.0
     );
     let labels = [

@@ -1,4 +1,4 @@
-//! A key as rustls sees it: every signature is an operation that an engine answers.
+//! A key of this process as rustls sees it: every signature is an operation that an engine answers.
 
 use std::fmt;
 use std::sync::Arc;
