@@ -2,6 +2,7 @@
 //! operations. Owns every session, buffer and its driver; shares nothing but counters. The only place that knows both
 //! sessions and drivers.
 
+mod listening;
 mod operations;
 mod signers;
 
@@ -14,13 +15,13 @@ use crossbeam::channel::Receiver;
 use crossbeam::queue::ArrayQueue;
 use ringlock_hsm::remote::SignerNumber;
 
+use self::listening::Listening;
 use self::operations::Operations;
 use self::signers::Signers;
 use crate::buffers::SendPool;
 use crate::crypto::batch::Engine;
 use crate::crypto::{pool, suspend};
 use crate::error::{Cause, IoError};
-use crate::limits::ACCEPT_BACKOFF;
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -93,17 +94,6 @@ struct Live<T> {
     config: usize,
     downstream: Option<Socket>,
     upstream: Option<Socket>,
-}
-
-struct Listening {
-    socket: Socket,
-    address: SocketAddr,
-    /// Position in the newest snapshot.
-    listener: usize,
-    /// Accepting failed for lack of something; tried again then.
-    retry_at: Option<Instant>,
-    /// Accepting has been cancelled: closed as soon as that is done, so that nothing accepted before is lost.
-    stopping: bool,
 }
 
 /// See the module.
@@ -349,38 +339,6 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         self.live += 1;
         metrics.live.set(self.live as u64);
         self.obey_session(slot);
-    }
-
-    fn accept_failed(&mut self, position: usize, error: IoError) {
-        let stopping = |listening: &Listening| listening.stopping;
-        if self
-            .listening
-            .get(position)
-            .and_then(Option::as_ref)
-            .is_some_and(stopping)
-        {
-            return self.stop_listening(position);
-        }
-        self.shared.metrics.accept_failures.add(1);
-        let now = self.driver.now();
-        if let Some(listening) = self.listening.get_mut(position).and_then(Option::as_mut)
-            && error != IoError::CANCELLED
-            && !active(Mutant::AcceptNotRetried)
-        {
-            listening.retry_at = Some(now + ACCEPT_BACKOFF);
-        }
-    }
-
-    fn retry_accepts(&mut self) {
-        let now = self.driver.now();
-        for position in 0..self.listening.len() {
-            if let Some(listening) = &mut self.listening[position]
-                && listening.retry_at.take_if(|at| *at <= now).is_some()
-            {
-                let socket = listening.socket;
-                self.driver.submit(listener_token(position), Op::Accept(socket));
-            }
-        }
     }
 
     fn received(&mut self, token: Token, side: Side, buffer: &crate::net::buffer::ReceiveBuffer, more: bool) {
@@ -676,28 +634,6 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
     }
 
-    fn serve(&mut self, snapshot: Arc<Snapshot>, addresses: Vec<Bound>) {
-        self.use_snapshot(snapshot);
-        for position in 0..self.listening.len() {
-            let kept = |listening: &Listening| addresses.iter().any(|bound| bound.address == listening.address);
-            if !self.listening[position].as_ref().is_some_and(kept) {
-                self.stop_listening(position);
-            }
-        }
-        for bound in addresses {
-            let known = self
-                .listening
-                .iter_mut()
-                .flatten()
-                .find(|listening| listening.address == bound.address);
-            match (known, bound.socket) {
-                (Some(listening), _) => listening.listener = bound.listener,
-                (None, Some(socket)) => self.listen(bound.listener, bound.address, socket),
-                (None, None) => debug_assert!(false, "an address that the worker does not have comes with its socket"),
-            }
-        }
-    }
-
     /// New sessions start under `snapshot`; those that live keep theirs.
     fn use_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         if !snapshot.key_groups.is_empty() {
@@ -733,48 +669,6 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 sessions: 0,
             },
         );
-    }
-
-    fn listen(&mut self, listener: usize, address: SocketAddr, socket: OwnedFd) {
-        match self.driver.listen(socket) {
-            Ok(socket) => {
-                let position = place(
-                    &mut self.listening,
-                    Listening {
-                        socket,
-                        address,
-                        listener,
-                        retry_at: None,
-                        stopping: false,
-                    },
-                );
-                self.driver.submit(listener_token(position), Op::Accept(socket));
-            }
-            // Lack of memory or descriptors in the driver: counted, and seen as a worker that accepts nothing here.
-            Err(_) => self.shared.metrics.accept_failures.add(1),
-        }
-    }
-
-    fn stop_listening(&mut self, position: usize) {
-        if let Some(listening) = self.listening[position].take() {
-            self.driver.close(listening.socket, Close::Orderly);
-        }
-    }
-
-    fn stop_accepting(&mut self) {
-        for position in 0..self.listening.len() {
-            let Some(listening) = &mut self.listening[position] else {
-                continue;
-            };
-            if listening.retry_at.is_some() {
-                // Nothing is under way.
-                self.stop_listening(position);
-            } else if !listening.stopping {
-                listening.stopping = true;
-                let socket = listening.socket;
-                self.driver.submit(listener_token(position), Op::Cancel(socket));
-            }
-        }
     }
 
     fn end_sessions(&mut self) {
@@ -828,15 +722,6 @@ fn place<U>(places: &mut Vec<Option<U>>, item: U) -> usize {
             places.push(Some(item));
             places.len() - 1
         }
-    }
-}
-
-fn listener_token(position: usize) -> Token {
-    let slot = u32::try_from(position).expect("a process has fewer than 2^32 listeners");
-    Token {
-        slot,
-        generation: 0,
-        role: Role::Listener,
     }
 }
 

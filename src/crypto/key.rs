@@ -16,7 +16,7 @@ use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::multibuffer::{BatchedCurve, P256, P384, RsaKey, Scalar};
-use super::{CryptoOp, CryptoResult, pool, suspend};
+use super::{CryptoOp, pool, suspend};
 
 /// A key, and its form for batches if it has one.
 pub struct Key {
@@ -174,13 +174,7 @@ impl Signer for SuspendingSigner {
             scheme: self.scheme,
             message: message.into(),
         };
-        match suspend::ask(op) {
-            CryptoResult::Signature(answer) => answer,
-            CryptoResult::Abandoned => Err(Error::General("the connection is over".into())),
-            CryptoResult::KeyExchange(_) | CryptoResult::Verified(_) => {
-                unreachable!("the answer is of the operation's kind")
-            }
-        }
+        suspend::signature(op)
     }
 
     fn scheme(&self) -> SignatureScheme {

@@ -7,7 +7,7 @@ use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::sign::{Signer, SigningKey};
 use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 
-use super::{CryptoOp, CryptoResult, suspend};
+use super::{CryptoOp, suspend};
 
 /// What rustls holds.
 #[derive(Debug)]
@@ -42,13 +42,7 @@ impl Signer for RemoteSigner {
             scheme: self.scheme,
             message: message.into(),
         };
-        match suspend::ask(op) {
-            CryptoResult::Signature(answer) => answer,
-            CryptoResult::Abandoned => Err(Error::General("the connection is over".into())),
-            CryptoResult::KeyExchange(_) | CryptoResult::Verified(_) => {
-                unreachable!("the answer is of the operation's kind")
-            }
-        }
+        suspend::signature(op)
     }
 
     fn scheme(&self) -> SignatureScheme {

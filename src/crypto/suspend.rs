@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 
 use corosensei::stack::{Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
+use rustls::Error;
 
 use super::{CryptoOp, CryptoResult, inline};
 use crate::limits::{SUSPENDED_CALLS_MAX, SUSPENDED_STACK_BYTES, SUSPENDED_STACK_GUARD_BYTES, SUSPENDED_STACKS_KEEP};
@@ -80,6 +81,20 @@ pub fn ask(op: CryptoOp) -> CryptoResult {
     let answer = unsafe { yielder.as_ref() }.suspend(op);
     RUNNING.set(Some(yielder));
     answer
+}
+
+/// The signature that `op` asks for, by [`ask`].
+///
+/// # Errors
+/// As the engine or token says; or nobody waits for it any more.
+pub fn signature(op: CryptoOp) -> Result<Vec<u8>, Error> {
+    match ask(op) {
+        CryptoResult::Signature(answer) => answer,
+        CryptoResult::Abandoned => Err(Error::General("the connection is over".into())),
+        CryptoResult::KeyExchange(_) | CryptoResult::Verified(_) => {
+            unreachable!("the answer is of the operation's kind")
+        }
+    }
 }
 
 impl<T> Suspended<T> {
