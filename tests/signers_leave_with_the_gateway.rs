@@ -10,6 +10,8 @@
 mod support;
 use support::*;
 
+use std::time::Duration;
+
 use rustix::process::{Pid, Signal, kill_process_group};
 
 both_drivers!(
@@ -166,7 +168,8 @@ fn whoever_waits_for_a_token_that_is_removed_is_served(io: Io) {
     gateway.edit_config(&in_token, &in_file);
     reload(&gateway);
     eventually("the file's key to be used", || {
-        try_exchange(&Client::new(&gateway)).ok()
+        // Whoever comes before the worker has heard of the reload waits for the token as well.
+        try_exchange(&Client::new(&gateway).patience(Duration::from_millis(500))).ok()
     });
     assert!(is_alive(signer), "somebody waits for it");
     token.cue("");

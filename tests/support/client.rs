@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{
@@ -25,6 +26,7 @@ pub(crate) struct Client<'g> {
     alpn: Vec<Vec<u8>>,
     shown: Option<Shown>,
     fragment: Option<usize>,
+    patience: Duration,
 }
 
 /// A connection of a [`Client`].
@@ -59,6 +61,7 @@ impl<'g> Client<'g> {
             alpn: Vec::new(),
             shown: None,
             fragment: None,
+            patience: PATIENCE,
         }
     }
 
@@ -125,6 +128,12 @@ impl<'g> Client<'g> {
         self
     }
 
+    /// Waits for so long and no longer.
+    pub(crate) fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// The alert with which the gateway refuses what this client shows. In TLS 1.3 the client's handshake is over by then.
     #[track_caller]
     pub(crate) fn refused_after_its_flight(&self) -> AlertDescription {
@@ -170,9 +179,11 @@ impl<'g> Client<'g> {
     /// Connects by TCP; the handshake is yet to begin.
     #[track_caller]
     pub(crate) fn open(&self) -> Connection {
+        let stream = connect_tcp(self.address);
+        stream.set_read_timeout(Some(self.patience)).unwrap();
         Connection {
             tls: self.tls(),
-            stream: connect_tcp(self.address),
+            stream,
         }
     }
 
