@@ -349,12 +349,6 @@ impl Custody {
         tokens
     }
 
-    /// Groups that are in use.
-    #[must_use]
-    pub fn groups(&self) -> Vec<Arc<Group>> {
-        self.groups.iter().filter_map(Weak::upgrade).collect()
-    }
-
     /// Hears what signers say, starts again those that have ended, and ends those that are not needed any more. Never waits. To be
     /// called some twenty times a second for as long as there are signers.
     pub fn tick(&mut self, now: Instant) {

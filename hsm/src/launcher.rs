@@ -6,9 +6,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::rc::Rc;
@@ -16,15 +15,12 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox;
 use crate::signer::{self, SignerError};
+use crate::{passing, sandbox};
 
 /// The longest message: a path and a name.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
@@ -250,33 +246,20 @@ fn look(signers: &mut BTreeMap<u32, Child>, number: u32) -> Answer {
 /// Sends one message, whole.
 fn send(socket: &OwnedFd, message: &impl Serialize, descriptor: Option<&OwnedFd>) -> io::Result<()> {
     let bytes = postcard::to_extend(message, Vec::new()).map_err(io::Error::other)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(AsFd::as_fd);
-    if let Some(descriptor) = &descriptors {
-        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(descriptor)));
-        debug_assert!(pushed, "the space is for one descriptor");
-    }
-    sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    passing::send(socket, &bytes, descriptor, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
 /// Receives one message, with its descriptor if it has one. Nothing: the other end is closed.
 fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
     let mut buffer = [0; MESSAGE_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut into = [IoSliceMut::new(&mut buffer)];
-    let received = rustix::io::retry_on_intr(|| recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
-    if received.bytes == 0 {
+    let mut descriptors = Vec::new();
+    let length =
+        rustix::io::retry_on_intr(|| passing::receive(socket, &mut buffer, &mut descriptors, RecvFlags::empty()))?;
+    if length == 0 {
         return Ok(None);
     }
-    let mut descriptor = None;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-            descriptor = descriptors.next();
-        }
-    }
-    let message = postcard::from_bytes(&buffer[..received.bytes]).map_err(io::Error::other)?;
+    let descriptor = descriptors.pop();
+    let message = postcard::from_bytes(&buffer[..length]).map_err(io::Error::other)?;
     Ok(Some((message, descriptor)))
 }

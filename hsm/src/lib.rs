@@ -6,6 +6,7 @@ pub mod files;
 pub mod launcher;
 mod loaded;
 mod local;
+mod passing;
 pub mod pin;
 pub mod pkcs11;
 mod pool;

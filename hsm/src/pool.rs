@@ -464,10 +464,10 @@ impl Pool {
 
     pub(crate) fn status(&self) -> TokenStatus {
         let state = self.state();
-        let (breaker, trouble) = match state.phase {
-            Phase::Closed { .. } => (Breaker::Closed, state.fault.as_ref()),
-            Phase::HalfOpen { .. } => (Breaker::HalfOpen, state.fault.as_ref()),
-            Phase::Open { .. } => (Breaker::Open, state.fault.as_ref()),
+        let breaker = match state.phase {
+            Phase::Closed { .. } => Breaker::Closed,
+            Phase::HalfOpen { .. } => Breaker::HalfOpen,
+            Phase::Open { .. } => Breaker::Open,
         };
         TokenStatus {
             breaker,
@@ -480,7 +480,9 @@ impl Pool {
                 .collect(),
             recoveries: state.recoveries,
             pin_refused: state.pin_refused,
-            trouble: trouble
+            trouble: state
+                .fault
+                .as_ref()
                 .map(Fault::to_string)
                 .or_else(|| state.pin_refused.then(|| state.trouble().to_string())),
         }

@@ -1,7 +1,10 @@
-//! What a signer process gives up, so that neither a defect in a module nor somebody who looks at the process gets more than signatures.
+//! What processes give up: a user, and in a signer whatever would give a defect in a module, or somebody who looks at the process, more than
+//! signatures.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 
+use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
 use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_no_new_privs};
@@ -103,6 +106,25 @@ pub fn keep_to_itself() -> Result<(), SandboxError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| SandboxError::Call("prctl(PR_SET_DUMPABLE)", error))?;
     set_no_new_privs(true).map_err(|error| SandboxError::Call("prctl(PR_SET_NO_NEW_PRIVS)", error))
+}
+
+/// Makes this process the user's, for good. Nothing is done if it is already.
+///
+/// # Errors
+/// It may not.
+pub fn become_user(user: &User) -> nix::Result<()> {
+    if Uid::effective() == user.uid {
+        return Ok(());
+    }
+    let login = CString::new(user.name.clone()).expect("a user's name holds no NUL");
+    initgroups(&login, user.gid)?;
+    setgid(user.gid)?;
+    setuid(user.uid)?;
+    assert!(
+        Uid::effective() == user.uid && Gid::effective() == user.gid,
+        "the kernel said that it did"
+    );
+    Ok(())
 }
 
 /// Lets processes that this one starts lock all of their memory, where it may allow that.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use aws_lc_rs::digest;
+use aws_lc_rs::digest::{self, Algorithm};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P521_SHA512_ASN1, ED25519, ParsedPublicKey,
     RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
@@ -267,13 +267,18 @@ pub enum Hash {
 }
 
 impl Hash {
-    fn of(self, message: &[u8]) -> Vec<u8> {
-        let algorithm = match self {
+    /// Its implementation.
+    #[must_use]
+    pub fn algorithm(self) -> &'static Algorithm {
+        match self {
             Hash::Sha256 => &digest::SHA256,
             Hash::Sha384 => &digest::SHA384,
             Hash::Sha512 => &digest::SHA512,
-        };
-        digest::digest(algorithm, message).as_ref().to_vec()
+        }
+    }
+
+    fn of(self, message: &[u8]) -> Vec<u8> {
+        digest::digest(self.algorithm(), message).as_ref().to_vec()
     }
 
     fn pss(self) -> PkcsPssParams {
@@ -289,34 +294,19 @@ impl Hash {
         }
     }
 
-    /// What stands before the hash in a DigestInfo (RFC 8017, section 9.2, note 1).
-    fn digest_info(self) -> [u8; 19] {
-        let (id, length) = match self {
+    /// What stands before the hash in a `DigestInfo` (RFC 8017, section 9.2, note 1).
+    #[must_use]
+    pub fn digest_info(self) -> [u8; 19] {
+        let (number, size) = match self {
             Hash::Sha256 => (1, 32),
             Hash::Sha384 => (2, 48),
             Hash::Sha512 => (3, 64),
         };
-        [
-            0x30,
-            17 + length,
-            0x30,
-            0x0d,
-            0x06,
-            0x09,
-            0x60,
-            0x86,
-            0x48,
-            0x01,
-            0x65,
-            0x03,
-            0x04,
-            0x02,
-            id,
-            0x05,
-            0x00,
-            0x04,
-            length,
-        ]
+        #[rustfmt::skip]
+        let info = [
+            0x30, 17 + size, 0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, number, 5, 0, 4, size,
+        ];
+        info
     }
 }
 

@@ -2,8 +2,7 @@
 //! (`ringlock signer`), or a thread of the gateway.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{IoSliceMut, Write as _};
-use std::mem::MaybeUninit;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,16 +11,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{User, initgroups, setgid, setuid};
+use nix::unistd::User;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use rustix::net::{RecvFlags, SendFlags, send};
 use rustix::process::{Pid, getpid, getppid};
 use rustls::SignatureScheme;
 
 use crate::channel::{Channel, Received, Reply};
 use crate::loaded::{End, Loaded};
+use crate::passing::{self, DESCRIPTORS_MAX};
 use crate::pkcs11::Pkcs11Module;
 use crate::pool::{Inquiry, Pool};
 use crate::protocol::{
@@ -45,9 +45,6 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a module is kept by threads that leave.
 const UNLOAD_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Descriptors that wait for their orders, and those that one receive may bring.
-const DESCRIPTORS_MAX: usize = 64;
 
 /// Why a signer has ended, other than by the end of its control connection.
 #[derive(Debug, thiserror::Error)]
@@ -151,14 +148,7 @@ pub(crate) fn take_standard_input() -> Result<OwnedFd, SignerError> {
 fn become_user(name: &str) -> Result<(), String> {
     let user = User::from_name(name).map_err(|error| error.to_string())?;
     let user = user.ok_or("there is no such user")?;
-    if nix::unistd::Uid::effective() == user.uid {
-        return Ok(());
-    }
-    let login = std::ffi::CString::new(name).map_err(|error| error.to_string())?;
-    let changed = initgroups(&login, user.gid)
-        .and_then(|()| setgid(user.gid))
-        .and_then(|()| setuid(user.uid));
-    changed.map_err(|error| error.to_string())
+    sandbox::become_user(&user).map_err(|error| error.to_string())
 }
 
 /// Terminals and service managers signal the whole group. The gateway decides what becomes of that, and closes the connection when
@@ -545,22 +535,14 @@ impl Control {
     /// Whether something has come.
     fn receive(&mut self) -> Result<bool, SignerError> {
         let mut buffer = [0; 16 * 1024];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received = recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, flags);
+        let received = passing::receive(&self.socket, &mut buffer, &mut self.descriptors, RecvFlags::DONTWAIT);
         let length = match received {
-            Ok(received) => received.bytes,
+            Ok(length) => length,
             Err(Errno::AGAIN) => return Ok(false),
             Err(Errno::INTR) => return Ok(true),
             Err(Errno::CONNRESET) => 0,
             Err(error) => return Err(SignerError::Call("recvmsg", error)),
         };
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
-            }
-        }
         if self.descriptors.len() > DESCRIPTORS_MAX {
             return Err(SignerError::Order("descriptors without orders"));
         }

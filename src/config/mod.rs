@@ -35,6 +35,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use ringlock_hsm::remote::Isolation;
 use ringlock_hsm::uri::{ObjectMatch, PinSource, TokenMatch};
 use toml::de::DeTable;
 
@@ -514,15 +515,6 @@ pub struct TokenConfig {
     pub user: Option<String>,
     /// `sandbox`: not "off".
     pub sandbox: bool,
-}
-
-/// `isolation`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isolation {
-    /// The module is loaded by a signer process.
-    Process,
-    /// The module is loaded by the gateway itself.
-    Thread,
 }
 
 /// `when_down`

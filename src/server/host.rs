@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
+use nix::unistd::{Uid, User};
 use ringlock_hsm::custody::{Launcher, launcher_through};
 use ringlock_hsm::launcher::LauncherProcess;
-use ringlock_hsm::signer;
+use ringlock_hsm::{sandbox, signer};
 
 use crate::config::{
     AdminAddress, Config, Crypto, Io, Isolation, MadeAhead, Multibuffer, Places, Problem, TokenConfig, Warning, Workers,
@@ -354,25 +354,13 @@ pub fn drop_privileges(config: &Config) -> Result<(), Problem> {
     let Some(name) = &config.global.user else { return Ok(()) };
     let problem = |refusal: Refusal| refusal.at(&config.places, "global.user");
     let user = find_user(name).map_err(problem)?;
-    if Uid::effective() == user.uid {
-        return Ok(());
-    }
-    let login = std::ffi::CString::new(user.name.clone()).expect("a user's name holds no NUL");
-    let changed = initgroups(&login, user.gid)
-        .and_then(|()| setgid(user.gid))
-        .and_then(|()| setuid(user.uid));
-    changed.map_err(|error| {
+    sandbox::become_user(&user).map_err(|error| {
         problem(Refusal {
             found: format!("\"{name}\", which this process may not become ({error})"),
             expected: "a process started as root, or as that user".into(),
             remedy: "start it so, or leave the key out".into(),
         })
-    })?;
-    assert!(
-        Uid::effective() == user.uid && Gid::effective() == user.gid,
-        "the kernel said that it did"
-    );
-    Ok(())
+    })
 }
 
 /// Lets this process open as many descriptors as it may, and says how many that is.

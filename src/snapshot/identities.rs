@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringlock_hsm::custody::{Custody, OpenedKey};
 use ringlock_hsm::protocol::{Fault, FaultKind, KeyPlace, TokenSettings};
-use ringlock_hsm::remote::{self, Group, GroupSpec, RemoteKey, SignerSpec, TokenSpec};
+use ringlock_hsm::remote::{Group, GroupSpec, RemoteKey, SignerSpec, TokenSpec};
 use ringlock_hsm::uri::TokenMatch;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::SigningKey;
@@ -251,10 +251,7 @@ pub fn token_spec(token: &TokenConfig, user: Option<&String>) -> TokenSpec {
         name: token.name.clone(),
         signer: SignerSpec {
             module: Some(token.module.clone()),
-            isolation: match token.isolation {
-                Isolation::Process => remote::Isolation::Process,
-                Isolation::Thread => remote::Isolation::Thread,
-            },
+            isolation: token.isolation,
             // Whoever the gateway becomes, unless told otherwise.
             user: token.user.as_ref().or(user).cloned(),
             sandbox: token.sandbox,
@@ -283,7 +280,7 @@ pub fn files(user: Option<&String>) -> GroupSpec {
             name: FILES.to_owned(),
             signer: SignerSpec {
                 module: None,
-                isolation: remote::Isolation::Process,
+                isolation: Isolation::Process,
                 user: user.cloned(),
                 sandbox: true,
             },

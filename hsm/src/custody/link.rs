@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::SendFlags;
 use serde::Serialize;
 
+use crate::passing;
 use crate::protocol::{self, Garbled, Order, Report};
 
 /// See the module.
@@ -74,7 +75,9 @@ impl Link {
     pub(super) fn flush(&mut self) {
         while let Some(first) = self.waiting.front_mut() {
             // A signer that has ended is found out by receiving.
-            let Ok(sent) = send(&self.socket, &first.bytes[first.sent..], first.descriptor.as_ref()) else {
+            let rest = &first.bytes[first.sent..];
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let Ok(sent) = passing::send(&self.socket, rest, first.descriptor.as_ref(), flags) else {
                 return;
             };
             first.descriptor = None;
@@ -103,23 +106,6 @@ impl Link {
     pub(super) fn next_report(&mut self) -> Result<Option<Report>, Garbled> {
         self.reader.next_message()
     }
-}
-
-fn send(socket: &UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(AsFd::as_fd);
-    if let Some(descriptor) = &descriptors {
-        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(descriptor)));
-        debug_assert!(pushed, "the space is for one descriptor");
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    Ok(rustix::net::sendmsg(
-        socket,
-        &[io::IoSlice::new(bytes)],
-        &mut ancillary,
-        flags,
-    )?)
 }
 
 /// A new channel: the worker's end, and the signer's.

@@ -10,7 +10,7 @@ use ringlock_hsm::token::Module;
 use ringlock_hsm::uri::TokenMatch;
 use serde::Serialize;
 
-use super::{Answer, KeysError, Place};
+use super::{Answer, KeysError, Place, table};
 
 #[derive(Serialize)]
 struct Listed {
@@ -136,45 +136,28 @@ impl Listed {
                     "  not logged in: give its PIN by --pin-source or pin_source to see private keys"
                 );
             }
-            text.push_str(&table(&self.objects));
+            text.push_str(&objects(&self.objects));
         }
         text
     }
 }
 
-fn table(objects: &[ObjectDescription]) -> String {
+fn objects(objects: &[ObjectDescription]) -> String {
     if objects.is_empty() {
         return String::from("  no keys and no certificates\n");
     }
-    let head = ["", "label", "id", "key", ""].map(str::to_owned);
     let row = |object: &ObjectDescription| {
         let text = |text: &Option<String>| shown(text.as_deref().unwrap_or("-"));
-        let key = object.key.clone().unwrap_or_else(|| "-".to_owned());
-        [
+        vec![
             object.class.to_owned(),
             text(&object.label),
             text(&object.id),
-            key,
+            object.key.clone().unwrap_or_else(|| "-".to_owned()),
             flags(object),
         ]
     };
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(objects.iter().map(row)).collect();
-    let mut widths = [0; 5];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
-    }
-    text
+    let head = ["", "label", "id", "key", ""];
+    table(&head, objects.iter().map(row).collect(), head.len())
 }
 
 /// What a private key is allowed to, and what it should not be.

@@ -1,6 +1,7 @@
 //! RSA keys as the batch takes them, and the two paddings of TLS.
 
-use aws_lc_rs::digest::{self, Algorithm};
+use aws_lc_rs::digest;
+pub use ringlock_hsm::scheme::Hash;
 use x509_parser::der_parser::asn1_rs::{FromDer, Integer, OctetString, Sequence};
 use zeroize::Zeroize;
 
@@ -109,43 +110,6 @@ impl Drop for Numbers {
         ] {
             number.zeroize();
         }
-    }
-}
-
-/// A hash of the signature schemes of TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hash {
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
-impl Hash {
-    /// Its implementation.
-    #[must_use]
-    pub fn algorithm(self) -> &'static Algorithm {
-        match self {
-            Hash::Sha256 => &digest::SHA256,
-            Hash::Sha384 => &digest::SHA384,
-            Hash::Sha512 => &digest::SHA512,
-        }
-    }
-
-    /// What stands before the digest in a `DigestInfo` (RFC 8017, 9.2, note 1).
-    fn digest_info(self) -> [u8; 19] {
-        let (number, size) = match self {
-            Hash::Sha256 => (1, 32),
-            Hash::Sha384 => (2, 48),
-            Hash::Sha512 => (3, 64),
-        };
-        #[rustfmt::skip]
-        let info = [
-            0x30, 17 + size, 0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, number, 5, 0, 4, size,
-        ];
-        info
     }
 }
 
