@@ -59,6 +59,8 @@ pub(super) enum Kind {
     },
     /// A whole number from 1 to this.
     Count(u64),
+    /// A whole number from 0 to this.
+    UpTo(u64),
     /// 0.0 to 1.0.
     Share,
     /// One of these strings.
@@ -97,6 +99,9 @@ pub(super) const SESSIONS_MAX: u64 = 1024;
 /// Bound of `queue`: a token that signs in a millisecond takes a minute for as many.
 pub(super) const QUEUE_MAX: u64 = 65_536;
 
+/// Bound of `verify_depth`: paths are not built any longer.
+pub(super) const VERIFY_DEPTH_MAX: u64 = 6;
+
 const NAME: &str = "a name of 1 to 64 characters";
 pub(super) const LISTEN_ADDRESS: &str = r#"an IP address and port such as "0.0.0.0:443" or "[::]:443""#;
 pub(super) const SERVER_ADDRESS: &str =
@@ -109,6 +114,8 @@ pub(super) const TOKEN_ATTRIBUTES: &str =
     r#"the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123""#;
 pub(super) const PIN_SOURCE: &str =
     r#""file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential"#;
+pub(super) const CRL: &str = "the path of a PEM or DER file with revocation lists";
+pub(super) const CLIENT_NAME: &str = r#"a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7""#;
 pub(super) const NAME_PATTERN: &str = r#"a host name such as "api.example.com" or "*.example.com""#;
 
 /// The whole file.
@@ -419,21 +426,26 @@ static CLIENT_AUTH: Section = Section {
         key(
             "crl",
             Kind::Texts {
-                what: "a path",
+                what: CRL,
                 empty: false,
             },
-            Presence::Later,
-            "Revocation lists.",
+            Presence::Optional,
+            "Files with revocation lists, PEM or DER: one of every CA whose signature is on a client's chain. Absent: nothing is revoked.",
         ),
-        key("verify_depth", Kind::Count(16), Presence::Later, "Longest chain."),
+        key(
+            "verify_depth",
+            Kind::UpTo(VERIFY_DEPTH_MAX),
+            Presence::Default("6"),
+            "Most certificates between a client's own and a trusted CA, as nginx counts ssl_verify_depth.",
+        ),
         key(
             "allow",
             Kind::Texts {
-                what: "a name",
+                what: CLIENT_NAME,
                 empty: false,
             },
-            Presence::Later,
-            "Names that may connect.",
+            Presence::Optional,
+            "Names of which a client's certificate must have one. Absent: every client of the CAs.",
         ),
     ],
 };
@@ -659,6 +671,7 @@ impl Kind {
             Kind::Duration { zero: true } => r#"a duration such as "10s" or "250ms""#.to_owned(),
             Kind::Duration { zero: false } => r#"a duration above zero such as "10s" or "250ms""#.to_owned(),
             Kind::Count(max) => format!("a whole number from 1 to {max}"),
+            Kind::UpTo(max) => format!("a whole number from 0 to {max}"),
             Kind::Share => "a number from 0.0 to 1.0".to_owned(),
             Kind::Word(words) | Kind::WordOrPathLater(words) => alternatives(
                 words
@@ -706,6 +719,7 @@ pub(super) fn sections() -> Vec<(String, &'static Section)> {
                 | Kind::TextOrTexts(_)
                 | Kind::Duration { .. }
                 | Kind::Count(_)
+                | Kind::UpTo(_)
                 | Kind::Share
                 | Kind::Word(_)
                 | Kind::WordOrPathLater(_)

@@ -520,13 +520,26 @@ pub(super) fn parsed<T>(
 /// A path, resolved against the folder of the file.
 pub(super) fn path(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
     let expected = item.kind.expected();
-    let text = parsed(|text| {
-        if text.contains('\0') {
-            return Err(Refusal::new(expected, "remove the NUL character"));
-        }
-        Ok(text.to_owned())
-    })(report, item)?;
+    let text = parsed(|text| without_nul(text, &expected))(report, item)?;
     Some(report.resolve(&text))
+}
+
+/// Paths, resolved against the folder of the file; each is `what`.
+pub(super) fn paths(what: &'static str) -> impl FnOnce(&mut Report, Item<'_>) -> Option<Vec<PathBuf>> {
+    list(move |report, at, text| match without_nul(text, what) {
+        Ok(text) => Some(report.resolve(&text)),
+        Err(refusal) => {
+            report.refuse(at, shown(text), refusal.expected, refusal.remedy);
+            None
+        }
+    })
+}
+
+fn without_nul(text: &str, expected: &str) -> Result<String, Refusal> {
+    if text.contains('\0') {
+        return Err(Refusal::new(expected, "remove the NUL character"));
+    }
+    Ok(text.to_owned())
 }
 
 /// `true` or `false`
@@ -554,12 +567,13 @@ pub(super) fn flag(report: &mut Report, item: Item<'_>) -> Option<bool> {
     }
 }
 
-/// A whole number from 1 to the bound of its kind.
+/// A whole number within the bounds of its kind.
 pub(super) fn count(report: &mut Report, item: Item<'_>) -> Option<u64> {
-    let Kind::Count(max) = *item.kind else {
+    let (Kind::Count(max) | Kind::UpTo(max)) = *item.kind else {
         panic!("{:?} is a count", item.at)
     };
-    match whole_number(&item.value).filter(|number| (1..=max).contains(number)) {
+    let bounds = u64::from(matches!(item.kind, Kind::Count(_)))..=max;
+    match whole_number(&item.value).filter(|number| bounds.contains(number)) {
         Some(number) => Some(number),
         None => {
             report.refuse_value(&item, "write a whole number in that range, without quotes");

@@ -58,6 +58,7 @@ fn kind(key: &Key) -> Map<String, Value> {
         Kind::Duration { zero: true } => json!({ "type": "string", "pattern": format!("^[0-9]+{}$", unit()) }),
         Kind::Duration { zero: false } => json!({ "type": "string", "pattern": format!("^0*[1-9][0-9]*{}$", unit()) }),
         Kind::Count(max) => json!({ "type": "integer", "minimum": 1, "maximum": max }),
+        Kind::UpTo(max) => json!({ "type": "integer", "minimum": 0, "maximum": max }),
         Kind::Share => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         Kind::Word(list) | Kind::WordOrPathLater(list) => json!({ "enum": words(list) }),
         Kind::AutoOrNames(names) => json!({
@@ -237,8 +238,8 @@ mod tests {
                 ".keys.edge.sessions: minimum",
             ),
             (
-                "client_auth.verify_depth = 2",
-                ".listener[0].client_auth: verify_depth is unknown",
+                "client_auth.verify_depth = 7",
+                ".listener[0].client_auth.verify_depth: maximum",
             ),
         ] {
             let text = BASE.replacen("upstream = \"app\"\n", &format!("upstream = \"app\"\n{added}\n"), 1);

@@ -1,11 +1,11 @@
-//! `[listener.tls]` and `[listener.client_auth]`.
+//! `[listener.tls]`.
 
 use rustls::{CipherSuite, NamedGroup};
 use toml::de::DeValue;
 
 use super::nearest::suggestion;
-use super::read::{Item, Report, Table, choice, flag, list, path, shown};
-use super::{ClientAuth, Tls, TlsVersion};
+use super::read::{Item, Report, Table, choice, flag, list, shown};
+use super::{Tls, TlsVersion};
 
 /// A cipher suite that can be configured.
 pub(super) struct Suite {
@@ -145,39 +145,6 @@ pub(super) fn read(table: &mut Table<'_, '_>) -> Option<Tls> {
         groups: groups?.map(|groups| groups.into_iter().map(|group| group.group).collect()),
         alpn: alpn?,
     })
-}
-
-/// `[listener.client_auth]`
-pub(super) fn read_client_auth(table: &mut Table<'_, '_>) -> Option<Option<ClientAuth>> {
-    let mode = table.read(
-        "mode",
-        choice(&[("off", None), ("optional", Some(false)), ("required", Some(true))]),
-    );
-    let ca = table.read_optional("ca", path);
-    match (mode?, ca?) {
-        (None, ca) => {
-            if ca.is_some() && !table.has("mode") {
-                let at = table.at("ca");
-                let remedy =
-                    "add mode = \"required\" or mode = \"optional\", or mode = \"off\" to say that this is meant";
-                table
-                    .report
-                    .warn(&at, "it has no effect: mode is \"off\" when it is absent", remedy);
-            }
-            Some(None)
-        }
-        (Some(required), Some(ca)) => Some(Some(ClientAuth { required, ca })),
-        (Some(_), None) => {
-            let at = table.at("ca");
-            table.report.refuse(
-                &at,
-                "nothing",
-                "the path of a PEM file with the CAs whose clients are accepted",
-                "add \"ca\" to this table, or write mode = \"off\"",
-            );
-            None
-        }
-    }
 }
 
 fn version(report: &mut Report, item: Item<'_>) -> Option<TlsVersion> {
