@@ -50,7 +50,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use authority::{Authority, DAY, Shown};
+pub(crate) use authority::{Authority, DAY, Shown, pem_of_list};
 pub(crate) use balancers::Balancer;
 pub(crate) use certificates::{Ca, KeyKind};
 pub(crate) use client::{Client, Connection, End};
