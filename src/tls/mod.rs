@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod policy;
 mod protection;
 pub mod records;
+pub mod session_cache;
 mod unbuffered;
 
 use std::sync::Arc;
