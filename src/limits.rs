@@ -206,3 +206,18 @@ pub const CLIENT_NAME_CHARS_SHOWN_MAX: usize = 64;
 
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;
+
+/// A session larger than this is not cached. One without client certificates has some 200 bytes, and one with a chain of three
+/// RSA-4096 certificates about 6 KiB.
+pub const SESSION_BYTES_MAX: usize = 16 * 1024;
+
+/// One lock of a session cache guards so much: a few thousand sessions, so that a table that grows holds up others for some tens of microseconds.
+pub const SESSION_SHARD_BYTES: usize = 1024 * 1024;
+
+/// Of a session cache, what sessions may take that were resumed from. The rest is there for new ones, however many clients return.
+pub const SESSION_PROTECTED_PERCENT: usize = 80;
+
+const _: () = assert!(
+    SESSION_PROTECTED_PERCENT < 100,
+    "a client that comes for the first time can return"
+);
