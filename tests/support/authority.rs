@@ -170,9 +170,14 @@ impl Shown {
 
     /// For a client of rustls, which sends it whatever it is asked for.
     pub(crate) fn resolver(&self) -> Arc<dyn ResolvesClientCert> {
+        Arc::new(Always(self.certified()))
+    }
+
+    /// As rustls has it.
+    pub(super) fn certified(&self) -> Arc<CertifiedKey> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
-        Arc::new(Always(Arc::new(CertifiedKey::new(self.chain.clone(), key))))
+        Arc::new(CertifiedKey::new(self.chain.clone(), key))
     }
 }
 

@@ -122,11 +122,29 @@ impl Verifier {
                 return Err(Refusal::not_allowed(&names));
             }
         }
-        accepted(
-            end_entity,
-            path.intermediate_certificates().map(|certificate| certificate.der()),
-        );
+        let intermediates = path.intermediate_certificates().map(|certificate| certificate.der());
+        self.accepted(end_entity, intermediates, now);
         Ok(())
+    }
+
+    /// Called for each certificate that is accepted, with the intermediates that were used: its sessions end with the first of them
+    /// that expires, and with the first list. A full handshake would be refused from then on.
+    fn accepted<'c>(
+        &self,
+        end_entity: &CertificateDer<'c>,
+        intermediates: impl Iterator<Item = CertificateDer<'c>>,
+        now: UnixTime,
+    ) {
+        let chain = iter::once(end_entity.clone()).chain(intermediates);
+        // A list is in force until just before its successor is due. Those that are over already had no say.
+        let next_updates = self
+            .trust
+            .lists
+            .iter()
+            .filter_map(|list| u64::try_from(list.next_update).ok());
+        let in_force = next_updates.filter(|&next| next > now.as_secs()).map(|next| next - 1);
+        let ends = chain.map(|der| not_after(&der)).chain(in_force);
+        note_client(ends.min().unwrap_or_default());
     }
 
     /// Which certificate of those that were sent is meant where webpki does not say.
@@ -192,12 +210,6 @@ impl Verifier {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         Some(certificate.issuer().to_string())
     }
-}
-
-/// Called for each certificate that is accepted, with the intermediates that were used: sessions end with the first of them.
-fn accepted<'c>(end_entity: &CertificateDer<'c>, intermediates: impl Iterator<Item = CertificateDer<'c>>) {
-    let chain = iter::once(end_entity.clone()).chain(intermediates);
-    note_client(chain.map(|der| not_after(&der)).min().unwrap_or_default());
 }
 
 /// Zero when it cannot be read: nothing is valid for long that we do not understand.
