@@ -1,6 +1,7 @@
 //! Clients that come back: what they keep of their sessions, and offer where a test wants it.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rustls::client::danger::ServerCertVerifier;
@@ -8,7 +9,8 @@ use rustls::client::{
     ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
     WebPkiServerVerifier,
 };
-use rustls::pki_types::{ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, ClientConfig, HandshakeKind, NamedGroup, RootCertStore, SignatureScheme};
@@ -48,8 +50,13 @@ pub(crate) enum Visit {
 impl Wallet {
     /// An empty one, of a client that trusts this CA.
     pub(crate) fn new(ca: &Ca) -> Wallet {
+        Wallet::trusting(&ca.file())
+    }
+
+    /// An empty one, of a client that trusts the CA in this file.
+    pub(crate) fn trusting(ca: &Path) -> Wallet {
         let mut roots = RootCertStore::empty();
-        roots.add(ca.der()).unwrap();
+        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
         Wallet {
