@@ -194,6 +194,16 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// handshake that names hundreds of them is slow. The client then chooses by itself.
 pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
 
+/// A file of revocation lists larger than this is refused: it has 400,000 revoked certificates, which take ten times the memory when
+/// they are loaded.
+pub const CRL_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Names of a client's certificate that a log line repeats, and the characters of each: others have written them.
+pub const CLIENT_NAMES_SHOWN_MAX: usize = 4;
+
+/// See [`CLIENT_NAMES_SHOWN_MAX`].
+pub const CLIENT_NAME_CHARS_SHOWN_MAX: usize = 64;
+
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;
 

@@ -213,10 +213,11 @@ impl Resumption {
         Some(self.clock.current_time()?.as_secs())
     }
 
-    /// When a session of this binding ends.
+    /// When a session of this binding is over.
     fn end(&self, binding: &Binding) -> u64 {
         let end = binding.authenticated_at.saturating_add(self.lifetime);
-        end.min(binding.client_until)
+        // A certificate is valid in its last second, too.
+        end.min(binding.client_until.saturating_add(1))
     }
 
     /// `value` with what it is bound to, and when it ends; none when that is now.
