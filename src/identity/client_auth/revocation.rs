@@ -198,7 +198,7 @@ pub(super) mod tests {
     }
 
     /// A list of a CA that is forgotten.
-    pub(in super::super) fn der() -> Vec<u8> {
+    pub(in crate::identity::client_auth) fn der() -> Vec<u8> {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();

@@ -235,8 +235,8 @@ mod tests {
     };
     use rustls::crypto::aws_lc_rs;
 
-    use super::super::{ClientAuth, RevocationList, Rules};
     use super::*;
+    use crate::identity::client_auth::{ClientAuth, RevocationList, Rules};
 
     fn authority(name: &str, last_year: i32) -> CertificateParams {
         let mut params = CertificateParams::default();
