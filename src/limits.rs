@@ -59,7 +59,7 @@ pub const COMPLETIONS_PER_TURN: usize = 256;
 pub const LANES: usize = 8;
 
 /// Stack of a call that can be suspended. Used at most by a release build: 12 KiB, with ML-KEM after a HelloRetryRequest or with six
-/// intermediates of a client 28 KiB; by a debug build 72 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
+/// intermediates of a client 28 KiB; by a debug build 77 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
 pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
 
 /// What lies below it and cannot be touched: more than any frame of C code is long.
