@@ -9,6 +9,25 @@ pub const RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
 /// A ClientHello longer than this is refused. Chromium with X25519MLKEM768 sends about 1.9 KB; 16 KiB leaves room for long ticket lists.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024;
 
+/// A session with more than this is not put into a ticket or cache: a client whose certificate chain is that long does full handshakes.
+/// Its ClientHello could not carry several of them.
+pub const TICKET_VALUE_BYTES_MAX: usize = 6 * 1024;
+
+/// Tickets that a client of TLS 1.3 gets at most, when it asks for a number of them (RFC 9149).
+pub const TICKETS_PER_HANDSHAKE_MAX: usize = 4;
+
+/// A secret of tickets has at least as many bytes as what is derived from it.
+pub const TICKET_SECRET_BYTES_MIN: usize = 32;
+
+/// A file with more is not what was meant.
+pub const TICKET_SECRET_BYTES_MAX: usize = 4096;
+
+/// How often the file of a secret is looked at. It is read when it has not changed since the look before.
+pub const TICKET_SECRET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Secrets whose tickets are opened: the present one, and those before it until their epochs are over.
+pub const TICKET_SECRETS_MAX: usize = 4;
+
 /// Bytes queued towards one side beyond which the other side is not read: the backpressure.
 /// Bytes per send were the largest lever on throughput: 2.6 times between 16 and 256 KiB.
 pub const HIGH_WATER_BYTES: usize = 256 * 1024;

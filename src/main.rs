@@ -63,7 +63,7 @@ fn run(path: &Path, banner: Option<&str>) -> ExitCode {
     let server = match Server::start(config, inherited, loader, logging.lines_lost()) {
         Ok(server) => server,
         Err(StartError::Problems(problems)) => return refuse(&problems, &[]),
-        Err(error @ StartError::Thread(_)) => return fail(&error),
+        Err(error @ (StartError::Thread(_) | StartError::Memory(_))) => return fail(&error),
     };
     for warning in server.snapshot().warnings(unix_now()) {
         tracing::warn!("{warning}");
@@ -81,8 +81,8 @@ fn check(path: &Path, strict: bool) -> ExitCode {
             warnings.extend(host::warnings(&config));
             match server::load(config) {
                 Err(problems) => (problems, warnings),
-                Ok((_, snapshot, _)) => {
-                    warnings.extend(snapshot.warnings(unix_now()));
+                Ok(loaded) => {
+                    warnings.extend(loaded.snapshot.warnings(unix_now()));
                     (Vec::new(), warnings)
                 }
             }

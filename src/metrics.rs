@@ -49,7 +49,9 @@ pub const SUITES: [&str; 9] = [
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 ];
 /// Key exchange groups in metrics, by index.
-pub const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "secp256r1", "secp384r1"];
+pub const GROUPS: [&str; 5] = ["X25519MLKEM768", "X25519", "secp256r1", "secp384r1", NO_GROUP];
+/// A session of TLS 1.2 is resumed without a key exchange.
+pub const NO_GROUP: &str = "none";
 /// Kinds of handshake in metrics, by index.
 pub const RESUMPTION: [&str; 2] = ["full", "resumed"];
 
@@ -64,6 +66,65 @@ pub struct Negotiated {
     pub group: u8,
     /// Position in [`RESUMPTION`].
     pub resumption: u8,
+}
+
+/// How a session is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionKind {
+    /// By the client, in a ticket.
+    Ticket,
+    /// Here, in a cache.
+    Session,
+}
+
+impl SessionKind {
+    /// In metrics, by position.
+    pub const LABELS: [&str; 2] = ["ticket", "session"];
+}
+
+/// Why a session that a client wanted to resume was not, so that there was a full handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// A ticket of somebody else, or from before a restart; a session that is not in the cache.
+    Unknown,
+    /// It is too old.
+    Expired,
+    /// It was issued under another policy: another listener, other clients that are trusted, another identity.
+    Policy,
+    /// The client was looked up in other revocation lists.
+    Crl,
+    /// The client's certificate has expired meanwhile.
+    ClientCertificate,
+    /// It has been changed, or cut off.
+    Corrupt,
+    /// It was for another name or cipher suite.
+    Parameters,
+}
+
+impl Declined {
+    /// In metrics, by position.
+    pub const LABELS: [&str; 7] = [
+        "unknown",
+        "expired",
+        "policy",
+        "crl",
+        "client_certificate",
+        "corrupt",
+        "parameters",
+    ];
+}
+
+/// What became of sessions in one handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resumptions {
+    /// Tickets that the client got.
+    pub tickets_issued: u8,
+    /// Sessions put into the cache.
+    pub sessions_stored: u8,
+    /// A session was resumed.
+    pub accepted: Option<SessionKind>,
+    /// The client wanted to resume one, and none was.
+    pub declined: Option<(SessionKind, Declined)>,
 }
 
 const HANDSHAKE_KINDS: usize = VERSIONS.len() * SUITES.len() * GROUPS.len() * RESUMPTION.len();
@@ -84,6 +145,14 @@ pub struct WorkerMetrics {
     /// Handshakes that failed, by [`HandshakeFailure::index`].
     pub handshake_failures: [Counter; HandshakeFailure::LABELS.len()],
     handshakes: [Counter; HANDSHAKE_KINDS],
+    /// Tickets that clients got.
+    pub tickets_issued: Counter,
+    /// Sessions put into caches.
+    pub sessions_stored: Counter,
+    /// Sessions resumed, by [`SessionKind`].
+    pub resumptions_accepted: [Counter; SessionKind::LABELS.len()],
+    /// Sessions that clients wanted to resume and could not, by [`SessionKind`] and [`Declined`].
+    pub resumptions_declined: [[Counter; Declined::LABELS.len()]; SessionKind::LABELS.len()],
     /// Bytes received from clients (TLS).
     pub downstream_received: Counter,
     /// Bytes sent to clients (TLS).
@@ -120,6 +189,10 @@ impl Default for WorkerMetrics {
             done: std::array::from_fn(|_| Counter::default()),
             handshake_failures: std::array::from_fn(|_| Counter::default()),
             handshakes: std::array::from_fn(|_| Counter::default()),
+            tickets_issued: Counter::default(),
+            sessions_stored: Counter::default(),
+            resumptions_accepted: std::array::from_fn(|_| Counter::default()),
+            resumptions_declined: std::array::from_fn(|_| std::array::from_fn(|_| Counter::default())),
             downstream_received: Counter::default(),
             downstream_sent: Counter::default(),
             upstream_received: Counter::default(),
@@ -145,6 +218,18 @@ impl WorkerMetrics {
             * RESUMPTION.len()
             + usize::from(kind.resumption);
         &self.handshakes[index]
+    }
+
+    /// Counts what became of sessions in one handshake.
+    pub fn count_resumptions(&self, seen: Resumptions) {
+        self.tickets_issued.add(u64::from(seen.tickets_issued));
+        self.sessions_stored.add(u64::from(seen.sessions_stored));
+        if let Some(kind) = seen.accepted {
+            self.resumptions_accepted[kind as usize].add(1);
+        }
+        if let Some((kind, why)) = seen.declined {
+            self.resumptions_declined[kind as usize][why as usize].add(1);
+        }
     }
 }
 

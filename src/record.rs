@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::{ConnectionLog, Log, LogLevel};
 use crate::error::{Cause, Fault};
-use crate::metrics::Negotiated;
+use crate::metrics::{Declined, Negotiated};
 
 /// One connection that ended. What was never learned is `None`.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub struct ConnectionRecord {
     pub alpn: Option<Box<[u8]>>,
     /// Version, suite, group and resumption, once the handshake was complete.
     pub negotiated: Option<Negotiated>,
+    /// Why the session that the client wanted to resume was not.
+    pub declined: Option<Declined>,
     /// Address of the upstream server that was connected.
     pub server: Option<Arc<str>>,
     /// Plaintext bytes from the client to the upstream.

@@ -4,6 +4,7 @@
 mod identities;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,18 +12,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ringlock_hsm::custody::Custody;
 use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
+use rustls::time_provider::DefaultTimeProvider;
 
 use self::identities::Identities;
 pub use self::identities::{files, token_spec};
 
 use crate::address::ServerEndpoint;
-use crate::config::{self, Config, IdentityId, Places, Problem, ServerAddress, TlsVersion, UpstreamId, Warning};
+use crate::config::{
+    self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
+};
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::{Authority, ClientAuth};
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, SERVERS_PER_UPSTREAM_MAX};
 use crate::metrics::{KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
+use crate::tls::resumption::Resumption;
+use crate::tls::session_cache::SessionCache;
+use crate::tls::tickets::Tickets;
 
 /// A certificate that expires sooner than this is warned of.
 const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 3600;
@@ -40,6 +47,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Upstream>,
     /// By [`IdentityId`].
     pub identities: Vec<Arc<Identity>>,
+    /// What tickets are sealed with: the same through all reloads.
+    pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
     pub key_groups: Vec<KeyGroup>,
     /// Tokens that should have a key and do not show it, while another of their group does.
@@ -64,6 +73,8 @@ pub struct Listener {
     pub policy: Arc<Policy>,
     /// The verification of client certificates; none when clients are not asked for any.
     pub client_auth: Option<ClientAuth>,
+    /// Which sessions are resumed.
+    pub resumption: Arc<Resumption>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
@@ -114,11 +125,15 @@ impl Snapshot {
             load_client_auth(listener, places)
         })
         .into_iter();
+        let tickets = previous
+            .map(|snapshot| Arc::clone(&snapshot.tickets))
+            .unwrap_or_default();
         let mut listeners = Vec::new();
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
                 let client_auth = client_auths.next().expect("each listener's was loaded");
-                load_listener(listener, client_auth, places, &identities, previous)
+                let resumption = resumption(listener, client_auth.as_ref(), &config.tickets, &tickets, previous);
+                load_listener(listener, client_auth, resumption, places, &identities, previous)
             });
         }
         if !problems.is_empty() {
@@ -131,6 +146,7 @@ impl Snapshot {
             listeners,
             upstreams,
             identities,
+            tickets,
             key_groups: groups
                 .into_iter()
                 .map(|group| KeyGroup::new(group, workers, previous))
@@ -174,6 +190,16 @@ impl Snapshot {
                 warnings.push(self.config.places.warning(token.key("pin_source"), what, remedy));
             }
         }
+        if let TicketSecret::File(path) = &self.config.tickets.secret
+            && std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0)
+        {
+            let path = path.display();
+            let what = format!(
+                "others than owner and group can read or write {path}: whoever knows the secret can open tickets and take over sessions"
+            );
+            let remedy = format!("take that from them: chmod o= {path}, and put another secret there");
+            warnings.push(self.config.places.warning("tickets.secret", what, remedy));
+        }
         for listener in &self.listeners {
             for &IdentityId(position) in &listener.settings.identities {
                 let identity = &self.identities[position];
@@ -202,6 +228,10 @@ impl Snapshot {
             }
         }
         warnings
+    }
+
+    fn listener(&self, name: &str) -> Option<&Listener> {
+        self.listeners.iter().find(|listener| *listener.name == *name)
     }
 
     /// The server that an id of this snapshot's balancer means.
@@ -359,9 +389,31 @@ fn load_client_auth(settings: &config::Listener, places: &Places) -> Result<Opti
     })
 }
 
+/// The sessions of a listener; those in its cache stay, unless its policy or its cache is another now.
+fn resumption(
+    settings: &config::Listener,
+    client_auth: Option<&ClientAuth>,
+    tickets: &config::Tickets,
+    sealing: &Arc<Tickets>,
+    previous: Option<&Snapshot>,
+) -> Arc<Resumption> {
+    let sealing = settings.tls.tickets.then(|| Arc::clone(sealing));
+    let clock = Arc::new(DefaultTimeProvider);
+    let new = Resumption::new(&settings.name, client_auth, tickets.lifetime, sealing, clock);
+    let Some(bytes) = settings.tls.session_cache else {
+        return Arc::new(new);
+    };
+    let known = previous
+        .and_then(|snapshot| snapshot.listener(&settings.name))
+        .filter(|known| known.settings.tls.session_cache == Some(bytes) && known.resumption.is_like(&new))
+        .and_then(|known| known.resumption.cache().cloned());
+    Arc::new(new.with_cache(known.unwrap_or_else(|| Arc::new(SessionCache::new(bytes)))))
+}
+
 fn load_listener(
     settings: &config::Listener,
     client_auth: Option<ClientAuth>,
+    resumption: Arc<Resumption>,
     places: &Places,
     identities: &[Arc<Identity>],
     previous: Option<&Snapshot>,
@@ -380,7 +432,13 @@ fn load_listener(
         ));
     }
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
-    let policy = Policy::new(&settings.tls, client_auth.as_ref(), selector, Cpu::detect());
+    let policy = Policy::new(
+        &settings.tls,
+        client_auth.as_ref(),
+        selector,
+        &resumption,
+        Cpu::detect(),
+    );
     let policy = policy.map_err(|error| {
         let key = format!("listener \"{}\": tls", settings.name);
         places.problem(
@@ -394,11 +452,12 @@ fn load_listener(
     for route in &settings.routes {
         routes.insert(&route.sni, route.upstream);
     }
-    let same = previous.and_then(|snapshot| snapshot.listeners.iter().find(|l| *l.name == *settings.name));
+    let same = previous.and_then(|snapshot| snapshot.listener(&settings.name));
     Ok(Listener {
         name: settings.name.as_str().into(),
         policy: Arc::new(policy),
         client_auth,
+        resumption,
         live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
         routes,

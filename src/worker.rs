@@ -562,6 +562,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             server_name: session.tls().server_name().map(Into::into),
             alpn: session.tls().alpn().map(Into::into),
             negotiated: session.tls().negotiated(),
+            declined: session.tls().resumptions().declined.map(|(_, why)| why),
             server,
             received,
             sent,

@@ -2,6 +2,7 @@
 //! its default from here, and `ringlock config schema` prints this table: the three cannot drift apart.
 
 use super::tls::{GROUPS, SUITES};
+use super::units;
 
 /// A TOML table.
 pub(super) struct Section {
@@ -39,8 +40,6 @@ pub(super) enum Presence {
 pub(super) enum Kind {
     /// `true` or `false`.
     Flag,
-    /// `false`; `true` belongs to a feature that does not exist.
-    OnlyFalse,
     /// A string that is not empty; what it should be.
     Text(&'static str),
     /// A list of strings, none twice.
@@ -56,6 +55,18 @@ pub(super) enum Kind {
     Duration {
         /// "0s" has a meaning.
         zero: bool,
+    },
+    /// A duration of at least a second, and of whole ones.
+    WholeSeconds {
+        /// In days.
+        max: u64,
+    },
+    /// "off", or a number and a unit of bytes, such as "64MiB".
+    OffOrSize {
+        /// In bytes.
+        min: u64,
+        /// In bytes.
+        max: u64,
     },
     /// A whole number from 1 to this.
     Count(u64),
@@ -97,6 +108,13 @@ pub(super) const SESSIONS_MAX: u64 = 1024;
 /// Bound of `queue`: a token that signs in a millisecond takes a minute for as many.
 pub(super) const QUEUE_MAX: u64 = 65_536;
 
+/// Bound of `rotation` and `lifetime`: clients keep a ticket no longer than seven days (RFC 8446 section 4.6.1).
+pub(super) const TICKET_DAYS_MAX: u64 = 7;
+
+/// Bounds of `session_cache`: below, its parts hold too few sessions each; above, it is a typing error.
+pub(super) const SESSION_CACHE_MIN: u64 = 1024 * 1024;
+pub(super) const SESSION_CACHE_MAX: u64 = 1024 * 1024 * 1024 * 1024;
+
 const NAME: &str = "a name of 1 to 64 characters";
 pub(super) const LISTEN_ADDRESS: &str = r#"an IP address and port such as "0.0.0.0:443" or "[::]:443""#;
 pub(super) const SERVER_ADDRESS: &str =
@@ -105,6 +123,7 @@ pub(super) const ADMIN_ADDRESS: &str =
     r#"an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock""#;
 pub(super) const CERTIFICATE: &str = r#"the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert""#;
 pub(super) const PRIVATE_KEY: &str = r#"the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private""#;
+pub(super) const TICKET_SECRET: &str = r#""random", or "file:PATH" of a file with at least 32 random bytes"#;
 pub(super) const TOKEN_ATTRIBUTES: &str =
     r#"the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123""#;
 pub(super) const PIN_SOURCE: &str =
@@ -152,11 +171,38 @@ pub(super) static ROOT: Section = Section {
             Presence::Optional,
             "PKCS#11 tokens, each with a name of its own, to which keys and certificates refer by pkcs11: URIs.",
         ),
-        key("tickets", Kind::Section(&EMPTY), Presence::Later, "Session tickets."),
+        key(
+            "tickets",
+            Kind::Section(&TICKETS),
+            Presence::Optional,
+            "What session tickets are sealed with, and how long sessions can be resumed.",
+        ),
     ],
 };
 
-static EMPTY: Section = Section { doc: "", keys: &[] };
+static TICKETS: Section = Section {
+    doc: "What session tickets are sealed with, and how long sessions can be resumed. The same for all listeners.",
+    keys: &[
+        key(
+            "secret",
+            Kind::Text(TICKET_SECRET),
+            Presence::Default(r#""random""#),
+            "Where the keys of tickets come from. random: made at the start, for this process alone. file:PATH: the content of a file, at least 32 random bytes; hosts with the same file accept each other's tickets. When the file is replaced both are accepted for a while.",
+        ),
+        key(
+            "rotation",
+            Kind::WholeSeconds { max: TICKET_DAYS_MAX },
+            Presence::Default(r#""1h""#),
+            "How often the key changes. A ticket is accepted until the end of the period after the one it was issued in.",
+        ),
+        key(
+            "lifetime",
+            Kind::WholeSeconds { max: TICKET_DAYS_MAX },
+            Presence::Default(r#""12h""#),
+            "How long after the full handshake a session can be resumed, however often it was renewed. Concerns session_cache too.",
+        ),
+    ],
+};
 
 static GLOBAL: Section = Section {
     doc: "What concerns the whole process.",
@@ -394,9 +440,18 @@ static TLS: Section = Section {
         ),
         key(
             "tickets",
-            Kind::OnlyFalse,
-            Presence::Default("false"),
-            "Session tickets for resumption. Not supported yet: none are issued, and the key absent means the same as false.",
+            Kind::Flag,
+            Presence::Default("true"),
+            "Session tickets: what clients need to resume sessions is kept by them, sealed (see [tickets]).",
+        ),
+        key(
+            "session_cache",
+            Kind::OffOrSize {
+                min: SESSION_CACHE_MIN,
+                max: SESSION_CACHE_MAX,
+            },
+            Presence::Default(r#""off""#),
+            "Sessions kept here, in at most so much memory: for clients of TLS 1.2 that take no tickets, and for all clients where tickets is false. Shared by the workers.",
         ),
     ],
 };
@@ -651,13 +706,17 @@ impl Kind {
     pub(super) fn expected(&self) -> String {
         match self {
             Kind::Flag => "true or false".to_owned(),
-            Kind::OnlyFalse => "false".to_owned(),
             Kind::Text(what) => (*what).to_owned(),
             Kind::Texts { what, empty: true } => format!("a list of strings, each {what}"),
             Kind::Texts { what, empty: false } => format!("a list of at least one string, each {what}"),
             Kind::TextOrTexts(what) => format!("{what}, or a list of them"),
             Kind::Duration { zero: true } => r#"a duration such as "10s" or "250ms""#.to_owned(),
             Kind::Duration { zero: false } => r#"a duration above zero such as "10s" or "250ms""#.to_owned(),
+            Kind::WholeSeconds { max } => format!(r#"a duration of whole seconds from "1s" to "{max}d", such as "1h""#),
+            Kind::OffOrSize { min, max } => {
+                let (min, max) = (units::shown_size(*min), units::shown_size(*max));
+                format!(r#""off", or a size from "{min}" to "{max}" such as "64MiB""#)
+            }
             Kind::Count(max) => format!("a whole number from 1 to {max}"),
             Kind::Share => "a number from 0.0 to 1.0".to_owned(),
             Kind::Word(words) | Kind::WordOrPathLater(words) => alternatives(
@@ -700,11 +759,12 @@ pub(super) fn sections() -> Vec<(String, &'static Section)> {
                     collect(&inner, section, found);
                 }
                 Kind::Flag
-                | Kind::OnlyFalse
                 | Kind::Text(_)
                 | Kind::Texts { .. }
                 | Kind::TextOrTexts(_)
                 | Kind::Duration { .. }
+                | Kind::WholeSeconds { .. }
+                | Kind::OffOrSize { .. }
                 | Kind::Count(_)
                 | Kind::Share
                 | Kind::Word(_)

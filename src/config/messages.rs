@@ -260,8 +260,14 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:7: listener "edge": tls.alpn[1]: found "h2" a second time, expected each entry once; remove one of the two"#;
     a_protocol_that_is_too_long: in_tls(r#"alpn = ["hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"]"#) =>
         r#"ringlock.toml:7: listener "edge": tls.alpn[0]: found "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"… of 256 bytes, expected a protocol of 1 to 255 bytes such as "h2"; shorten it"#;
-    tickets: in_tls("tickets = true") =>
-        r#"ringlock.toml:7: listener "edge": tls.tickets: found true, which is not supported yet, expected false; remove it until a later version supports it"#;
+    tickets_in_quotes: in_tls("tickets = \"on\"") =>
+        r#"ringlock.toml:7: listener "edge": tls.tickets: found "on", expected true or false; write true or false without quotes"#;
+    a_session_cache_without_a_unit: in_tls("session_cache = \"64\"") =>
+        r#"ringlock.toml:7: listener "edge": tls.session_cache: found "64", expected "off", or a size from "1MiB" to "1TiB" such as "64MiB"; write a whole number and one of the units B, KiB, MiB, GiB, TiB"#;
+    a_session_cache_that_is_a_number: in_tls("session_cache = 64") =>
+        r#"ringlock.toml:7: listener "edge": tls.session_cache: found 64, expected "off", or a size from "1MiB" to "1TiB" such as "64MiB"; write it as one string in double quotes"#;
+    a_session_cache_that_is_tiny: in_tls("session_cache = \"1KiB\"") =>
+        r#"ringlock.toml:7: listener "edge": tls.session_cache: found "1KiB", expected "off", or a size from "1MiB" to "1TiB" such as "64MiB"; write a size in that range"#;
     tls_that_is_a_string: in_listener(r#"tls = "on""#) =>
         r#"ringlock.toml:6: listener "edge": tls: found "on", expected a table; write its keys below the header [listener.tls]"#;
     client_auth_by_a_word_of_others: in_listener("[listener.client_auth]\nmode = \"on\"") =>
@@ -276,8 +282,16 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:9: listener "edge": client_auth.verify_depth: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
     names_that_are_allowed: in_listener("[listener.client_auth]\nallow = [\"cn:batch-7\"]") =>
         r#"ringlock.toml:7: listener "edge": client_auth.allow: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
-    the_tickets_section: in_file("[tickets]\nsecret = \"random\"") =>
-        "ringlock.toml:1: tickets: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it";
+    a_ticket_secret_in_the_file_itself: in_file("[tickets]\nsecret = \"hunter2\"") =>
+        r#"ringlock.toml:2: tickets.secret: found "hunter2", expected "random", or "file:PATH" of a file with at least 32 random bytes; write "random", or "file:" and the path of the file behind it"#;
+    a_ticket_secret_without_a_path: in_file("[tickets]\nsecret = \"file:\"") =>
+        r#"ringlock.toml:2: tickets.secret: found "file:", expected "random", or "file:PATH" of a file with at least 32 random bytes; write "random", or "file:" and the path of the file behind it"#;
+    a_rotation_of_less_than_a_second: in_file("[tickets]\nrotation = \"10ms\"") =>
+        r#"ringlock.toml:2: tickets.rotation: found "10ms", expected a duration of whole seconds from "1s" to "7d", such as "1h"; write a duration in that range"#;
+    a_rotation_of_no_unit: in_file("[tickets]\nrotation = 3600") =>
+        r#"ringlock.toml:2: tickets.rotation: found 3600, expected a duration of whole seconds from "1s" to "7d", such as "1h"; write it with its unit in double quotes, such as "10s" for seconds"#;
+    a_ticket_lifetime_that_is_too_long: in_file("[tickets]\nlifetime = \"8d\"") =>
+        r#"ringlock.toml:2: tickets.lifetime: found "8d", expected a duration of whole seconds from "1s" to "7d", such as "1h"; write a duration in that range"#;
     ocsp_auto: in_identity(r#"ocsp = "auto""#) =>
         r#"ringlock.toml:11: identity "site": ocsp: found "auto", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
     ocsp_from_a_file: in_identity(r#"ocsp = "staple.der""#) =>

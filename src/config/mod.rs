@@ -110,6 +110,7 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
         });
         let upstreams = root.sections("upstream", |table| upstream::read(table, &mut upstream_names));
         let crypto = root.section("crypto", global::read_crypto);
+        let tickets = root.section("tickets", tls::read_tickets);
         let mut context = listener::Context {
             listeners: Names::new("listener"),
             identities: &mut identity_names,
@@ -124,6 +125,7 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
         Some((
             global?,
             crypto?,
+            tickets?,
             listeners?,
             identities?,
             upstreams?,
@@ -134,12 +136,13 @@ pub fn parse(text: &str, origin: &Path) -> Result<(Config, Vec<Warning>), Proble
     if let Some(problems) = Problems::new(problems) {
         return Err(problems);
     }
-    let (global, crypto, listeners, identities, upstreams, tokens) =
+    let (global, crypto, tickets, listeners, identities, upstreams, tokens) =
         parts.expect("a reader that returns nothing has noted a problem");
     Ok((
         Config {
             global,
             crypto,
+            tickets,
             listeners,
             identities,
             upstreams,
@@ -189,6 +192,8 @@ pub struct Config {
     pub global: Global,
     /// `[crypto]`
     pub crypto: Crypto,
+    /// `[tickets]`
+    pub tickets: Tickets,
     /// `[[listener]]`, in file order.
     pub listeners: Vec<Listener>,
     /// `[[identity]]`, in file order.
@@ -259,6 +264,26 @@ pub enum Multibuffer {
     Off,
     /// With this library, or refuse to start.
     Library(PathBuf),
+}
+
+/// `[tickets]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tickets {
+    /// `secret`
+    pub secret: TicketSecret,
+    /// `rotation`: whole seconds.
+    pub rotation: Duration,
+    /// `lifetime`: whole seconds.
+    pub lifetime: Duration,
+}
+
+/// `secret`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TicketSecret {
+    /// Made by this process, and known to it alone.
+    Random,
+    /// The content of a file.
+    File(PathBuf),
 }
 
 /// `workers`
@@ -415,6 +440,10 @@ pub struct Tls {
     pub groups: Option<Vec<rustls::NamedGroup>>,
     /// `alpn`: empty means that ALPN is not negotiated.
     pub alpn: Vec<Vec<u8>>,
+    /// `tickets`
+    pub tickets: bool,
+    /// `session_cache`, in bytes: `None` is "off".
+    pub session_cache: Option<usize>,
 }
 
 /// `min_version`, `max_version`

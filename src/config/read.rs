@@ -531,22 +531,9 @@ pub(super) fn path(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
 
 /// `true` or `false`
 pub(super) fn flag(report: &mut Report, item: Item<'_>) -> Option<bool> {
-    debug_assert!(
-        matches!(item.kind, Kind::Flag | Kind::OnlyFalse),
-        "{:?} is a flag",
-        item.at
-    );
-    match (&item.value, item.kind) {
-        (DeValue::Boolean(true), Kind::OnlyFalse) => {
-            report.refuse(
-                &item.at,
-                "true, which is not supported yet",
-                "false",
-                "remove it until a later version supports it",
-            );
-            None
-        }
-        (DeValue::Boolean(flag), _) => Some(*flag),
+    debug_assert!(matches!(item.kind, Kind::Flag), "{:?} is a flag", item.at);
+    match &item.value {
+        DeValue::Boolean(flag) => Some(*flag),
         _ => {
             report.refuse_value(&item, "write true or false without quotes");
             None

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::{Key, Kind, Presence, ROOT, Section, Word};
-use super::units::UNITS;
+use super::units::{SIZE_UNITS, UNITS};
 
 /// The JSON Schema (draft 2020-12) of the configuration file. It has the keys and words that are accepted: those whose
 /// feature comes later are not in it.
@@ -51,12 +51,18 @@ fn kind(key: &Key) -> Map<String, Value> {
         |words: &[Word]| -> Vec<&str> { words.iter().filter(|word| !word.later).map(|word| word.text).collect() };
     object(match key.kind {
         Kind::Flag => json!({ "type": "boolean" }),
-        Kind::OnlyFalse => json!({ "const": false }),
         Kind::Text(_) => json!({ "type": "string", "minLength": 1 }),
         Kind::Texts { empty, .. } => texts(usize::from(!empty)),
         Kind::TextOrTexts(_) => json!({ "anyOf": [{ "type": "string", "minLength": 1 }, texts(1)] }),
         Kind::Duration { zero: true } => json!({ "type": "string", "pattern": format!("^[0-9]+{}$", unit()) }),
         Kind::Duration { zero: false } => json!({ "type": "string", "pattern": format!("^0*[1-9][0-9]*{}$", unit()) }),
+        Kind::WholeSeconds { .. } => json!({ "type": "string", "pattern": format!("^0*[1-9][0-9]*{}$", unit()) }),
+        Kind::OffOrSize { .. } => json!({
+            "anyOf": [
+                { "const": "off" },
+                { "type": "string", "pattern": format!("^0*[1-9][0-9]*({})$", SIZE_UNITS.map(|(name, _)| name).join("|")) },
+            ]
+        }),
         Kind::Count(max) => json!({ "type": "integer", "minimum": 1, "maximum": max }),
         Kind::Share => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         Kind::Word(list) | Kind::WordOrPathLater(list) => json!({ "enum": words(list) }),
@@ -224,7 +230,8 @@ mod tests {
                 "routes = [{ sni = \"a\" }]",
                 ".listener[0].routes[0]: upstream is required",
             ),
-            ("tls.tickets = true", ".listener[0].tls.tickets: const"),
+            ("tls.tickets = \"on\"", ".listener[0].tls.tickets: type"),
+            ("tls.session_cache = 64", ".listener[0].tls.session_cache: anyOf"),
             ("tls.groups = [\"P-256\"]", ".listener[0].tls.groups: anyOf"),
             ("tls.alpn = [\"h2\", \"h2\"]", ".listener[0].tls.alpn: uniqueItems"),
             (

@@ -97,7 +97,18 @@ timeout = "2s"
 [crypto]
 multibuffer = "auto"
 made_ahead = "auto"
+
+[tickets]
+secret = "random"
+rotation = "1h"
+lifetime = "12h"
 "#;
+
+const TICKETS: Tickets = Tickets {
+    secret: TicketSecret::Random,
+    rotation: Duration::from_secs(3600),
+    lifetime: Duration::from_secs(12 * 3600),
+};
 
 #[test]
 fn the_example_of_the_contract_is_read_as_it_says() {
@@ -108,6 +119,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             multibuffer: Multibuffer::Auto,
             made_ahead: MadeAhead::Auto,
         },
+        tickets: TICKETS,
         global: Global {
             workers: Workers::Auto,
             io: Io::Auto,
@@ -145,6 +157,8 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 cipher_suites: None,
                 groups: None,
                 alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+                tickets: true,
+                session_cache: None,
             },
             client_auth: Some(ClientAuth {
                 required: true,
@@ -255,8 +269,11 @@ fn absent_keys_have_their_defaults() {
             cipher_suites: None,
             groups: None,
             alpn: vec![],
+            tickets: true,
+            session_cache: None,
         }
     );
+    assert_eq!(config.tickets, TICKETS);
 }
 
 #[test]
@@ -273,12 +290,13 @@ fn the_other_forms_of_values_are_read() {
                       groups = ["secp384r1", "X25519"], alpn = [], tickets = false },
               client_auth = { mode = "off", ca = "ca.pem" } },
             { name = "b", address = "127.0.0.1:2", identities = ["one"], upstream = "app",
-              tls = { max_version = "1.2", cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"] },
+              tls = { max_version = "1.2", cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], session_cache = "64MiB" },
               client_auth = { mode = "optional", ca = "ca.pem" } },
         ]
         identity = [{ name = "one", certificate = "c", key = "k", ocsp = "off" }, { name = "two", certificate = "c", key = "k" }]
         upstream = [{ name = "app", servers = ["app:1"] }]
         crypto = { multibuffer = "off", made_ahead = "off" }
+        tickets = { secret = "file:tickets.secret", rotation = "90s", lifetime = "7d" }
     "#;
     let (config, warnings) = parse(text, Path::new("conf/ringlock.toml")).expect("it is legal");
     assert_eq!(warnings, []);
@@ -290,6 +308,12 @@ fn the_other_forms_of_values_are_read() {
     );
     assert_eq!(config.global.log.file, Some("conf/a.log".into()));
     assert_eq!(config.global.log.connections, ConnectionLog::Failures);
+    let tickets = Tickets {
+        secret: TicketSecret::File("conf/tickets.secret".into()),
+        rotation: Duration::from_secs(90),
+        lifetime: Duration::from_secs(7 * 86_400),
+    };
+    assert_eq!(config.tickets, tickets);
     let [a, b] = config.listeners.as_slice() else {
         panic!("two listeners: {:?}", config.listeners)
     };

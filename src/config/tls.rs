@@ -1,11 +1,12 @@
-//! `[listener.tls]` and `[listener.client_auth]`.
+//! `[listener.tls]`, `[listener.client_auth]` and `[tickets]`.
 
 use rustls::{CipherSuite, NamedGroup};
 use toml::de::DeValue;
 
 use super::nearest::suggestion;
-use super::read::{Item, Report, Table, choice, flag, list, path, shown};
-use super::{ClientAuth, Tls, TlsVersion};
+use super::read::{Item, Refusal, Report, Table, choice, flag, list, parsed, path, shown};
+use super::units::{off_or_size, whole_seconds};
+use super::{ClientAuth, TicketSecret, Tickets, Tls, TlsVersion};
 
 /// A cipher suite that can be configured.
 pub(super) struct Suite {
@@ -124,6 +125,7 @@ pub(super) fn read(table: &mut Table<'_, '_>) -> Option<Tls> {
     let groups = table.read("groups", groups);
     let alpn = table.read("alpn", alpn);
     let tickets = table.read("tickets", flag);
+    let session_cache = table.read("session_cache", off_or_size);
 
     if let (Some(min), Some(max)) = (min_version, max_version) {
         let ordered = check_order(table, min, max);
@@ -137,13 +139,40 @@ pub(super) fn read(table: &mut Table<'_, '_>) -> Option<Tls> {
             return None;
         }
     }
-    tickets?;
     Some(Tls {
         min_version: min_version?,
         max_version: max_version?,
         cipher_suites: suites?.map(|suites| suites.into_iter().map(|suite| suite.suite).collect()),
         groups: groups?.map(|groups| groups.into_iter().map(|group| group.group).collect()),
         alpn: alpn?,
+        tickets: tickets?,
+        session_cache: session_cache?,
+    })
+}
+
+/// `[tickets]`
+pub(super) fn read_tickets(table: &mut Table<'_, '_>) -> Option<Tickets> {
+    let secret = table.read("secret", |report, item| {
+        let expected = item.kind.expected();
+        let path = parsed(|text| match text.strip_prefix("file:") {
+            Some(path) if !path.is_empty() && !path.contains('\0') => Ok(Some(path.to_owned())),
+            None if text == "random" => Ok(None),
+            Some(_) | None => {
+                let remedy = "write \"random\", or \"file:\" and the path of the file behind it";
+                Err(Refusal::new(expected, remedy))
+            }
+        })(report, item)?;
+        Some(match path {
+            Some(path) => TicketSecret::File(report.resolve(&path)),
+            None => TicketSecret::Random,
+        })
+    });
+    let rotation = table.read("rotation", whole_seconds);
+    let lifetime = table.read("lifetime", whole_seconds);
+    Some(Tickets {
+        secret: secret?,
+        rotation: rotation?,
+        lifetime: lifetime?,
     })
 }
 

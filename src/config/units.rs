@@ -1,4 +1,4 @@
-//! Durations: a whole number and a unit.
+//! Durations and sizes: a whole number and a unit.
 
 use std::time::Duration;
 
@@ -15,6 +15,17 @@ pub(super) const UNITS: [(&str, u64); 5] = [
     ("h", 3_600_000),
     ("d", 86_400_000),
 ];
+
+/// Each unit of sizes and its bytes.
+pub(super) const SIZE_UNITS: [(&str, u64); 5] = [
+    ("B", 1),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Longest duration: a year of 365 days. Longer ones are typing errors.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
@@ -39,6 +50,67 @@ pub(super) fn duration(report: &mut Report, item: Item<'_>) -> Option<Duration> 
         }
         Ok(duration)
     })(report, item)
+}
+
+/// A duration of whole seconds, up to the days of its kind.
+pub(super) fn whole_seconds(report: &mut Report, item: Item<'_>) -> Option<Duration> {
+    let Kind::WholeSeconds { max } = *item.kind else {
+        panic!("{:?} is a duration of whole seconds", item.at)
+    };
+    if matches!(item.value, DeValue::Integer(_) | DeValue::Float(_)) {
+        report.refuse_value(
+            &item,
+            "write it with its unit in double quotes, such as \"10s\" for seconds",
+        );
+        return None;
+    }
+    let expected = item.kind.expected();
+    parsed(|text| {
+        let duration = parse(text).map_err(|remedy| Refusal::new(&expected, remedy))?;
+        let fits = duration.subsec_nanos() == 0 && !duration.is_zero();
+        if fits && duration.as_secs() <= max * DAY.as_secs() {
+            Ok(duration)
+        } else {
+            Err(Refusal::new(&expected, "write a duration in that range"))
+        }
+    })(report, item)
+}
+
+/// A size in bytes between the bounds of its kind; `Some(None)` for "off".
+pub(super) fn off_or_size(report: &mut Report, item: Item<'_>) -> Option<Option<usize>> {
+    let Kind::OffOrSize { min, max } = *item.kind else {
+        panic!("{:?} is a size", item.at)
+    };
+    let expected = item.kind.expected();
+    parsed(|text| {
+        if text == "off" {
+            return Ok(None);
+        }
+        let bytes = parse_size(text).map_err(|remedy| Refusal::new(&expected, remedy))?;
+        let in_range = Some(bytes).filter(|bytes| (min..=max).contains(bytes));
+        let size = in_range.and_then(|bytes| usize::try_from(bytes).ok());
+        size.map(Some)
+            .ok_or_else(|| Refusal::new(&expected, "write a size in that range"))
+    })(report, item)
+}
+
+/// As it is written in the file.
+pub(super) fn shown_size(bytes: u64) -> String {
+    let fits = |&&(_, unit_bytes): &&(&str, u64)| bytes >= unit_bytes && bytes.is_multiple_of(unit_bytes);
+    let (unit, unit_bytes) = SIZE_UNITS.iter().rev().find(fits).unwrap_or(&SIZE_UNITS[0]);
+    format!("{}{unit}", bytes / unit_bytes)
+}
+
+fn parse_size(text: &str) -> Result<u64, &'static str> {
+    const FORM: &str = "write a whole number and one of the units B, KiB, MiB, GiB, TiB";
+    let unit_start = text.find(|c: char| !c.is_ascii_digit()).ok_or(FORM)?;
+    let (number, unit) = text.split_at(unit_start);
+    let (_, unit_bytes) = SIZE_UNITS.into_iter().find(|&(name, _)| name == unit).ok_or(FORM)?;
+    let bytes = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit_bytes));
+    bytes.ok_or(FORM)
 }
 
 /// A duration.
@@ -77,6 +149,28 @@ mod tests {
         assert_eq!(parse("2d"), Ok(Duration::from_secs(172_800)));
         assert_eq!(parse("365d"), Ok(LONGEST));
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn sizes_have_units_of_1024() {
+        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_size("1B"), Ok(1));
+        assert_eq!(parse_size("3TiB"), Ok(3 << 40));
+        for text in [
+            "64",
+            "64MB",
+            "64mib",
+            "MiB",
+            "1.5GiB",
+            "-1B",
+            "1 B",
+            "99999999999999999TiB",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        for text in ["64MiB", "1B", "1025KiB", "3TiB"] {
+            assert_eq!(shown_size(parse_size(text).unwrap()), text);
+        }
     }
 
     #[test]

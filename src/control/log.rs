@@ -18,7 +18,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::limits::{LOG_COLLECT_INTERVAL, LOG_LINES};
-use crate::metrics::{GROUPS, SUITES, VERSIONS};
+use crate::metrics::{Declined, GROUPS, SUITES, VERSIONS};
 use crate::record::{self, ConnectionRecord};
 
 /// Why the log cannot be used.
@@ -296,6 +296,7 @@ fn write_record(record: &ConnectionRecord) {
                 suite = kind.map(|kind| SUITES[usize::from(kind.suite)]),
                 group = kind.map(|kind| GROUPS[usize::from(kind.group)]),
                 resumed = kind.map(|kind| kind.resumption != 0),
+                not_resumed = record.declined.map(|why| Declined::LABELS[why as usize]),
                 upstream = record.server.as_deref(),
                 received = record.received,
                 sent = record.sent,
@@ -345,6 +346,7 @@ mod tests {
                 group: 1,
                 resumption: 1,
             }),
+            declined: None,
             server: Some("127.0.0.1:8080".into()),
             received: 517,
             sent: 90_000,
@@ -398,6 +400,7 @@ mod tests {
             server_name: None,
             alpn: None,
             negotiated: None,
+            declined: None,
             server: None,
             ..record(Cause::Handshake(HandshakeFailure::VersionTooOld { offered: 0x0301 }))
         };

@@ -1,6 +1,7 @@
 //! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
 
 mod keys;
+mod sessions;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,8 +15,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 pub use self::keys::{KeyGroupView, TokenView};
+pub use self::sessions::SessionCacheView;
 use crate::error::{Cause, HandshakeFailure, KeyFailure};
 use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
+use crate::tls::tickets::InUse;
 
 /// What can be seen of the gateway at one moment.
 #[derive(Clone, Debug)]
@@ -30,6 +33,10 @@ pub struct View {
     pub key_groups: Vec<KeyGroupView>,
     /// Tokens in use.
     pub tokens: Vec<TokenView>,
+    /// What session tickets are sealed with.
+    pub tickets: InUse,
+    /// Of the current snapshot's listeners that have one.
+    pub session_caches: Vec<SessionCacheView>,
     /// Number of the current snapshot; the one of the start is 1.
     pub epoch: u64,
     /// Reloads that took effect since start.
@@ -198,6 +205,7 @@ impl Collector for View {
         let mut exposition = Exposition(encoder);
         self.encode_workers(&mut exposition)?;
         self.encode_handshakes(&mut exposition)?;
+        self.encode_sessions(&mut exposition)?;
         self.encode_upstreams(&mut exposition)?;
         self.encode_keys(&mut exposition)?;
         self.encode_configuration(&mut exposition)?;
@@ -316,7 +324,7 @@ impl View {
                             resumption,
                         };
                         let count: u64 = self.workers.iter().map(|w| w.metrics.handshakes(kind).value()).sum();
-                        // Most of the 144 combinations cannot occur, and most of the others never do.
+                        // Most of the 180 combinations cannot occur, and most of the others never do.
                         if count > 0 {
                             let labels = vec![
                                 ("version", version_name.into()),

@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod inline;
 pub mod key;
 pub mod measure;
+pub mod memory;
 pub mod multibuffer;
 pub mod pool;
 pub mod provider;
@@ -21,6 +22,14 @@ use ringlock_hsm::remote::RemoteKey;
 use rustls::crypto::CompletedKeyExchange;
 use rustls::{NamedGroup, SignatureScheme};
 use verifier::Verification;
+
+/// Fills `bytes` with random ones.
+///
+/// # Panics
+/// Never: aws-lc's generator ends the process rather than fail.
+pub fn random(bytes: &mut [u8]) {
+    aws_lc_rs::rand::fill(bytes).expect("aws-lc's generator ends the process rather than fail");
+}
 
 /// Numbers the operations of one session, so that a late answer is known as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

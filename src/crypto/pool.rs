@@ -4,7 +4,7 @@
 //! A pool is filled while its worker has nothing else to do ([`refill`]) and, where eight cost as much as one, whenever it is found
 //! empty. Nothing is made of a kind that nobody has asked for lately, and nothing is kept for longer than [`MADE_AHEAD_AGE_MAX`].
 
-mod memory;
+mod queue;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use rustls::crypto::ActiveKeyExchange;
 use rustls::{NamedGroup, SignatureScheme};
 use zeroize::Zeroize;
 
-use memory::{Kept, Queue, put_limbs, take_limbs};
+use queue::{Kept, Queue, put_limbs, take_limbs};
 
 use super::batch::Engine;
 use super::key::{Key, LaneCurve, LaneKey};

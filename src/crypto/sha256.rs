@@ -17,6 +17,16 @@ pub static PRF: PrfUsingHmac<'static> = PrfUsingHmac(&HmacSha256);
 
 const OUTPUT_BYTES: usize = 32;
 
+/// The hash of all parts, one behind the other.
+#[must_use]
+pub fn digest(parts: &[&[u8]]) -> [u8; OUTPUT_BYTES] {
+    let mut state = State::new();
+    for part in parts {
+        state.update(part);
+    }
+    state.finalize().into()
+}
+
 /// See [`SHA256`].
 #[derive(Debug)]
 pub struct Sha256;

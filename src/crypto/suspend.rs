@@ -13,6 +13,7 @@ use rustls::Error;
 
 use super::{CryptoOp, CryptoResult, inline};
 use crate::limits::{SUSPENDED_CALLS_MAX, SUSPENDED_STACK_BYTES, SUSPENDED_STACK_GUARD_BYTES, SUSPENDED_STACKS_KEEP};
+use crate::tls::resumption;
 
 /// What has become of a call.
 pub enum Progress<T> {
@@ -78,7 +79,8 @@ pub fn ask(op: CryptoOp) -> CryptoResult {
     // SAFETY: the yielder belongs to the coroutine that runs this function. It lives at the bottom of that coroutine's stack until
     // the coroutine is over, which sets RUNNING to None; and nobody else has set it, for the other stacks of this thread have
     // taken theirs out before they were left.
-    let answer = unsafe { yielder.as_ref() }.suspend(op);
+    let present = unsafe { yielder.as_ref() };
+    let answer = resumption::aside(|| present.suspend(op));
     RUNNING.set(Some(yielder));
     answer
 }

@@ -60,6 +60,30 @@ impl ClientAuth {
         })
     }
 
+    /// TEMP
+    #[must_use]
+    pub fn policy(&self) -> [u8; 32] {
+        let mut roots: Vec<Vec<u8>> = self
+            .roots
+            .roots
+            .iter()
+            .map(|r| r.subject_public_key_info.as_ref().to_vec())
+            .collect();
+        roots.sort();
+        let parts: Vec<&[u8]> = roots
+            .iter()
+            .map(Vec::as_slice)
+            .chain([if self.required { &b"1"[..] } else { b"0" }])
+            .collect();
+        crate::crypto::sha256::digest(&parts)
+    }
+
+    /// TEMP
+    #[must_use]
+    pub fn revocation(&self) -> [u8; 16] {
+        [0; 16]
+    }
+
     /// In the order of the file.
     #[must_use]
     pub fn authorities(&self) -> &[Authority] {

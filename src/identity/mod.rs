@@ -15,6 +15,8 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::NamePattern;
+use crate::crypto::sha256;
+use crate::tls::resumption;
 
 /// A certificate chain whose key is known to fit.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct Identity {
     pub subject: String,
     /// Serial number of the leaf in hexadecimal.
     pub serial: String,
+    /// Of public key and names: what a session is bound to in which this was shown. A renewal that keeps both keeps sessions.
+    digest: resumption::Digest,
     certified: Arc<CertifiedKey>,
 }
 
@@ -67,6 +71,7 @@ impl Identity {
         let subject = parsed.subject().to_string();
         let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
+        let digest = digest(parsed.public_key().raw, &names);
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) => {}
@@ -82,6 +87,7 @@ impl Identity {
             not_before,
             subject,
             serial,
+            digest,
             certified: Arc::new(certified),
         })
     }
@@ -156,6 +162,16 @@ fn leaf_names(leaf: &CertificateDer<'_>) -> Result<Vec<NamePattern>, ChainError>
             None => NamePattern::Exact(name.to_ascii_lowercase()),
         })
         .collect())
+}
+
+fn digest(public_key: &[u8], names: &[NamePattern]) -> resumption::Digest {
+    let mut names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    names.sort_unstable();
+    let key = sha256::digest(&[public_key]);
+    let [front, _] = *sha256::digest(&[&key, names.join("\n").as_bytes()]).as_chunks().0 else {
+        unreachable!("a hash of 32 bytes has two halves")
+    };
+    front
 }
 
 /// Names mapped to values in order: exact names first, then a wildcard of one label.
@@ -240,7 +256,10 @@ impl ResolvesServerCert for Selector {
         } else {
             candidates.iter().find(|identity| identity.fits(&hello))
         };
-        chosen.map(|identity| Arc::clone(&identity.certified))
+        chosen.map(|identity| {
+            resumption::note_identity(identity.digest);
+            Arc::clone(&identity.certified)
+        })
     }
 }
 

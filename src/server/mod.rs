@@ -2,6 +2,7 @@
 
 pub mod host;
 mod listen;
+pub mod ticket_secret;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,9 +16,12 @@ use ringlock_hsm::custody::Custody;
 
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
+use self::ticket_secret::TicketSecrets;
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
-use crate::control::metrics::{CertificateView, KeyGroupView, ServerView, TokenView, UpstreamView, View, WorkerView};
+use crate::control::metrics::{
+    CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
+};
 use crate::control::{Condition, Service};
 use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
@@ -41,6 +45,9 @@ pub enum StartError {
     /// A thread, or the driver that is made in it, cannot be started.
     #[error("cannot start a thread: {0}; check the limits of this process (ulimit -a)")]
     Thread(#[source] std::io::Error),
+    /// There is no page for the secret of session tickets.
+    #[error("no memory for the secret of session tickets: {0}")]
+    Memory(#[source] std::io::Error),
 }
 
 impl From<Vec<Problem>> for StartError {
@@ -53,18 +60,40 @@ impl From<Vec<Problem>> for StartError {
 ///
 /// # Errors
 /// Everything that the configuration asks for and is not there.
-pub fn load(config: Config) -> Result<(Plan, Snapshot, Custody), Vec<Problem>> {
+pub fn load(config: Config) -> Result<Loaded, Vec<Problem>> {
     let plan = host::plan(&config);
+    let ticket_secret = ticket_secret::read(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
     if let Err(problems) = host::check_users_of_signers(&config, &[]) {
         return Err(plan.err().into_iter().flatten().chain(problems).collect());
     }
     let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
     let mut custody = Custody::new(workers, launcher);
-    match (plan, Snapshot::load(config, workers, None, &mut custody)) {
-        (Ok(plan), Ok(snapshot)) => Ok((plan, snapshot, custody)),
-        (plan, snapshot) => Err(plan.err().into_iter().chain(snapshot.err()).flatten().collect()),
+    let snapshot = Snapshot::load(config, workers, None, &mut custody);
+    match (plan, snapshot, ticket_secret) {
+        (Ok(plan), Ok(snapshot), Ok(ticket_secret)) => Ok(Loaded {
+            plan,
+            snapshot,
+            custody,
+            ticket_secret,
+        }),
+        (plan, snapshot, ticket_secret) => {
+            let problems = plan.err().into_iter().chain(snapshot.err()).flatten();
+            Err(problems.chain(ticket_secret.err()).collect())
+        }
     }
+}
+
+/// What `run` begins with.
+pub struct Loaded {
+    /// What the machine gives.
+    pub plan: Plan,
+    /// The configuration with its files.
+    pub snapshot: Snapshot,
+    /// The tokens that it uses.
+    pub custody: Custody,
+    /// What tickets are to be sealed with.
+    pub ticket_secret: ticket_secret::Loaded,
 }
 
 /// See the module.
@@ -72,6 +101,7 @@ pub struct Server {
     loader: Loader,
     plan: Plan,
     custody: Custody,
+    ticket_secrets: TicketSecrets,
     /// Whom signers can become though the gateway is not root any more.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
@@ -117,15 +147,23 @@ impl Server {
         loader: Loader,
         lines_lost: LinesLost,
     ) -> Result<Server, StartError> {
-        let (plan, snapshot, custody) = load(config)?;
+        let Loaded {
+            plan,
+            snapshot,
+            custody,
+            ticket_secret,
+        } = load(config)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
         host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
+        let ticket_secrets = TicketSecrets::new(Arc::clone(&snapshot.tickets), &snapshot.config.tickets, ticket_secret)
+            .map_err(StartError::Memory)?;
         let mut server = Server {
             loader,
             plan,
             custody,
+            ticket_secrets,
             users_of_signers: host::users_of_signers(&snapshot.config),
             snapshot: Arc::clone(&snapshot),
             workers: Vec::new(),
@@ -237,11 +275,15 @@ impl Server {
         // Signers become whom the gateway has become.
         config.global.user.clone_from(&old.user);
         host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
+        let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
         let snapshot = snapshot.map_err(|problems| lines(&problems))?;
         let sockets =
             bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
+        self.ticket_secrets
+            .reload(&snapshot.config.tickets, ticket_secret)
+            .map_err(|error| StartError::Memory(error).to_string())?;
         self.serve(Arc::new(snapshot), sockets);
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -292,12 +334,20 @@ impl Service for Server {
             status: token.status(),
             signer_restarts: token.signer_restarts(),
         };
+        let session_cache = |listener: &crate::snapshot::Listener| {
+            Some(SessionCacheView {
+                listener: listener.name.to_string(),
+                usage: listener.resumption.cache()?.usage(),
+            })
+        };
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
             certificates: self.snapshot.identities.iter().map(certificate).collect(),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
+            tickets: self.snapshot.tickets.in_use(),
+            session_caches: self.snapshot.listeners.iter().filter_map(session_cache).collect(),
             epoch: self.snapshot.epoch,
             reloads_succeeded: self.reloads_succeeded,
             reloads_failed: self.reloads_failed,
@@ -323,7 +373,9 @@ impl Service for Server {
 
     fn tick(&mut self, now: Instant) -> Option<Duration> {
         self.custody.tick(now);
-        self.custody.has_signers().then_some(CUSTODY_INTERVAL)
+        let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
+        let tickets = self.ticket_secrets.tick(now);
+        Some(custody.map_or(tickets, |custody| custody.min(tickets)))
     }
 
     fn reload(&mut self) -> Result<String, String> {

@@ -192,6 +192,7 @@ pub struct ClientHello<'a> {
     /// KeyShareEntry entries: group, two bytes of length, never 0, then that many bytes.
     key_shares: &'a [u8],
     supported_versions: Option<&'a [u8]>,
+    takes_tickets: bool,
 }
 
 impl<'a> ClientHello<'a> {
@@ -222,6 +223,7 @@ impl<'a> ClientHello<'a> {
             signature_schemes: &[],
             key_shares: &[],
             supported_versions: None,
+            takes_tickets: false,
         };
         // A TLS 1.2 client may send no extensions at all (RFC 5246 section 7.4.1.2).
         if !body.is_empty() {
@@ -252,6 +254,10 @@ impl<'a> ClientHello<'a> {
                 16 => self.alpn = read_alpn(content.prefixed_u16()?)?,
                 43 => self.supported_versions = Some(u16_list(content.prefixed_u8()?)?),
                 51 => self.key_shares = read_key_shares(content.prefixed_u16()?)?,
+                35 => {
+                    self.takes_tickets = true;
+                    content = Reader(&[]);
+                }
                 _ => content = Reader(&[]), // not ours to judge
             }
             if !content.is_empty() {
@@ -322,6 +328,12 @@ impl<'a> ClientHello<'a> {
             .filter(|version| (0x0300..=0x0304).contains(version))
             .max();
         known.or_else(|| self.versions().max()).unwrap_or(self.legacy_version)
+    }
+
+    /// Whether the client takes tickets of TLS 1.2 (RFC 5077), with or without offering one.
+    #[must_use]
+    pub fn takes_tickets(&self) -> bool {
+        self.takes_tickets
     }
 
     /// Whether the client would rather have ChaCha20-Poly1305: one without AES instructions lists it before any AES-GCM.

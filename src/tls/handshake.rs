@@ -13,6 +13,7 @@ use rustls::{
 use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
 use super::records::{Records, record_end};
+use super::resumption::{self, Attempt};
 use super::unbuffered::{self, Processed};
 use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
@@ -20,13 +21,15 @@ use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
 use crate::error::{Cause, HandshakeFailure, KeyFailure, alert_name};
 use crate::identity::client_auth;
-use crate::metrics::Negotiated;
+use crate::metrics::{self, Negotiated, Resumptions};
 
 /// See the module.
 pub struct Connection {
     policy: Arc<Policy>,
     state: State,
     server_name: Option<Box<str>>,
+    /// While rustls has the connection and is not at work.
+    attempt: Option<Box<Attempt>>,
     /// Highest version the client offered, as on the wire.
     offered_version: u16,
     /// Where the record ends that completes the ClientHello.
@@ -75,6 +78,7 @@ struct Exchange {
 /// What a call of rustls gives back.
 struct Called {
     rustls: Box<UnbufferedServerConnection>,
+    attempt: Box<Attempt>,
     processed: Processed,
     /// The bytes of a call that had a copy of them: decrypted in place, and to be given so again where a message has not ended.
     given: Option<Vec<u8>>,
@@ -91,6 +95,7 @@ struct Window {
 struct Established {
     records: Records,
     negotiated: Option<Negotiated>,
+    resumptions: Resumptions,
     alpn: Option<Box<[u8]>>,
 }
 
@@ -100,6 +105,7 @@ impl Tls for Connection {
             policy: Arc::clone(policy),
             state: State::Hello(Gathering::default()),
             server_name: None,
+            attempt: None,
             offered_version: 0,
             hello_end: 0,
         }
@@ -132,7 +138,7 @@ impl Tls for Connection {
                     let Exchange { group, peer_share } = exchange;
                     provider::with_prepared(group, peer_share, answer, || unbuffered::process(rustls, given))
                 };
-                let progress = call_that_may_wait(rustls, given, call);
+                let progress = call_that_may_wait(rustls, self.take_attempt(), given, call);
                 self.go_on(progress, at, received, outboxes)
             }
             State::Answered { call, end, answer } => {
@@ -194,43 +200,63 @@ impl Tls for Connection {
     fn negotiated(&self) -> Option<Negotiated> {
         self.established()?.negotiated
     }
+
+    fn resumptions(&self) -> Resumptions {
+        self.established().map(|this| this.resumptions).unwrap_or_default()
+    }
 }
 
 fn negotiated(rustls: &UnbufferedServerConnection) -> Option<Negotiated> {
     let suite = rustls.negotiated_cipher_suite()?.suite();
-    let group = rustls.negotiated_key_exchange_group()?.name();
+    let group = match rustls.negotiated_key_exchange_group() {
+        Some(group) => position(&GROUPS, &group.name())?,
+        None => position(&metrics::GROUPS, &metrics::NO_GROUP)?,
+    };
     Some(Negotiated {
         version: u8::from(rustls.protocol_version()? == ProtocolVersion::TLSv1_3),
         suite: position(&SUITES, &suite)?,
-        group: position(&GROUPS, &group)?,
-        resumption: u8::from(rustls.handshake_kind()? == HandshakeKind::Resumed),
+        group,
+        resumption: u8::from(is_resumed(rustls)),
     })
+}
+
+/// As far as rustls knows by now.
+fn is_resumed(rustls: &UnbufferedServerConnection) -> bool {
+    rustls.handshake_kind() == Some(HandshakeKind::Resumed)
+}
+
+/// Calls rustls with records.
+fn call(
+    mut rustls: Box<UnbufferedServerConnection>,
+    attempt: Box<Attempt>,
+    received: &mut [u8],
+    call: impl FnOnce(&mut UnbufferedServerConnection, &mut [u8]) -> Processed,
+) -> Called {
+    let resumed = is_resumed(&rustls);
+    let (processed, attempt) = resumption::during(attempt, resumed, || call(&mut rustls, received));
+    Called {
+        rustls,
+        attempt,
+        processed,
+        given: None,
+    }
 }
 
 /// Calls rustls with records on which it asks for a signature, or for the verification of one, and may have to wait for it.
 fn call_that_may_wait(
-    mut rustls: Box<UnbufferedServerConnection>,
+    rustls: Box<UnbufferedServerConnection>,
+    attempt: Box<Attempt>,
     received: &mut [u8],
-    call: impl FnOnce(&mut UnbufferedServerConnection, &mut [u8]) -> Processed + 'static,
+    process: impl FnOnce(&mut UnbufferedServerConnection, &mut [u8]) -> Processed + 'static,
 ) -> Progress<Called> {
     if !suspend::is_allowed() {
-        let processed = call(&mut rustls, received);
-        let given = None;
-        return Progress::Done(Called {
-            rustls,
-            processed,
-            given,
-        });
+        return Progress::Done(call(rustls, attempt, received, process));
     }
     let mut received = received.to_vec();
     suspend::run(move || {
-        let processed = call(&mut rustls, &mut received);
+        let called = call(rustls, attempt, &mut received, process);
         let given = Some(received);
-        Called {
-            rustls,
-            processed,
-            given,
-        }
+        Called { given, ..called }
     })
 }
 
@@ -261,7 +287,7 @@ pub const SUITES: [CipherSuite; 9] = [
     CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
 
-/// In the order of [`crate::metrics::GROUPS`].
+/// In the order of [`crate::metrics::GROUPS`], without the last.
 pub const GROUPS: [NamedGroup; 4] = [
     NamedGroup::X25519MLKEM768,
     NamedGroup::X25519,
@@ -283,6 +309,10 @@ impl Connection {
         } else {
             None
         }
+    }
+
+    fn take_attempt(&mut self) -> Box<Attempt> {
+        self.attempt.take().expect("it is here while rustls is not at work")
     }
 
     /// Looks at the ClientHello received so far. When it is complete the state moves on, and there may be a key exchange to
@@ -327,6 +357,7 @@ impl Connection {
         let rustls = UnbufferedServerConnection::new(Arc::clone(config))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
+        self.attempt = Some(Box::new(Attempt::new(hello.takes_tickets())));
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {
@@ -362,16 +393,11 @@ impl Connection {
             let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
             at.end = end;
             let given = &mut received[at.used..end];
+            let attempt = self.take_attempt();
             let progress = if end == self.hello_end || verifies || is_client_hello(given) {
-                call_that_may_wait(rustls, given, unbuffered::process)
+                call_that_may_wait(rustls, attempt, given, unbuffered::process)
             } else {
-                let processed = unbuffered::process(&mut rustls, given);
-                let given = None;
-                Progress::Done(Called {
-                    rustls,
-                    processed,
-                    given,
-                })
+                Progress::Done(call(rustls, attempt, given, unbuffered::process))
             };
             match self.after(progress, at, received, outboxes) {
                 ControlFlow::Continue((same, next)) => (rustls, at) = (same, next),
@@ -379,12 +405,14 @@ impl Connection {
             }
         }
         let negotiated = negotiated(&rustls);
+        let resumptions = self.take_attempt().outcome(is_resumed(&rustls));
         let alpn = rustls.alpn_protocol().map(Into::into);
         match Records::new(*rustls) {
             Ok(records) => {
                 self.state = State::Established(Box::new(Established {
                     records,
                     negotiated,
+                    resumptions,
                     alpn,
                 }));
                 (at.end, Step::Established)
@@ -420,6 +448,7 @@ impl Connection {
     ) -> ControlFlow<(usize, Step), (Box<UnbufferedServerConnection>, Window)> {
         let Called {
             rustls,
+            attempt,
             processed,
             given,
         } = match progress {
@@ -437,6 +466,7 @@ impl Connection {
                 return ControlFlow::Break((at.used, Step::Crypto(op)));
             }
         };
+        self.attempt = Some(attempt);
         if let Some(given) = given {
             received[at.used..at.end].copy_from_slice(&given);
         }

@@ -8,6 +8,9 @@ pub mod handshake;
 pub mod policy;
 mod protection;
 pub mod records;
+pub mod resumption;
+pub mod session_cache;
+pub mod tickets;
 mod unbuffered;
 
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use std::time::Instant;
 use crate::buffers::{Outbox, SendPool, Sink};
 use crate::crypto::{CryptoOp, CryptoResult};
 use crate::error::{Cause, HandshakeFailure};
-use crate::metrics::Negotiated;
+use crate::metrics::{Negotiated, Resumptions};
 use policy::Policy;
 
 /// The TLS of one connection, as a session sees it: bytes in, bytes and decisions out. rustls is one implementation
@@ -52,6 +55,9 @@ pub trait Tls: Sized {
 
     /// What was agreed on, once the handshake is complete.
     fn negotiated(&self) -> Option<Negotiated>;
+
+    /// What became of sessions, once the handshake is complete.
+    fn resumptions(&self) -> Resumptions;
 }
 
 /// Where the client's records put what comes out of them.

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
+use rustls::server::{ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
 
+use super::resumption::Resumption;
 use crate::config::{Tls, TlsVersion};
 use crate::crypto::cpu::Cpu;
 use crate::crypto::provider;
 use crate::identity::Selector;
 use crate::identity::client_auth::ClientAuth;
+use crate::limits::TICKETS_PER_HANDSHAKE_MAX;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ pub struct Policy {
 
 impl Policy {
     /// Settings of a listener whose identities are in `selector`, and which asks clients for certificates if there is a
-    /// `client_auth`.
+    /// `client_auth`. Sessions are resumed as `resumption` has it.
     ///
     /// # Errors
     /// rustls' word on suites and versions that do not go together.
@@ -36,6 +38,7 @@ impl Policy {
         tls: &Tls,
         client_auth: Option<&ClientAuth>,
         selector: Arc<Selector>,
+        resumption: &Arc<Resumption>,
         cpu: Cpu,
     ) -> Result<Policy, rustls::Error> {
         let groups = tls.groups.clone().unwrap_or_else(provider::auto_groups);
@@ -48,7 +51,7 @@ impl Policy {
         };
         let config = |suites: &[CipherSuite]| {
             let provider = provider::provider(suites, &groups);
-            server_config(tls, client_auth, provider, &selector)
+            server_config(tls, client_auth, provider, &selector, resumption)
         };
         Ok(Policy {
             ours: config(&suites)?,
@@ -109,6 +112,7 @@ fn server_config(
     client_auth: Option<&ClientAuth>,
     provider: Arc<CryptoProvider>,
     selector: &Arc<Selector>,
+    resumption: &Arc<Resumption>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut versions = Vec::new();
     if tls.max_version == TlsVersion::Tls13 {
@@ -128,9 +132,15 @@ fn server_config(
         .with_cert_resolver(resolver);
     config.ignore_client_order = true;
     config.alpn_protocols.clone_from(&tls.alpn);
-    // No resumption of any kind: a stock ticket or session is not bound to the policy it was issued under.
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.time_provider = Arc::clone(resumption.clock());
+    config.ticketer = resumption.clone();
+    config.session_storage = resumption.clone();
+    // Browsers and curl use one for each connection, and each resumption brings the next. Who wants several asks for them (RFC 9149).
+    let resumes = resumption.issues_tickets() || resumption.cache().is_some();
+    config.send_tls13_tickets = usize::from(resumes);
+    config.max_tls13_tickets = if resumes { TICKETS_PER_HANDSHAKE_MAX } else { 0 };
+    // Early data can be replayed, and bytes that are passed on as they are cannot be told from a replay.
+    config.max_early_data_size = 0;
     // For the record layer, which is ours.
     config.enable_secret_extraction = true;
     Ok(Arc::new(config))

@@ -12,7 +12,7 @@ use ringlock::buffers::Sink;
 use ringlock::crypto::{CryptoOp, CryptoResult};
 use ringlock::error::{Cause, HandshakeFailure};
 use ringlock::limits::KEY_UPDATES_PER_SECOND_MAX;
-use ringlock::metrics::Negotiated;
+use ringlock::metrics::{Negotiated, Resumptions};
 use ringlock::net::sim::random::Random;
 use ringlock::tls::policy::Policy;
 use ringlock::tls::records::record_end;
@@ -262,6 +262,10 @@ impl Tls for ScriptedServer {
 
     fn alpn(&self) -> Option<&[u8]> {
         None
+    }
+
+    fn resumptions(&self) -> Resumptions {
+        Resumptions::default()
     }
 
     fn negotiated(&self) -> Option<Negotiated> {

@@ -7,6 +7,7 @@ use ringlock_hsm::protocol::{Breaker, TokenStatus};
 
 use super::*;
 use crate::metrics::KeyMetrics;
+use crate::tls::session_cache::Usage;
 
 /// A view in which everything that can be counted has been.
 pub(in crate::control) fn busy() -> View {
@@ -70,6 +71,19 @@ pub(in crate::control) fn busy() -> View {
                 ..TokenStatus::default()
             },
             signer_restarts: 4,
+        }],
+        tickets: InUse {
+            epoch: 498_000,
+            secrets: 2,
+        },
+        session_caches: vec![SessionCacheView {
+            listener: "edge".to_owned(),
+            usage: Usage {
+                entries: 7,
+                bytes: 3_000,
+                capacity: 1 << 26,
+                evicted: 5,
+            },
         }],
         epoch: 3,
         reloads_succeeded: 2,

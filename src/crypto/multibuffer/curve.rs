@@ -117,7 +117,7 @@ impl<C: Curve> Scalar<C> {
     pub fn random() -> Scalar<C> {
         let mut bytes = C::BYTES;
         loop {
-            aws_lc_rs::rand::fill(bytes.as_mut()).expect("aws-lc's generator ends the process rather than fail");
+            crate::crypto::random(bytes.as_mut());
             let scalar = Self::from_be_bytes(bytes.as_ref());
             bytes.zeroize();
             if let Some(scalar) = scalar {

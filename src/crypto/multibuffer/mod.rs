@@ -71,7 +71,7 @@ impl Secret32 {
     #[must_use]
     pub fn random() -> Secret32 {
         let mut secret = Secret([0; 32]);
-        aws_lc_rs::rand::fill(&mut secret.0).expect("aws-lc's generator ends the process rather than fail");
+        crate::crypto::random(&mut secret.0);
         secret
     }
 }

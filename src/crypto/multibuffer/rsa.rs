@@ -146,7 +146,7 @@ impl Block {
         let mut block = Block::new(bits);
         let (masked, end) = block.bytes[..block.length].split_at_mut(block.length - size - 1);
         let (padding, salt) = masked.split_at_mut(masked.len() - size);
-        aws_lc_rs::rand::fill(salt).expect("aws-lc's generator ends the process rather than fail");
+        crate::crypto::random(salt);
         let mut context = digest::Context::new(algorithm);
         context.update(&[0; 8]);
         context.update(digest::digest(algorithm, message).as_ref());

@@ -155,6 +155,7 @@ impl<T: Tls> Session<T> {
         if let Some(kind) = self.tls.negotiated() {
             cx.metrics.handshakes(kind).add(1);
         }
+        cx.metrics.count_resumptions(self.tls.resumptions());
         let listener: &Listener = &cx.snapshot.listeners[self.listener];
         self.upstream_id = listener.route(self.tls.server_name());
         let upstream = &cx.snapshot.upstreams[self.upstream_id.0].settings;

@@ -1,11 +1,11 @@
-//! Memory for secrets that wait: locked, left out of core dumps, and zero in a child of this process.
+//! Queues in memory for secrets.
 
 use std::io;
 use std::marker::PhantomData;
 
-use memmap2::{Advice, MmapMut};
 use zeroize::Zeroize;
 
+use crate::crypto::memory::SecretMemory;
 use crate::mutants::{Mutant, active};
 
 /// What can be kept as bytes. It has no copy elsewhere, and goes into memory and out of it once.
@@ -22,7 +22,7 @@ pub trait Kept: Sized {
 
 /// A bounded queue. Its counters lie in the same memory, so that a child of this process finds it empty.
 pub(super) struct Queue<T> {
-    memory: MmapMut,
+    memory: SecretMemory,
     capacity: usize,
     kept: PhantomData<T>,
 }
@@ -33,14 +33,10 @@ impl<T: Kept> Queue<T> {
     /// One with room for so many.
     ///
     /// # Errors
-    /// There is no memory, or none that can be locked (RLIMIT_MEMLOCK), or the kernel cannot keep it from children (before Linux 4.14).
+    /// As [`SecretMemory::new`].
     pub(super) fn new(capacity: usize) -> io::Result<Queue<T>> {
-        let memory = MmapMut::map_anon(COUNTERS_BYTES + capacity * T::BYTES)?;
-        wipe_on_fork(&memory)?;
-        memory.advise(Advice::DontDump)?;
-        memory.lock()?;
         Ok(Queue {
-            memory,
+            memory: SecretMemory::new(COUNTERS_BYTES + capacity * T::BYTES)?,
             capacity,
             kept: PhantomData,
         })
@@ -103,21 +99,6 @@ impl<T: Kept> Queue<T> {
     fn set_counter(&mut self, at: usize, value: usize) {
         self.memory[at..at + 8].copy_from_slice(&value.to_ne_bytes());
     }
-}
-
-impl<T> Drop for Queue<T> {
-    fn drop(&mut self) {
-        self.memory.zeroize();
-    }
-}
-
-#[expect(unsafe_code, reason = "memmap2 does not know this advice")]
-fn wipe_on_fork(memory: &MmapMut) -> io::Result<()> {
-    let start = memory.as_ptr().cast_mut().cast();
-    // SAFETY: the range is that of a private anonymous mapping which is all ours. In this process the advice changes nothing; in
-    // a child, which has pages of its own, they are zero, and zeros are as good bytes as any.
-    unsafe { rustix::mm::madvise(start, memory.len(), rustix::mm::Advice::LinuxWipeOnFork)? };
-    Ok(())
 }
 
 /// Moves numbers to the front of `bytes`, and gives what is behind them.

@@ -1,0 +1,207 @@
+//! The secret of tickets: made here, or read from a file and read again when the file is replaced.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use zeroize::Zeroizing;
+
+use crate::config::{self, Config, Problem, TicketSecret};
+use crate::crypto;
+use crate::limits::{TICKET_SECRET_BYTES_MAX, TICKET_SECRET_BYTES_MIN, TICKET_SECRET_CHECK_INTERVAL};
+use crate::tls::tickets::{Secrets, Tickets};
+
+/// A secret as the configuration has it.
+type Bytes = Zeroizing<Vec<u8>>;
+
+/// What the tickets of this process are sealed with.
+pub(super) struct TicketSecrets {
+    secrets: Secrets,
+    settings: config::Tickets,
+    /// The file as it was read, when there is one.
+    read: Option<Stamp>,
+    /// As it was found last, when that was another.
+    changed: Option<Stamp>,
+    /// When it is looked at again.
+    look_at: Instant,
+}
+
+/// Tells one content of a file from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+/// What was read.
+pub struct Loaded {
+    secret: Option<Bytes>,
+    stamp: Option<Stamp>,
+}
+
+/// Reads the secret that the configuration names.
+///
+/// # Errors
+/// It cannot be used.
+pub fn read(config: &Config) -> Result<Loaded, Problem> {
+    let TicketSecret::File(path) = &config.tickets.secret else {
+        return Ok(Loaded {
+            secret: None,
+            stamp: None,
+        });
+    };
+    let (secret, stamp) = read_file(path).map_err(|found| {
+        let expected = format!("a file of {TICKET_SECRET_BYTES_MIN} to {TICKET_SECRET_BYTES_MAX} random bytes");
+        let remedy = format!(
+            "check path and permissions; a new one is made with: openssl rand -out {} 48",
+            path.display()
+        );
+        let found = format!("{found} in {}", path.display());
+        config.places.problem("tickets.secret", found, expected, remedy)
+    })?;
+    Ok(Loaded {
+        secret: Some(secret),
+        stamp: Some(stamp),
+    })
+}
+
+impl TicketSecrets {
+    /// Publishes to `tickets` what was loaded.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn new(tickets: Arc<Tickets>, settings: &config::Tickets, loaded: Loaded) -> io::Result<TicketSecrets> {
+        let mut this = TicketSecrets {
+            secrets: Secrets::new(tickets),
+            settings: settings.clone(),
+            read: None,
+            changed: None,
+            look_at: Instant::now(),
+        };
+        let secret = loaded.secret.unwrap_or_else(random);
+        this.secrets.replace(&secret, settings.rotation, unix_now())?;
+        this.read = loaded.stamp;
+        Ok(this)
+    }
+
+    /// A configuration is in force for which this was loaded. A secret that was made here is kept.
+    pub(super) fn reload(&mut self, settings: &config::Tickets, loaded: Loaded) -> io::Result<()> {
+        let same = self.settings.secret == settings.secret && self.settings.rotation == settings.rotation;
+        self.settings = settings.clone();
+        self.changed = None;
+        match loaded.secret {
+            Some(secret) => self.use_file(&secret, loaded.stamp),
+            None if same => Ok(()),
+            None => {
+                self.read = None;
+                self.secrets.replace(&random(), settings.rotation, unix_now())?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens and closes epochs, and looks whether the file has been replaced. Returns when to call again.
+    pub(super) fn tick(&mut self, now: Instant) -> Duration {
+        let due = self.secrets.advance(unix_now()).unwrap_or_else(|error| {
+            tracing::error!(error = %error, "the epoch of session tickets cannot be changed");
+            1
+        });
+        let TicketSecret::File(path) = self.settings.secret.clone() else {
+            return Duration::from_secs(due);
+        };
+        if now >= self.look_at {
+            self.look(&path);
+            self.look_at = now + TICKET_SECRET_CHECK_INTERVAL;
+        }
+        Duration::from_secs(due).min(self.look_at - now)
+    }
+
+    fn look(&mut self, path: &Path) {
+        // What was read from a file that has gone stays in use.
+        let Ok(found) = fs::metadata(path).map(|metadata| Stamp::of(&metadata)) else {
+            return;
+        };
+        if Some(found) == self.read {
+            self.changed = None;
+            return;
+        }
+        // One that is being written is left alone until it has stayed as it is for a while.
+        if self.changed.replace(found) != Some(found) {
+            return;
+        }
+        match read_file(path) {
+            Ok((secret, stamp)) => match self.use_file(&secret, Some(stamp)) {
+                Ok(()) => {}
+                Err(error) => tracing::error!(error = %error, "the new secret of session tickets cannot be used"),
+            },
+            Err(found) => {
+                // Told once for each change.
+                self.read = self.changed;
+                tracing::error!(
+                    file = %path.display(),
+                    "the secret of session tickets was replaced by what cannot be used ({found}): the old one stays in use"
+                );
+            }
+        }
+    }
+
+    fn use_file(&mut self, secret: &[u8], stamp: Option<Stamp>) -> io::Result<()> {
+        self.read = stamp;
+        self.changed = None;
+        if self.secrets.replace(secret, self.settings.rotation, unix_now())? {
+            tracing::info!(
+                "session tickets are sealed with a new secret; those of the old one are accepted until their time is over"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        Stamp {
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// The content of a file, or what was found in place of a secret.
+fn read_file(path: &Path) -> Result<(Bytes, Stamp), String> {
+    let unreadable = |error: io::Error| format!("nothing readable ({error})");
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err("no regular file".into());
+    }
+    let mut secret = Zeroizing::new(Vec::with_capacity(TICKET_SECRET_BYTES_MAX + 1));
+    file.take(TICKET_SECRET_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut secret)
+        .map_err(unreadable)?;
+    if secret.len() > TICKET_SECRET_BYTES_MAX {
+        Err(format!("more than {TICKET_SECRET_BYTES_MAX} bytes"))
+    } else if secret.len() < TICKET_SECRET_BYTES_MIN {
+        Err(format!("{} bytes", secret.len()))
+    } else if secret.iter().all(|byte| *byte == secret[0]) {
+        Err("the same byte again and again".into())
+    } else {
+        Ok((secret, Stamp::of(&metadata)))
+    }
+}
+
+fn random() -> Bytes {
+    let mut secret = Zeroizing::new(vec![0; TICKET_SECRET_BYTES_MIN]);
+    crypto::random(&mut secret);
+    secret
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
