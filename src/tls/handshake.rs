@@ -357,7 +357,7 @@ impl Connection {
         let rustls = UnbufferedServerConnection::new(Arc::clone(config))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
-        self.attempt = Some(Box::new(Attempt::new(hello.takes_tickets())));
+        self.attempt = Some(Box::new(Attempt::new(!tls13, hello.takes_tickets())));
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {
