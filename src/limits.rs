@@ -9,8 +9,8 @@ pub const RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
 /// A ClientHello longer than this is refused. Chromium with X25519MLKEM768 sends about 1.9 KB; 16 KiB leaves room for long ticket lists.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024;
 
-/// A session with more than this is not put into a ticket or cache: a client whose certificate chain is that long does full handshakes.
-/// Its ClientHello could not carry several of them.
+/// A session with more than this is not put into a ticket: a client whose certificate chain is that long does full handshakes. Two such
+/// tickets still fit a ClientHello.
 pub const TICKET_VALUE_BYTES_MAX: usize = 6 * 1024;
 
 /// Tickets that a client of TLS 1.3 gets at most, when it asks for a number of them (RFC 9149).
@@ -196,3 +196,18 @@ pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
 
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;
+
+/// A session larger than this is not cached. One without client certificates has some 200 bytes, and one with a chain of three
+/// RSA-4096 certificates about 6 KiB.
+pub const SESSION_BYTES_MAX: usize = 16 * 1024;
+
+/// One lock of a session cache guards so much: a few thousand sessions, so that a table that grows holds up others for some tens of microseconds.
+pub const SESSION_SHARD_BYTES: usize = 1024 * 1024;
+
+/// Of a session cache, what sessions may take that were resumed from. The rest is there for new ones, however many clients return.
+pub const SESSION_PROTECTED_PERCENT: usize = 80;
+
+const _: () = assert!(
+    SESSION_PROTECTED_PERCENT < 100,
+    "a client that comes for the first time can return"
+);

@@ -224,7 +224,7 @@ impl Resumption {
         let now = self.now()?;
         let binding = attempt.binding(now, self.revocation);
         let end = self.end(&binding);
-        if end <= now || value.len() > TICKET_VALUE_BYTES_MAX {
+        if end <= now {
             return None;
         }
         let mut bound = Zeroizing::new(Vec::with_capacity(value.len() + Binding::BYTES));
@@ -317,6 +317,9 @@ impl ProducesTickets for Resumption {
         let tickets = self.tickets.as_ref()?;
         with_current(|attempt| {
             attempt.hint = 0;
+            if value.len() > TICKET_VALUE_BYTES_MAX {
+                return None;
+            }
             let (bound, now, end) = self.bind(attempt, value)?;
             let sealed = tickets.seal(&self.policy, &bound)?;
             let left = end.min(sealed.accepted_until).saturating_sub(now);
