@@ -210,16 +210,6 @@ fn gnutls_resumes(io: Io) {
     assert_resumptions(&gateway, "ticket", 2, 2);
 }
 
-/// A connection in which a message goes there and comes back; how its handshake was done.
-#[track_caller]
-fn handshake_kind(client: &Client<'_>) -> HandshakeKind {
-    let mut connection = client.connect();
-    echoes(&mut connection, b"there and back");
-    let kind = connection.tls.handshake_kind().unwrap();
-    assert!(connection.finish().is_empty());
-    kind
-}
-
 fn rustls_resumes(io: Io) {
     let origin = Origin::echo();
     let gateway = Setup::new(io, &[origin.address()]).start();

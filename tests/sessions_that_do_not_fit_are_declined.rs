@@ -150,48 +150,10 @@ fn a_ticket_cut_off_or_lengthened_is_declined(io: Io) {
     }
 }
 
-/// OpenSSL's server with the gateway's own certificate, and a session that it has given.
-#[track_caller]
-fn session_of_openssl(gateway: &Gateway, version: &str, flags: &[&str]) -> SavedSession {
-    let address = free_address().to_string();
-    let [certificate, key] = ["site.pem", "site.key"].map(|file| gateway.folder().join(file).display().to_string());
-    let fixed = [
-        "s_server",
-        "-quiet",
-        "-accept",
-        &address,
-        "-cert",
-        &certificate,
-        "-key",
-        &key,
-        version,
-    ];
-    let server = Program::start("openssl", &[&fixed[..], flags].concat());
-    eventually("openssl to listen", || std::net::TcpStream::connect(&address).ok());
-    let file = gateway.folder().join("foreign.pem");
-    let arguments = [
-        "s_client",
-        "-connect",
-        &address,
-        "-servername",
-        SITE,
-        version,
-        "-sess_out",
-        file.to_str().unwrap(),
-    ];
-    let client = Program::start("openssl", &arguments);
-    eventually("a ticket", || {
-        std::fs::metadata(&file).ok().filter(|found| found.len() > 0)
-    });
-    client.finish();
-    drop(server);
-    SavedSession::read(&file)
-}
-
 fn a_ticket_of_openssl_is_declined(io: Io) {
     let this = Resumable::start(io);
     for version in VERSIONS {
-        let session = session_of_openssl(&this.gateway, version, &[]);
+        let session = SavedSession::of_openssl(&this.gateway, version, &[]);
         this.assert_declined(&session, &[version], "unknown");
     }
 }

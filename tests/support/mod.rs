@@ -61,7 +61,8 @@ pub(crate) use hello::{Alert, HANDSHAKE, Hello, read_alert, record};
 pub(crate) use load::{Load, under_load};
 pub(crate) use metrics::Metrics;
 pub(crate) use operation::{
-    cpu_time, echoes, exchange, raw_request, reload, s_client_arguments, s_client_echo, try_exchange, wait_for_metric,
+    cpu_time, echoes, exchange, handshake_kind, raw_request, reload, s_client_arguments, s_client_echo, try_exchange,
+    wait_for_metric,
 };
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use processes::{

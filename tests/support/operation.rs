@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use rustls::HandshakeKind;
 
 use super::{Client, Connection, End, Gateway, Program, SITE, eventually};
 
@@ -58,6 +59,16 @@ pub(crate) fn exchange(gateway: &Gateway) {
     if let Err(error) = try_exchange(&Client::new(gateway)) {
         panic!("{error}\n{}", gateway.log());
     }
+}
+
+/// A connection in which a message goes there and comes back; how its handshake was done.
+#[track_caller]
+pub(crate) fn handshake_kind(client: &Client<'_>) -> HandshakeKind {
+    let mut connection = client.connect();
+    echoes(&mut connection, b"there and back");
+    let kind = connection.tls.handshake_kind().expect("the handshake is complete");
+    assert!(connection.finish().is_empty());
+    kind
 }
 
 /// A message goes there and comes back.

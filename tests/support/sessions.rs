@@ -1,8 +1,9 @@
 //! TLS sessions: what the gateway counted of them, and those that OpenSSL has saved, read and changed.
 
+use std::net::TcpStream;
 use std::path::Path;
 
-use super::{Gateway, Metrics, run};
+use super::{Gateway, Metrics, Program, SITE, eventually, free_address, run};
 
 /// Waits until all connections have ended, and checks how many handshakes were full and how many resumed a session of this
 /// kind: `ticket` or `session`. None may have declined anything.
@@ -70,6 +71,28 @@ impl SavedSession {
             left = rest;
         }
         SavedSession { elements }
+    }
+
+    /// One that OpenSSL's server has given, with these flags and the certificate of the gateway's identity `site`.
+    #[track_caller]
+    pub(crate) fn of_openssl(gateway: &Gateway, version: &str, flags: &[&str]) -> SavedSession {
+        let address = free_address().to_string();
+        let [certificate, key] = ["site.pem", "site.key"].map(|file| gateway.folder().join(file).display().to_string());
+        let served = ["-quiet", "-cert", &certificate, "-key", &key, version];
+        let _server = Program::start(
+            "openssl",
+            &[&["s_server", "-accept", &address], &served[..], flags].concat(),
+        );
+        eventually("openssl to listen", || TcpStream::connect(&address).ok());
+        let file = gateway.folder().join("of_openssl.pem");
+        let saved = ["-sess_out", file.to_str().unwrap()];
+        let target = ["s_client", "-connect", &address, "-servername", SITE, version];
+        let client = Program::start("openssl", &[&target[..], &saved].concat());
+        eventually("a ticket", || {
+            std::fs::metadata(&file).ok().filter(|found| found.len() > 0)
+        });
+        client.finish();
+        SavedSession::read(&file)
     }
 
     /// Writes it to a file for `-sess_in`.
