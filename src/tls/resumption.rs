@@ -87,6 +87,12 @@ pub(super) fn during<R>(mut attempt: Box<Attempt>, resumed: bool, call: impl FnO
     (result, attempt)
 }
 
+/// Runs a call of rustls in a handshake that nothing is known of, for fuzz targets.
+#[cfg(fuzzing)]
+pub fn during_any<R>(call: impl FnOnce() -> R) -> R {
+    during(Box::default(), false, call).0
+}
+
 /// Runs what does not belong to the present attempt: a call of rustls is left in the middle, and others run.
 pub fn aside<R>(others: impl FnOnce() -> R) -> R {
     if active(Mutant::AttemptNotPutAside) {
