@@ -9,8 +9,8 @@ pub const RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
 /// A ClientHello longer than this is refused. Chromium with X25519MLKEM768 sends about 1.9 KB; 16 KiB leaves room for long ticket lists.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024;
 
-/// A session with more than this is not put into a ticket or cache: a client whose certificate chain is that long does full handshakes.
-/// Its ClientHello could not carry several of them.
+/// A session with more than this is not put into a ticket: a client whose certificate chain is that long does full handshakes. Two such
+/// tickets still fit a ClientHello.
 pub const TICKET_VALUE_BYTES_MAX: usize = 6 * 1024;
 
 /// Tickets that a client of TLS 1.3 gets at most, when it asks for a number of them (RFC 9149).
@@ -59,7 +59,7 @@ pub const COMPLETIONS_PER_TURN: usize = 256;
 pub const LANES: usize = 8;
 
 /// Stack of a call that can be suspended. Used at most by a release build: 12 KiB, with ML-KEM after a HelloRetryRequest or with six
-/// intermediates of a client 28 KiB; by a debug build 72 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
+/// intermediates of a client 28 KiB; by a debug build 77 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
 pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
 
 /// What lies below it and cannot be touched: more than any frame of C code is long.

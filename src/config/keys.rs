@@ -105,7 +105,8 @@ pub(super) const CPUS_MAX: u64 = 1024;
 /// Bound of `sessions`: each has a thread, and tokens have fewer.
 pub(super) const SESSIONS_MAX: u64 = 1024;
 
-/// Bound of `queue`: a token that signs in a millisecond takes a minute for as many.
+/// Bound of `queue`: a token that signs in a millisecond takes a minute for as many. A worker has `limits::SUSPENDED_CALLS_MAX` that
+/// wait, for all queues together.
 pub(super) const QUEUE_MAX: u64 = 65_536;
 
 /// Bound of `rotation` and `lifetime`: clients keep a ticket no longer than seven days (RFC 8446 section 4.6.1).
@@ -588,7 +589,8 @@ static TOKEN: Section = Section {
             "queue",
             Kind::Count(QUEUE_MAX),
             Presence::Default("1024"),
-            "Signatures that may wait, for each worker; beyond that handshakes are refused at once.",
+            "Signatures that may wait, for each worker; beyond that handshakes are refused at once. No more \
+             than 8,192 handshakes of a worker wait in all, whatever the tables allow together.",
         ),
         key(
             "when_down",

@@ -536,13 +536,11 @@ fn without_nul(text: &str, expected: &str) -> Result<String, Refusal> {
 /// `true` or `false`
 pub(super) fn flag(report: &mut Report, item: Item<'_>) -> Option<bool> {
     debug_assert!(matches!(item.kind, Kind::Flag), "{:?} is a flag", item.at);
-    match &item.value {
-        DeValue::Boolean(flag) => Some(*flag),
-        _ => {
-            report.refuse_value(&item, "write true or false without quotes");
-            None
-        }
+    let flag = item.value.as_bool();
+    if flag.is_none() {
+        report.refuse_value(&item, "write true or false without quotes");
     }
+    flag
 }
 
 /// A whole number within the bounds of its kind.

@@ -378,6 +378,18 @@ fn the_other_forms_of_values_are_read() {
 }
 
 #[test]
+fn what_bounds_all_queues_together_is_as_the_documentation_has_it() {
+    let thousands = crate::limits::SUSPENDED_CALLS_MAX / 1000;
+    let bound = format!("{thousands},{:03}", crate::limits::SUSPENDED_CALLS_MAX % 1000);
+    let page = include_str!("../../docs/configuration.md");
+    let row = page.lines().find(|line| line.starts_with("| `queue` |"));
+    assert!(row.is_some_and(|row| row.contains(&bound)), "{bound}");
+    let mut keys = keys::sections().into_iter().flat_map(|(_, section)| section.keys);
+    let key = keys.find(|key| key.name == "queue");
+    assert!(key.is_some_and(|key| key.doc.contains(&bound)), "{bound}");
+}
+
+#[test]
 fn the_example_in_the_documentation_is_legal_and_shows_every_key_once() {
     let text = include_str!("../../docs/ringlock.example.toml");
     let (config, warnings) = parse(text, Path::new("ringlock.toml")).unwrap_or_else(|problems| panic!("{problems}"));

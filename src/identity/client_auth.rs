@@ -84,6 +84,10 @@ impl ClientAuth {
             mut lists,
         } = rules;
         lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
+        for position in 1..lists.len() {
+            let (newer, list) = lists.split_at_mut(position);
+            list[0].is_replaced = newer.iter().any(|newer| newer.is_like(&list[0]));
+        }
         let mut roots = RootCertStore::empty();
         let mut root_digests = Vec::with_capacity(certificates.len());
         let mut authorities = Vec::with_capacity(certificates.len());
@@ -226,6 +230,81 @@ mod tests {
             authority("one")
         );
         assert!(error(&garbage).starts_with("certificate 2, "), "{}", error(&garbage));
+    }
+
+    fn name(text: &str) -> ClientName {
+        ClientName::parse(text).unwrap()
+    }
+
+    /// Whatever decides who is let in makes another policy; order, repetition and what is revoked do not.
+    #[test]
+    fn policies_differ_when_what_they_say_does() {
+        let (one, two) = (authority("one"), authority("two"));
+        let policy = |pem: &str, rules: Rules| ClientAuth::from_pem(pem.as_bytes(), rules).unwrap().policy();
+        let allowing = |names: &[&str]| Rules {
+            allow: Some(names.iter().copied().map(name).collect()),
+            ..rules(true)
+        };
+        let both = format!("{one}{two}");
+        let different = [
+            policy(&one, rules(true)),
+            policy(&two, rules(true)),
+            policy(&both, rules(true)),
+            policy(&one, rules(false)),
+            policy(
+                &one,
+                Rules {
+                    verify_depth: 5,
+                    ..rules(true)
+                },
+            ),
+            policy(&one, allowing(&["cn:a"])),
+            policy(&one, allowing(&["dns:a"])),
+            policy(&one, allowing(&["dns:a", "cn:a"])),
+            policy(&one, allowing(&["dns:*.a"])),
+            policy(&one, allowing(&["cn:ab", "cn:c"])),
+            policy(&one, allowing(&["cn:a", "cn:bc"])),
+        ];
+        for (position, policy) in different.iter().enumerate() {
+            assert!(!different[..position].contains(policy), "{position}");
+        }
+        assert_eq!(
+            policy(&format!("{two}{one}{two}"), rules(true)),
+            policy(&both, rules(true))
+        );
+        assert_eq!(
+            policy(&one, allowing(&["dns:A", "cn:a"])),
+            policy(&one, allowing(&["cn:a", "dns:a"]))
+        );
+        let list = RevocationList::all_in(&revocation::tests::der(), "a.crl").unwrap();
+        let lists = Rules {
+            lists: list,
+            ..rules(true)
+        };
+        assert_eq!(policy(&one, lists), policy(&one, rules(true)));
+    }
+
+    #[test]
+    fn revocation_differs_with_the_lists() {
+        let pem = authority("one");
+        let of = |lists: &[&[u8]]| {
+            let read = |list: &&[u8]| RevocationList::all_in(list, "a.crl").unwrap();
+            let lists = lists.iter().flat_map(read).collect();
+            let rules = Rules { lists, ..rules(true) };
+            ClientAuth::from_pem(pem.as_bytes(), rules).unwrap()
+        };
+        let (one, two) = (&*revocation::tests::der(), &*revocation::tests::der());
+        assert_eq!(of(&[]).revocation(), [0; 16]);
+        assert!(!of(&[]).authorities()[0].lacks_list);
+        assert!(of(&[one]).authorities()[0].lacks_list, "it is of another CA");
+        assert_ne!(of(&[one]).revocation(), [0; 16]);
+        assert_ne!(of(&[one]).revocation(), of(&[two]).revocation());
+        assert_ne!(of(&[one]).revocation(), of(&[one, two]).revocation());
+        assert_eq!(of(&[one, two, one]).revocation(), of(&[two, one]).revocation());
+        assert_eq!(
+            of(&[one, two]).lists().iter().filter(|list| list.is_replaced).count(),
+            1
+        );
     }
 
     /// A list of names has 16 bits for its length; clients take less.

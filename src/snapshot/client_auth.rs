@@ -83,24 +83,28 @@ pub(super) fn warnings(
         );
         warn("crl", what, "add its list, or remove the CA from ca");
     }
-    for (position, list) in client_auth.lists().iter().enumerate() {
+    for list in client_auth.lists() {
         let RevocationList { issuer, source, .. } = list;
-        if list.next_update <= now {
-            let what = format!(
-                "{source} holds a revocation list of {issuer} that has expired: clients of this CA are refused"
-            );
-            warn("crl", what, "fetch the CA's present list, and reload");
+        let (what, remedy) = if list.is_replaced {
+            ("of which there is a newer one: it is not used", "remove it")
+        } else if list.next_update <= now {
+            (
+                "that has expired: clients of this CA are refused",
+                "fetch the CA's present list, and reload",
+            )
         } else if list.next_update < now + EXPIRY_WARNING_SECONDS {
-            let what = format!(
-                "{source} holds a revocation list of {issuer} that expires within a day: clients of this CA are refused after that"
-            );
-            warn("crl", what, "fetch the CA's next list in time, and reload");
-        }
-        if client_auth.lists()[..position].iter().any(|newer| newer.replaces(list)) {
-            let what =
-                format!("{source} holds a revocation list of {issuer} of which there is a newer one: it is not used");
-            warn("crl", what, "remove it");
-        }
+            (
+                "that expires within a day: clients of this CA are refused after that",
+                "fetch the CA's next list in time, and reload",
+            )
+        } else {
+            continue;
+        };
+        warn(
+            "crl",
+            format!("{source} holds a revocation list of {issuer} {what}"),
+            remedy,
+        );
     }
     warnings
 }

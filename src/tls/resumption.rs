@@ -19,6 +19,7 @@ use crate::crypto::sha256;
 use crate::identity::client_auth::ClientAuth;
 use crate::limits::TICKET_VALUE_BYTES_MAX;
 use crate::metrics::{Declined, Resumptions, SessionKind};
+use crate::mutants::{Mutant, active};
 
 /// Says which identity or which revocation lists, and nothing of them.
 pub type Digest = [u8; 16];
@@ -55,6 +56,8 @@ const NO_CERTIFICATE: u64 = u64::MAX;
 /// What is known of one handshake, and what has become of its sessions.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
+    /// TLS 1.2 is spoken.
+    tls12: bool,
     /// The client takes tickets, so that it needs no place in a cache.
     takes_tickets: bool,
     identity: Digest,
@@ -63,6 +66,8 @@ pub(super) struct Attempt {
     usable: Option<(SessionKind, Binding)>,
     /// It was found in the present call of rustls.
     is_new: bool,
+    /// It is in a ticket that the client need not replace yet.
+    lasts: bool,
     /// rustls has resumed it.
     resumed: bool,
     /// What the client is told of the last ticket, in seconds.
@@ -79,6 +84,7 @@ thread_local! {
 /// Runs a call of rustls that belongs to `attempt`. `resumed`: what rustls says of the handshake before it.
 pub(super) fn during<R>(mut attempt: Box<Attempt>, resumed: bool, call: impl FnOnce() -> R) -> (R, Box<Attempt>) {
     attempt.is_new = false;
+    attempt.lasts = false;
     attempt.resumed = resumed;
     CURRENT.set(Some(attempt));
     let result = call();
@@ -86,8 +92,17 @@ pub(super) fn during<R>(mut attempt: Box<Attempt>, resumed: bool, call: impl FnO
     (result, attempt)
 }
 
+/// Runs a call of rustls in a handshake that nothing is known of, for fuzz targets.
+#[cfg(fuzzing)]
+pub fn during_any<R>(call: impl FnOnce() -> R) -> R {
+    during(Box::default(), false, call).0
+}
+
 /// Runs what does not belong to the present attempt: a call of rustls is left in the middle, and others run.
 pub fn aside<R>(others: impl FnOnce() -> R) -> R {
+    if active(Mutant::AttemptNotPutAside) {
+        return others();
+    }
     let attempt = CURRENT.take();
     let result = others();
     CURRENT.set(attempt);
@@ -101,7 +116,8 @@ pub fn note_identity(identity: Digest) {
 
 /// The client has shown certificates, the first of which expires then, in seconds since 1970.
 pub fn note_client(until: u64) {
-    with_current(|attempt| attempt.client_until = Some(until));
+    let until = (!active(Mutant::ClientExpiryNotNoted)).then_some(until);
+    with_current(|attempt| attempt.client_until = until);
 }
 
 fn with_current<R>(act: impl FnOnce(&mut Attempt) -> R) -> Option<R> {
@@ -109,9 +125,10 @@ fn with_current<R>(act: impl FnOnce(&mut Attempt) -> R) -> Option<R> {
 }
 
 impl Attempt {
-    /// `takes_tickets`: the client says so in the form of TLS 1.2.
-    pub(super) fn new(takes_tickets: bool) -> Attempt {
+    /// `tls12`: that will be the version. `takes_tickets`: the client says so in the form of TLS 1.2.
+    pub(super) fn new(tls12: bool, takes_tickets: bool) -> Attempt {
         Attempt {
+            tls12,
             takes_tickets,
             ..Attempt::default()
         }
@@ -135,10 +152,15 @@ impl Attempt {
 
     /// What a session is bound to that is issued now: where this handshake resumes another, to what that is bound to.
     fn binding(&self, now: u64, revocation: Digest) -> Binding {
-        match self.usable {
-            // TLS 1.2 issues a ticket in the very call that resumes a session, TLS 1.3 in a later one.
-            Some((_, binding)) if self.resumed || self.is_new => binding,
-            Some(_) | None => Binding {
+        // TLS 1.2 issues a ticket in the very call that resumes a session, TLS 1.3 in a later one.
+        let resumes = self.resumed || self.is_new || active(Mutant::OfferedBindingKept);
+        match self.usable.filter(|_| resumes) {
+            Some((_, binding)) if active(Mutant::RenewalBeginsAnew) => Binding {
+                authenticated_at: now,
+                ..binding
+            },
+            Some((_, binding)) => binding,
+            None => Binding {
                 authenticated_at: now,
                 client_until: self.client_until.unwrap_or(NO_CERTIFICATE),
                 revocation,
@@ -219,7 +241,7 @@ impl Resumption {
         let now = self.now()?;
         let binding = attempt.binding(now, self.revocation);
         let end = self.end(&binding);
-        if end <= now || value.len() > TICKET_VALUE_BYTES_MAX {
+        if end <= now {
             return None;
         }
         let mut bound = Zeroizing::new(Vec::with_capacity(value.len() + Binding::BYTES));
@@ -247,9 +269,9 @@ impl Resumption {
         let binding = Binding::take_from(&mut bound).ok_or(Declined::Corrupt)?;
         let now = self.now().ok_or(Declined::Expired)?;
         let had_certificate = binding.client_until != NO_CERTIFICATE;
-        if binding.identity != attempt.identity {
+        if binding.identity != attempt.identity && !active(Mutant::IdentityNotCompared) {
             Err(Declined::Policy)
-        } else if had_certificate && binding.revocation != self.revocation {
+        } else if had_certificate && binding.revocation != self.revocation && !active(Mutant::RevocationNotCompared) {
             Err(Declined::Crl)
         } else if binding.client_until < now {
             Err(Declined::ClientCertificate)
@@ -295,8 +317,12 @@ impl Binding {
 }
 
 impl ProducesTickets for Resumption {
+    /// In TLS 1.2 rustls asks before it promises the next ticket, having found a session. A ticket of the present epoch is not replaced:
+    /// it can be used again, and OpenSSL's clients that keep sessions themselves (nginx) get no sight of the one that comes with a
+    /// resumption, while the old one counts as used up. They would do a full handshake every second time.
     fn enabled(&self) -> bool {
-        self.tickets.is_some()
+        let keeps = |attempt: &mut Attempt| attempt.tls12 && attempt.lasts;
+        self.tickets.is_some() && !with_current(keeps).unwrap_or_default()
     }
 
     /// Of the ticket issued last: rustls asks right behind [`ProducesTickets::encrypt`].
@@ -308,6 +334,9 @@ impl ProducesTickets for Resumption {
         let tickets = self.tickets.as_ref()?;
         with_current(|attempt| {
             attempt.hint = 0;
+            if value.len() > TICKET_VALUE_BYTES_MAX {
+                return None;
+            }
             let (bound, now, end) = self.bind(attempt, value)?;
             let sealed = tickets.seal(&self.policy, &bound)?;
             let left = end.min(sealed.accepted_until).saturating_sub(now);
@@ -320,7 +349,11 @@ impl ProducesTickets for Resumption {
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let tickets = self.tickets.as_ref()?;
         with_current(|attempt| match tickets.open(&self.policy, ticket) {
-            Ok(bound) => self.unbind(attempt, SessionKind::Ticket, bound),
+            Ok(bound) => {
+                let value = self.unbind(attempt, SessionKind::Ticket, bound)?;
+                attempt.lasts = tickets.is_recent(ticket);
+                Some(value)
+            }
             Err(why) => {
                 attempt.decline(SessionKind::Ticket, why.into());
                 None

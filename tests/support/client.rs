@@ -28,6 +28,8 @@ pub(crate) struct Client<'g> {
     fragment: Option<usize>,
     patience: Duration,
     wallet: Option<Wallet>,
+    /// Of all its connections, with what they remember.
+    config: Option<Arc<ClientConfig>>,
 }
 
 /// A connection of a [`Client`].
@@ -64,6 +66,7 @@ impl<'g> Client<'g> {
             fragment: None,
             patience: PATIENCE,
             wallet: None,
+            config: None,
         }
     }
 
@@ -142,6 +145,13 @@ impl<'g> Client<'g> {
         self
     }
 
+    /// Keeps sessions from now on, as a client does with the default settings of rustls: each connection resumes one of those before. What
+    /// it offers cannot be changed after this.
+    pub(crate) fn keeps_sessions(mut self) -> Self {
+        self.config = Some(self.config());
+        self
+    }
+
     /// The alert with which the gateway refuses what this client shows. In TLS 1.3 the client's handshake is over by then.
     #[track_caller]
     pub(crate) fn refused_after_its_flight(&self) -> AlertDescription {
@@ -197,6 +207,14 @@ impl<'g> Client<'g> {
 
     /// The TLS side alone.
     pub(crate) fn tls(&self) -> ClientConnection {
+        let name = self.name.clone().unwrap_or_else(|| SITE.into());
+        ClientConnection::new(self.config(), ServerName::try_from(name).unwrap()).unwrap()
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        if let Some(config) = &self.config {
+            return Arc::clone(config);
+        }
         let mut provider = aws_lc_rs::default_provider();
         if let Some(suites) = &self.suites {
             let all = aws_lc_rs::ALL_CIPHER_SUITES;
@@ -232,8 +250,7 @@ impl<'g> Client<'g> {
         config.max_fragment_size = self.fragment;
         config.alpn_protocols.clone_from(&self.alpn);
         config.enable_sni = self.name.is_some();
-        let name = self.name.clone().unwrap_or_else(|| SITE.into());
-        ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap()
+        Arc::new(config)
     }
 }
 

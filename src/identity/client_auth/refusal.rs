@@ -212,10 +212,7 @@ mod tests {
             r#"not on the allow-list: CN "a", CN "b", CN "c", CN "d""#
         );
         let many = of(&vec![name(&"\u{202e}".repeat(100_000)); 1000]);
-        assert!(
-            many.len() < 3000 && many.is_ascii() == many.replace('…', "").is_ascii(),
-            "{many}"
-        );
+        assert!(many.len() < 3000, "{many}");
         assert!(!many.contains('\u{202e}') && many.ends_with(" and 996 more"), "{many}");
     }
 

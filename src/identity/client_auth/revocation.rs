@@ -1,7 +1,11 @@
 //! Revocation lists as files have them.
 
-use rustls::pki_types::CertificateRevocationListDer;
+use std::sync::OnceLock;
+
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{
+    AlgorithmIdentifier, CertificateRevocationListDer, InvalidSignature, SignatureVerificationAlgorithm,
+};
 use webpki::{CertRevocationList, Error, OwnedCertRevocationList};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
@@ -19,9 +23,66 @@ pub struct RevocationList {
     pub next_update: i64,
     /// The file that it was in, for people.
     pub source: String,
+    /// There is a newer one of the CA for the same certificates: only that is asked.
+    pub is_replaced: bool,
     /// Of all of it.
     pub(super) digest: [u8; 32],
+    /// What its CA has signed, and with what result.
+    signed: Box<[u8]>,
+    signature: Box<[u8]>,
+    /// Whose signature it is: known when the first certificate of the CA has been verified.
+    signer: OnceLock<Signer>,
     pub(super) list: CertRevocationList<'static>,
+}
+
+/// A key that has signed.
+#[derive(Debug, PartialEq, Eq)]
+struct Signer {
+    key: Box<[u8]>,
+    key_algorithm: AlgorithmIdentifier,
+    signature_algorithm: AlgorithmIdentifier,
+}
+
+/// An algorithm that does not verify the signature of a list again: webpki asks for it with every certificate, which costs as much as the
+/// certificate's own, and more where the list is long.
+#[derive(Debug)]
+pub(super) struct Remembering<'l> {
+    pub(super) algorithm: &'static dyn SignatureVerificationAlgorithm,
+    pub(super) lists: &'l [RevocationList],
+}
+
+impl SignatureVerificationAlgorithm for Remembering<'_> {
+    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        let verify = || self.algorithm.verify_signature(key, message, signature);
+        let is_it = |list: &&RevocationList| *list.signature == *signature && *list.signed == *message;
+        let Some(list) = self.lists.iter().find(is_it) else {
+            return verify();
+        };
+        let signer = Signer {
+            key: key.into(),
+            key_algorithm: self.algorithm.public_key_alg_id(),
+            signature_algorithm: self.algorithm.signature_alg_id(),
+        };
+        if list.signer.get() == Some(&signer) {
+            return Ok(());
+        }
+        verify()?;
+        // Another worker may have been first.
+        let _ = list.signer.set(signer);
+        Ok(())
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.signature_alg_id()
+    }
+
+    fn fips(&self) -> bool {
+        self.algorithm.fips()
+    }
 }
 
 impl RevocationList {
@@ -51,11 +112,10 @@ impl RevocationList {
             .collect()
     }
 
-    /// Whether only this one is asked about certificates that `older` is about.
-    #[must_use]
-    pub fn replaces(&self, older: &RevocationList) -> bool {
+    /// Whether both are about the same certificates.
+    pub(super) fn is_like(&self, other: &RevocationList) -> bool {
         let scope = |list: &RevocationList| list.list.issuing_distribution_point().map(<[u8]>::to_vec);
-        self.list.issuer() == older.list.issuer() && scope(self) == scope(older)
+        self.list.issuer() == other.list.issuer() && scope(self) == scope(other)
     }
 
     fn from_der(der: &[u8], source: &str) -> Result<RevocationList, String> {
@@ -74,7 +134,11 @@ impl RevocationList {
             this_update: parsed.last_update().timestamp(),
             next_update: next_update.timestamp(),
             source: source.to_owned(),
+            is_replaced: false,
             digest: sha256(der),
+            signed: parsed.tbs_cert_list.as_ref().into(),
+            signature: parsed.signature_value.data.as_ref().into(),
+            signer: OnceLock::new(),
             list: list.into(),
         })
     }
@@ -98,14 +162,16 @@ fn unusable(error: &Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, CrlDistributionPoint,
         CrlIssuingDistributionPoint, CrlScope, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, date_time_ymd,
     };
+    use rustls::pki_types::alg_id;
 
     use super::*;
 
@@ -131,7 +197,8 @@ mod tests {
         }
     }
 
-    fn der() -> Vec<u8> {
+    /// A list of a CA that is forgotten.
+    pub(in crate::identity::client_auth) fn der() -> Vec<u8> {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
@@ -166,6 +233,51 @@ mod tests {
         assert_eq!(lists.len(), 2);
         assert_eq!(lists[0].digest, list.digest);
         assert_ne!(lists[1].digest, list.digest);
+    }
+
+    /// Says that everything is right, and counts how often it is asked.
+    #[derive(Debug)]
+    struct Counting(AtomicUsize);
+
+    impl SignatureVerificationAlgorithm for Counting {
+        fn verify_signature(&self, key: &[u8], _: &[u8], _: &[u8]) -> Result<(), InvalidSignature> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            if key == b"wrong" { Err(InvalidSignature) } else { Ok(()) }
+        }
+
+        fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+            alg_id::ECDSA_P256
+        }
+
+        fn signature_alg_id(&self) -> AlgorithmIdentifier {
+            alg_id::ECDSA_SHA256
+        }
+    }
+
+    #[test]
+    fn only_what_was_right_is_remembered() {
+        static COUNTING: Counting = Counting(AtomicUsize::new(0));
+        let lists = RevocationList::all_in(&der(), "a.crl").unwrap();
+        let remembering = Remembering {
+            algorithm: &COUNTING,
+            lists: &lists,
+        };
+        let (message, signature) = (lists[0].signed.to_vec(), lists[0].signature.to_vec());
+        let asked = |key: &[u8], message: &[u8], signature: &[u8]| {
+            let before = COUNTING.0.load(Ordering::Relaxed);
+            let right = remembering.verify_signature(key, message, signature).is_ok();
+            (right, COUNTING.0.load(Ordering::Relaxed) - before)
+        };
+        for _ in 0..2 {
+            assert_eq!(asked(b"wrong", &message, &signature), (false, 1));
+        }
+        assert_eq!(asked(b"right", &message, &signature), (true, 1));
+        assert_eq!(asked(b"right", &message, &signature), (true, 0));
+        assert_eq!(asked(b"wrong", &message, &signature), (false, 1));
+        assert_eq!(asked(b"another", &message, &signature), (true, 1));
+        assert_eq!(asked(b"right", &message[1..], &signature), (true, 1));
+        assert_eq!(asked(b"right", &message, &signature[1..]), (true, 1));
+        assert_eq!(asked(b"right", &message, &signature), (true, 0));
     }
 
     #[test]

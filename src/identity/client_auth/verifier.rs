@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, VerifiedPath,
+    Cert, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
 use x509_parser::nom::Parser;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificateParser};
 
 use super::refusal::{Refusal, shown};
+use super::revocation::Remembering;
 use super::{Trust, names};
 use crate::tls::resumption::note_client;
 
@@ -45,7 +46,10 @@ impl ClientCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         self.verify(end_entity, intermediates, now)
-            .map(|()| ClientCertVerified::assertion())
+            .map(|until| {
+                note_client(until);
+                ClientCertVerified::assertion()
+            })
             .map_err(Refusal::raise)
     }
 
@@ -73,12 +77,13 @@ impl ClientCertVerifier for Verifier {
 }
 
 impl Verifier {
+    /// The last second at which the client would be accepted, in seconds since 1970.
     fn verify(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), Refusal> {
+    ) -> Result<u64, Refusal> {
         let trust = &*self.trust;
         let leaf = EndEntityCert::try_from(end_entity).map_err(Refusal::from)?;
         let lists: Vec<&CertRevocationList<'static>> = trust.lists.iter().map(|list| &list.list).collect();
@@ -90,6 +95,14 @@ impl Verifier {
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
+        let remembering: Vec<Remembering<'_>> = (self.algorithms.all.iter())
+            .map(|&algorithm| Remembering {
+                algorithm,
+                lists: &trust.lists,
+            })
+            .collect();
+        let algorithms: Vec<&dyn SignatureVerificationAlgorithm> =
+            remembering.iter().map(|algorithm| algorithm as _).collect();
         // The path that counts is the one that was verified, whatever else the client has sent; and another that is shorter will do.
         let too_deep: Cell<Option<usize>> = Cell::new(None);
         let is_short_enough = |path: &VerifiedPath<'_>| {
@@ -102,7 +115,7 @@ impl Verifier {
         };
         let path = leaf
             .verify_for_usage(
-                self.algorithms.all,
+                &algorithms,
                 &trust.roots.roots,
                 intermediates,
                 now,
@@ -122,29 +135,21 @@ impl Verifier {
                 return Err(Refusal::not_allowed(&names));
             }
         }
-        let intermediates = path.intermediate_certificates().map(|certificate| certificate.der());
-        self.accepted(end_entity, intermediates, now);
-        Ok(())
+        Ok(self.accepted(&path))
     }
 
-    /// Called for each certificate that is accepted, with the intermediates that were used: its sessions end with the first of them
-    /// that expires, and with the first list. A full handshake would be refused from then on.
-    fn accepted<'c>(
-        &self,
-        end_entity: &CertificateDer<'c>,
-        intermediates: impl Iterator<Item = CertificateDer<'c>>,
-        now: UnixTime,
-    ) {
-        let chain = iter::once(end_entity.clone()).chain(intermediates);
-        // A list is in force until just before its successor is due. Those that are over already had no say.
-        let next_updates = self
-            .trust
-            .lists
-            .iter()
-            .filter_map(|list| u64::try_from(list.next_update).ok());
-        let in_force = next_updates.filter(|&next| next > now.as_secs()).map(|next| next - 1);
-        let ends = chain.map(|der| not_after(&der)).chain(in_force);
-        note_client(ends.min().unwrap_or_default());
+    /// The last second at which all certificates of a path that is accepted are valid, and the revocation lists of their CAs in force.
+    fn accepted(&self, path: &VerifiedPath<'_>) -> u64 {
+        let end_entity: &Cert<'_> = path.end_entity();
+        let chain = iter::once(end_entity).chain(path.intermediate_certificates());
+        let untils = chain.flat_map(|certificate| {
+            let lists = self.trust.lists.iter();
+            let in_use = lists.filter(|list| !list.is_replaced && list.list.issuer() == certificate.issuer());
+            // A list is no more in force in the second that it names.
+            let in_force = in_use.map(|list| seconds(list.next_update.saturating_sub(1)));
+            in_force.chain([not_after(&certificate.der())])
+        });
+        untils.min().unwrap_or_default()
     }
 
     /// Which certificate of those that were sent is meant where webpki does not say.
@@ -212,11 +217,91 @@ impl Verifier {
     }
 }
 
-/// Zero when it cannot be read: nothing is valid for long that we do not understand.
+/// Zero when it cannot be read: what is not understood is not valid for long.
 fn not_after(der: &CertificateDer<'_>) -> u64 {
     let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
-    let parsed = parser.parse(der).ok();
-    parsed
-        .and_then(|(_, certificate)| u64::try_from(certificate.validity().not_after.timestamp()).ok())
-        .unwrap_or_default()
+    let parsed = parser.parse(der);
+    parsed.map_or(0, |(_, certificate)| {
+        seconds(certificate.validity().not_after.timestamp())
+    })
+}
+
+/// Nothing is valid before 1970.
+fn seconds(timestamp: i64) -> u64 {
+    u64::try_from(timestamp).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+        KeyIdMethod, KeyPair, date_time_ymd,
+    };
+    use rustls::crypto::aws_lc_rs;
+
+    use super::*;
+    use crate::identity::client_auth::{ClientAuth, RevocationList, Rules};
+
+    fn authority(name: &str, last_year: i32) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = date_time_ymd(last_year, 1, 1);
+        params
+    }
+
+    fn key() -> KeyPair {
+        KeyPair::generate().unwrap()
+    }
+
+    /// The first to end counts, of what the path has and of nothing else.
+    #[test]
+    fn acceptance_ends_with_the_first_certificate_or_list() {
+        let root = CertifiedIssuer::self_signed(authority("root", 2030), key()).unwrap();
+        let below = CertifiedIssuer::signed_by(authority("below", 2036), key(), &root).unwrap();
+        let aside = CertifiedIssuer::signed_by(authority("aside", 2033), key(), &root).unwrap();
+        let list = |issuer: &CertifiedIssuer<'_, KeyPair>, next_year: i32, number: i64| {
+            let params = CertificateRevocationListParams {
+                this_update: date_time_ymd(2020, 1, 1) + std::time::Duration::from_secs(number.unsigned_abs()),
+                next_update: date_time_ymd(next_year, 1, 1),
+                crl_number: number.unsigned_abs().into(),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            RevocationList::all_in(params.signed_by(issuer).unwrap().der(), "a.crl").unwrap()
+        };
+        let until = |leaf_year: i32, lists: Vec<Vec<RevocationList>>| {
+            let rules = Rules {
+                required: true,
+                verify_depth: 1,
+                allow: None,
+                lists: lists.into_iter().flatten().collect(),
+            };
+            let auth = ClientAuth::from_pem(root.pem().as_bytes(), rules).unwrap();
+            let verifier = Verifier {
+                trust: Arc::clone(&auth.trust),
+                algorithms: aws_lc_rs::default_provider().signature_verification_algorithms,
+                hints: Vec::new(),
+            };
+            let mut params = CertificateParams::default();
+            params.not_after = date_time_ymd(leaf_year, 1, 1);
+            let leaf = params.signed_by(&key(), &below).unwrap();
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds(
+                date_time_ymd(2026, 1, 1).unix_timestamp(),
+            )));
+            let intermediates = [aside.der().clone(), below.der().clone()];
+            verifier.verify(leaf.der(), &intermediates, now).unwrap()
+        };
+        let start_of = |year: i32| seconds(date_time_ymd(year, 1, 1).unix_timestamp());
+        assert_eq!(until(2035, vec![]), start_of(2035));
+        assert_eq!(until(2037, vec![]), start_of(2036));
+        let of_root = || list(&root, 2034, 2);
+        assert_eq!(until(2035, vec![of_root(), list(&below, 2040, 2)]), start_of(2034) - 1);
+        assert_eq!(until(2033, vec![of_root(), list(&below, 2040, 2)]), start_of(2033));
+        // Lists that nobody is asked for by this path do not count.
+        let old = list(&below, 2027, 1);
+        let lists = vec![of_root(), list(&below, 2040, 2), old, list(&aside, 2027, 1)];
+        assert_eq!(until(2035, lists), start_of(2034) - 1);
+    }
 }
