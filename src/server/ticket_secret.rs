@@ -152,7 +152,7 @@ impl TicketSecrets {
         self.changed = None;
         if self.secrets.replace(secret, self.settings.rotation, unix_now())? {
             tracing::info!(
-                "session tickets are sealed with a new secret; those of the old one are accepted until their time is over"
+                "a new secret of session tickets is accepted from now on, and used from the next epoch on; tickets of the old one are accepted until their time is over"
             );
         }
         Ok(())
