@@ -19,7 +19,7 @@ use cpu::{Place, pin, timed};
 
 /// A session without client certificates, and one with a chain of two with ECDSA keys.
 const SIZES: [usize; 2] = [250, 1500];
-const CAPACITY: usize = 64 * 1024 * 1024;
+const CAPACITY: usize = 16 * 1024 * 1024;
 /// Sessions between two readings of the clock. Of every size so many have room.
 const BATCH: u64 = 1024;
 
@@ -210,7 +210,7 @@ fn flood(_: &mut Criterion) {
     const BYTES: usize = 1000;
     const FLOOD: u64 = 10;
     const ROUNDS: usize = 6;
-    const CAPACITY: usize = 4 * 1024 * 1024;
+    const CAPACITY: usize = 1024 * 1024;
     eprintln!("\nclients that return and find their session, in percent, beside {FLOOD} new sessions each time");
     eprintln!("(a full cache at first; each round they return twice on average)");
     for once in [false, true] {

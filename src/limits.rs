@@ -59,7 +59,7 @@ pub const COMPLETIONS_PER_TURN: usize = 256;
 pub const LANES: usize = 8;
 
 /// Stack of a call that can be suspended. Used at most by a release build: 12 KiB, with ML-KEM after a HelloRetryRequest or with six
-/// intermediates of a client 28 KiB; by a debug build 72 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
+/// intermediates of a client 28 KiB; by a debug build 77 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
 pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
 
 /// What lies below it and cannot be touched: more than any frame of C code is long.
@@ -193,6 +193,16 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// CAs of clients whose names take more than this are not named to the client: the list has 16 bits for its length, and a
 /// handshake that names hundreds of them is slow. The client then chooses by itself.
 pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
+
+/// A file of revocation lists larger than this is refused: it has 400,000 revoked certificates, which take ten times the memory when
+/// they are loaded.
+pub const CRL_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Names of a client's certificate that a log line repeats, and the characters of each: others have written them.
+pub const CLIENT_NAMES_SHOWN_MAX: usize = 4;
+
+/// See [`CLIENT_NAMES_SHOWN_MAX`].
+pub const CLIENT_NAME_CHARS_SHOWN_MAX: usize = 64;
 
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;

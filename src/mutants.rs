@@ -1,4 +1,4 @@
-//! Bugs planted on purpose, one at a time, to see that the simulation finds each (`docs/simulator.md`). They exist under the
+//! Bugs planted on purpose, one at a time, to see that simulation and tests find each (`docs/simulator.md`). They exist under the
 //! feature `mutants` only: without it [`active`] is a constant, and what it guards is gone from the program.
 
 /// A planted bug. Its place in the program is where [`active`] names it.
@@ -78,6 +78,22 @@ pub enum Mutant {
     HeldBytesForgotten,
     /// Relayed bytes change their order.
     BytesOutOfOrder,
+    /// The key of a ticket does not depend on the policy.
+    PolicyNotInTicketKey,
+    /// An epoch that is over can still be opened.
+    OldEpochStaysOpen,
+    /// A session is resumed whatever identity it was made with.
+    IdentityNotCompared,
+    /// A session is resumed whatever revocation lists were in force.
+    RevocationNotCompared,
+    /// A renewed ticket begins a life of its own.
+    RenewalBeginsAnew,
+    /// After a full handshake a session is bound to what the client had offered.
+    OfferedBindingKept,
+    /// When the client's certificates expire is forgotten.
+    ClientExpiryNotNoted,
+    /// Whatever runs while a call is left changes that call's attempt.
+    AttemptNotPutAside,
 }
 
 impl Mutant {
@@ -130,6 +146,23 @@ impl Mutant {
 #[cfg(feature = "mutants")]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Panics unless each of these bugs, planted, fails the check beside it, which passes without.
+#[cfg(all(test, feature = "mutants"))]
+pub(crate) fn assert_found(bugs: &[(Mutant, fn())]) {
+    // A thread for each: what a check that fails leaves behind ends with it.
+    let passes = |check: fn(), planted: Option<Mutant>| {
+        let run = move || {
+            plant(planted);
+            check();
+        };
+        std::thread::spawn(run).join().is_ok()
+    };
+    for &(mutant, check) in bugs {
+        assert!(passes(check, None), "the check for {mutant:?} fails without it");
+        assert!(!passes(check, Some(mutant)), "{mutant:?} is not found");
+    }
 }
 
 /// Plants a bug for the calling thread, or with `None` takes it out.

@@ -19,6 +19,7 @@ use crate::crypto::sha256;
 use crate::identity::client_auth::ClientAuth;
 use crate::limits::TICKET_VALUE_BYTES_MAX;
 use crate::metrics::{Declined, Resumptions, SessionKind};
+use crate::mutants::{Mutant, active};
 
 /// Says which identity or which revocation lists, and nothing of them.
 pub type Digest = [u8; 16];
@@ -91,8 +92,17 @@ pub(super) fn during<R>(mut attempt: Box<Attempt>, resumed: bool, call: impl FnO
     (result, attempt)
 }
 
+/// Runs a call of rustls in a handshake that nothing is known of, for fuzz targets.
+#[cfg(fuzzing)]
+pub fn during_any<R>(call: impl FnOnce() -> R) -> R {
+    during(Box::default(), false, call).0
+}
+
 /// Runs what does not belong to the present attempt: a call of rustls is left in the middle, and others run.
 pub fn aside<R>(others: impl FnOnce() -> R) -> R {
+    if active(Mutant::AttemptNotPutAside) {
+        return others();
+    }
     let attempt = CURRENT.take();
     let result = others();
     CURRENT.set(attempt);
@@ -106,7 +116,8 @@ pub fn note_identity(identity: Digest) {
 
 /// The client has shown certificates, the first of which expires then, in seconds since 1970.
 pub fn note_client(until: u64) {
-    with_current(|attempt| attempt.client_until = Some(until));
+    let until = (!active(Mutant::ClientExpiryNotNoted)).then_some(until);
+    with_current(|attempt| attempt.client_until = until);
 }
 
 fn with_current<R>(act: impl FnOnce(&mut Attempt) -> R) -> Option<R> {
@@ -141,10 +152,15 @@ impl Attempt {
 
     /// What a session is bound to that is issued now: where this handshake resumes another, to what that is bound to.
     fn binding(&self, now: u64, revocation: Digest) -> Binding {
-        match self.usable {
-            // TLS 1.2 issues a ticket in the very call that resumes a session, TLS 1.3 in a later one.
-            Some((_, binding)) if self.resumed || self.is_new => binding,
-            Some(_) | None => Binding {
+        // TLS 1.2 issues a ticket in the very call that resumes a session, TLS 1.3 in a later one.
+        let resumes = self.resumed || self.is_new || active(Mutant::OfferedBindingKept);
+        match self.usable.filter(|_| resumes) {
+            Some((_, binding)) if active(Mutant::RenewalBeginsAnew) => Binding {
+                authenticated_at: now,
+                ..binding
+            },
+            Some((_, binding)) => binding,
+            None => Binding {
                 authenticated_at: now,
                 client_until: self.client_until.unwrap_or(NO_CERTIFICATE),
                 revocation,
@@ -213,10 +229,11 @@ impl Resumption {
         Some(self.clock.current_time()?.as_secs())
     }
 
-    /// When a session of this binding ends.
+    /// When a session of this binding is over.
     fn end(&self, binding: &Binding) -> u64 {
         let end = binding.authenticated_at.saturating_add(self.lifetime);
-        end.min(binding.client_until)
+        // A certificate is valid in its last second, too.
+        end.min(binding.client_until.saturating_add(1))
     }
 
     /// `value` with what it is bound to, and when it ends; none when that is now.
@@ -252,9 +269,9 @@ impl Resumption {
         let binding = Binding::take_from(&mut bound).ok_or(Declined::Corrupt)?;
         let now = self.now().ok_or(Declined::Expired)?;
         let had_certificate = binding.client_until != NO_CERTIFICATE;
-        if binding.identity != attempt.identity {
+        if binding.identity != attempt.identity && !active(Mutant::IdentityNotCompared) {
             Err(Declined::Policy)
-        } else if had_certificate && binding.revocation != self.revocation {
+        } else if had_certificate && binding.revocation != self.revocation && !active(Mutant::RevocationNotCompared) {
             Err(Declined::Crl)
         } else if binding.client_until < now {
             Err(Declined::ClientCertificate)

@@ -20,6 +20,7 @@ use self::ratchet::{SECRET_BYTES, Secret, expand};
 pub use self::secrets::Secrets;
 use crate::crypto::memory::SecretMemory;
 use crate::crypto::random;
+use crate::mutants::{Mutant, active};
 
 /// Says which secret a ticket belongs to, and nothing of it.
 type SecretId = [u8; 4];
@@ -193,6 +194,9 @@ impl Window {
 
 /// The key of a ticket, and its check.
 fn derive(secret: &Secret, policy: &PolicyDigest, salt: &[u8]) -> Zeroizing<[u8; KEY_BYTES + CHECK_BYTES]> {
+    if active(Mutant::PolicyNotInTicketKey) {
+        return expand(secret, &[b"ringlock ticket", salt]);
+    }
     expand(secret, &[b"ringlock ticket", policy, salt])
 }
 

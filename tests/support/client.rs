@@ -12,7 +12,7 @@ use rustls::{
 };
 use rustls_pki_types::ServerName;
 
-use super::{Gateway, PATIENCE, SITE, Shown, reset};
+use super::{Gateway, PATIENCE, SITE, Shown, Wallet, reset};
 
 /// What a client offers.
 #[derive(Clone)]
@@ -27,6 +27,7 @@ pub(crate) struct Client<'g> {
     shown: Option<Shown>,
     fragment: Option<usize>,
     patience: Duration,
+    wallet: Option<Wallet>,
     /// Of all its connections, with what they remember.
     config: Option<Arc<ClientConfig>>,
 }
@@ -64,6 +65,7 @@ impl<'g> Client<'g> {
             shown: None,
             fragment: None,
             patience: PATIENCE,
+            wallet: None,
             config: None,
         }
     }
@@ -128,6 +130,12 @@ impl<'g> Client<'g> {
     /// Cuts what it sends into records of at most so many bytes.
     pub(crate) fn fragments(mut self, bytes: usize) -> Self {
         self.fragment = Some(bytes);
+        self
+    }
+
+    /// Offers the sessions in it, and puts those in that it gets.
+    pub(crate) fn wallet(mut self, wallet: &Wallet) -> Self {
+        self.wallet = Some(wallet.clone());
         self
     }
 
@@ -236,6 +244,9 @@ impl<'g> Client<'g> {
             Some(shown) => builder.with_client_cert_resolver(shown.resolver()),
             None => builder.with_no_client_auth(),
         };
+        if let Some(wallet) = &self.wallet {
+            wallet.give_to(&mut config, self.shown.as_ref());
+        }
         config.max_fragment_size = self.fragment;
         config.alpn_protocols.clone_from(&self.alpn);
         config.enable_sni = self.name.is_some();

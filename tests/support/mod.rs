@@ -43,6 +43,7 @@ mod operation;
 mod origin;
 mod processes;
 mod proxy_header;
+mod saved_sessions;
 mod sessions;
 mod tokens;
 mod tools;
@@ -51,7 +52,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use authority::{Authority, DAY, Shown};
+pub(crate) use authority::{Authority, DAY, Shown, pem_of_list};
 pub(crate) use balancers::Balancer;
 pub(crate) use certificates::{Ca, KeyKind};
 pub(crate) use client::{Client, Connection, End};
@@ -70,7 +71,8 @@ pub(crate) use processes::{
     memory_holds, processes, signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
-pub(crate) use sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};
+pub(crate) use saved_sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};
+pub(crate) use sessions::{Session, Visit, Wallet};
 pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};
 pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
 

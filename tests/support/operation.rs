@@ -30,7 +30,11 @@ pub(crate) fn s_client_echo(gateway: &Gateway, flags: &[&str]) -> String {
 
 /// A whole connection: handshake, a message to an echoing origin and back, the end both ways.
 pub(crate) fn try_exchange(client: &Client<'_>) -> io::Result<()> {
-    let mut connection = client.try_connect()?;
+    try_exchange_over(&mut client.try_connect()?)
+}
+
+/// The same over a connection whose handshake is complete.
+pub(crate) fn try_exchange_over(connection: &mut Connection) -> io::Result<()> {
     let message = b"there and back";
     connection.try_send(message)?;
     let mut back = Vec::new();

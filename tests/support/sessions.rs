@@ -1,194 +1,208 @@
-//! TLS sessions: what the gateway counted of them, and those that OpenSSL has saved, read and changed.
+//! Clients that come back: what they keep of their sessions, and offer where a test wants it.
 
-use std::net::TcpStream;
+use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use super::{Gateway, Metrics, Program, SITE, eventually, free_address, run};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{
+    ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+    WebPkiServerVerifier,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
+use rustls::{AlertDescription, ClientConfig, HandshakeKind, NamedGroup, RootCertStore, SignatureScheme};
 
-/// Waits until all connections have ended, and checks how many handshakes were full and how many resumed a session of this
-/// kind: `ticket` or `session`. None may have declined anything.
-#[track_caller]
-pub(crate) fn assert_resumptions(gateway: &Gateway, kind: &str, full: u64, resumed: u64) -> Metrics {
-    let metrics = assert_handshakes(gateway, full, resumed);
-    assert_eq!(
-        metrics.count("ringlock_sessions_accepted_total", &[("kind", kind)]),
-        resumed
-    );
-    let declined = metrics.sum("ringlock_sessions_declined_total", &[]);
-    assert_eq!(declined, 0.0, "{}", metrics.text());
-    metrics
+use super::{Ca, Client, Shown, operation};
+
+/// What a client keeps. It offers its sessions to whomever it comes to, whatever name or address they are of, and however
+/// old they are: to decline them is up to the gateway.
+#[derive(Clone)]
+pub(crate) struct Wallet {
+    sessions: Arc<Sessions>,
+    shown: Arc<Changing>,
+    /// rustls offers a session only to servers that it verifies in the same way.
+    verifier: Arc<dyn ServerCertVerifier>,
+    clock: Arc<dyn TimeProvider>,
 }
 
-/// Waits until all connections have ended, and checks how many handshakes were full, how many resumed a session, and that none failed.
-#[track_caller]
-pub(crate) fn assert_handshakes(gateway: &Gateway, full: u64, resumed: u64) -> Metrics {
-    let metrics = gateway.wait_until_quiet();
-    let count = |how| metrics.sum("ringlock_handshakes_total", &[("resumption", how)]) as u64;
-    assert_eq!((count("full"), count("resumed")), (full, resumed), "full and resumed");
-    let accepted = metrics.sum("ringlock_sessions_accepted_total", &[]) as u64;
-    assert_eq!(accepted, resumed, "sessions accepted and handshakes resumed");
-    assert_eq!(metrics.sum("ringlock_handshake_failures_total", &[]), 0.0);
-    metrics
+/// A session, good for one attempt.
+pub(crate) enum Session {
+    /// A ticket, or an id.
+    Tls12(Box<Tls12ClientSessionValue>),
+    /// A ticket.
+    Tls13(Box<Tls13ClientSessionValue>),
 }
 
-/// How many sessions of this kind were declined for this cause.
-#[track_caller]
-pub(crate) fn declined(metrics: &Metrics, kind: &str, cause: &str) -> u64 {
-    metrics.count("ringlock_sessions_declined_total", &[("kind", kind), ("cause", cause)])
+/// What has become of a client that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Visit {
+    /// Its session was resumed; a message went to the server and back.
+    Resumed,
+    /// There was a full handshake; a message went to the server and back.
+    Full,
+    /// The gateway ended the handshake with this alert.
+    Refused(AlertDescription),
 }
 
-/// A session as `openssl s_client -sess_out` saves it: a sequence in DER.
-#[derive(Clone, Debug)]
-pub(crate) struct SavedSession {
-    /// Tag and content of each element.
-    elements: Vec<(u8, Vec<u8>)>,
-}
-
-/// Tags of what tests change, each explicit around the value.
-const TICKET: u8 = 0xa0 | 10;
-const MAX_EARLY_DATA: u8 = 0xa0 | 15;
-const SEQUENCE: u8 = 0x30;
-const INTEGER: u8 = 0x02;
-const OCTET_STRING: u8 = 0x04;
-
-impl SavedSession {
-    /// Reads a file of OpenSSL's.
-    #[track_caller]
-    pub(crate) fn read(file: &Path) -> SavedSession {
-        let der = file.with_extension("der");
-        convert(file, "PEM", &der, "DER");
-        let bytes = std::fs::read(der).unwrap();
-        let (tag, content, rest) = element(&bytes);
-        assert!(
-            tag == SEQUENCE && rest.is_empty(),
-            "a session is a sequence: {bytes:02x?}"
-        );
-        let mut elements = Vec::new();
-        let mut left = content;
-        while !left.is_empty() {
-            let (tag, content, rest) = element(left);
-            elements.push((tag, content.to_owned()));
-            left = rest;
-        }
-        SavedSession { elements }
+impl Wallet {
+    /// An empty one, of a client that trusts this CA.
+    pub(crate) fn new(ca: &Ca) -> Wallet {
+        Wallet::trusting(&ca.file())
     }
 
-    /// One that OpenSSL's server has given, with these flags and the certificate of the gateway's identity `site`.
+    /// An empty one, of a client that trusts the CA in this file.
+    pub(crate) fn trusting(ca: &Path) -> Wallet {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        Wallet {
+            sessions: Arc::default(),
+            shown: Arc::default(),
+            verifier: verifier.build().unwrap(),
+            clock: Arc::new(Stopped(UnixTime::now())),
+        }
+    }
+
+    /// Takes out the session that came last.
     #[track_caller]
-    pub(crate) fn of_openssl(gateway: &Gateway, version: &str, flags: &[&str]) -> SavedSession {
-        let address = free_address().to_string();
-        let [certificate, key] = ["site.pem", "site.key"].map(|file| gateway.folder().join(file).display().to_string());
-        let served = ["-quiet", "-cert", &certificate, "-key", &key, version];
-        let _server = Program::start(
-            "openssl",
-            &[&["s_server", "-accept", &address], &served[..], flags].concat(),
-        );
-        eventually("openssl to listen", || TcpStream::connect(&address).ok());
-        let file = gateway.folder().join("of_openssl.pem");
-        let saved = ["-sess_out", file.to_str().unwrap()];
-        let target = ["s_client", "-connect", &address, "-servername", SITE, version];
-        let client = Program::start("openssl", &[&target[..], &saved].concat());
-        eventually("a ticket", || {
-            std::fs::metadata(&file).ok().filter(|found| found.len() > 0)
+    pub(crate) fn take(&self) -> Session {
+        self.sessions.pop().expect("the client has got a session")
+    }
+
+    /// Puts in a session, which is offered next.
+    pub(crate) fn put(&self, session: Session) {
+        self.sessions.0.lock().unwrap().push(session);
+    }
+
+    /// Sessions in it.
+    pub(crate) fn count(&self) -> usize {
+        self.sessions.0.lock().unwrap().len()
+    }
+
+    /// Throws all away.
+    pub(crate) fn clear(&self) {
+        self.sessions.0.lock().unwrap().clear();
+    }
+
+    /// Has a client in the making use it, and show this when it is asked for a certificate.
+    pub(super) fn give_to(&self, config: &mut ClientConfig, shown: Option<&Shown>) {
+        *self.shown.0.lock().unwrap() = shown.map(Shown::certified);
+        config.resumption = Resumption::store(self.sessions.clone());
+        config.client_auth_cert_resolver = self.shown.clone();
+        config.time_provider = Arc::clone(&self.clock);
+        config.dangerous().set_certificate_verifier(Arc::clone(&self.verifier));
+    }
+}
+
+impl Client<'_> {
+    /// Comes, exchanges a message with an echoing server, and goes.
+    #[track_caller]
+    pub(crate) fn visit(&self) -> Visit {
+        match self.try_visit() {
+            Ok(visit) => visit,
+            Err(error) => panic!("neither served nor refused: {error}"),
+        }
+    }
+
+    /// The same, which may fail.
+    pub(crate) fn try_visit(&self) -> std::io::Result<Visit> {
+        let exchanged = self.try_connect().and_then(|mut connection| {
+            operation::try_exchange_over(&mut connection)?;
+            Ok(match connection.tls.handshake_kind() {
+                Some(HandshakeKind::Resumed) => Visit::Resumed,
+                Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) | None => Visit::Full,
+            })
         });
-        client.finish();
-        SavedSession::read(&file)
-    }
-
-    /// Writes it to a file for `-sess_in`.
-    #[track_caller]
-    pub(crate) fn write(&self, file: &Path) {
-        let content: Vec<u8> = self
-            .elements
-            .iter()
-            .flat_map(|(tag, content)| encoded(*tag, content))
-            .collect();
-        let der = file.with_extension("der");
-        std::fs::write(&der, encoded(SEQUENCE, &content)).unwrap();
-        convert(&der, "DER", file, "PEM");
-    }
-
-    /// Its ticket.
-    #[track_caller]
-    pub(crate) fn ticket(&self) -> Vec<u8> {
-        let (_, content) = self
-            .elements
-            .iter()
-            .find(|(tag, _)| *tag == TICKET)
-            .expect("the session has a ticket");
-        let (tag, ticket, _) = element(content);
-        assert_eq!(tag, OCTET_STRING);
-        ticket.to_owned()
-    }
-
-    /// The same with another ticket.
-    pub(crate) fn with_ticket(&self, ticket: &[u8]) -> SavedSession {
-        self.with(TICKET, encoded(OCTET_STRING, ticket))
-    }
-
-    /// The same, with a server that would take so much early data, in the client's belief.
-    pub(crate) fn with_early_data(&self, bytes: u32) -> SavedSession {
-        // A zero in front: an integer is signed.
-        let number = [&[0][..], &bytes.to_be_bytes()].concat();
-        let first = number.windows(2).take_while(|two| two[0] == 0 && two[1] < 0x80).count();
-        self.with(MAX_EARLY_DATA, encoded(INTEGER, &number[first..]))
-    }
-
-    /// Its secret: in TLS 1.3 the pre-shared key.
-    #[track_caller]
-    pub(crate) fn secret(&self) -> Vec<u8> {
-        // Behind two version numbers, the suite and the session id.
-        let (tag, secret) = &self.elements[4];
-        assert_eq!(*tag, OCTET_STRING);
-        secret.clone()
-    }
-
-    fn with(&self, tag: u8, content: Vec<u8>) -> SavedSession {
-        let mut elements = self.elements.clone();
-        elements.retain(|(other, _)| *other != tag);
-        // Optional elements come in the order of their tags.
-        let position = elements.partition_point(|(other, _)| *other < tag);
-        elements.insert(position, (tag, content));
-        SavedSession { elements }
+        exchanged.or_else(|error| {
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            match inner {
+                Some(rustls::Error::AlertReceived(alert)) => Ok(Visit::Refused(*alert)),
+                Some(_) | None => Err(error),
+            }
+        })
     }
 }
 
-#[track_caller]
-fn convert(from: &Path, from_form: &str, to: &Path, to_form: &str) {
-    let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
-    let arguments = [
-        "sess_id", "-in", from, "-inform", from_form, "-out", to, "-outform", to_form,
-    ];
-    run("openssl", &arguments, b"").ok();
+/// The last first.
+#[derive(Default)]
+struct Sessions(Mutex<Vec<Session>>);
+
+impl Sessions {
+    fn pop(&self) -> Option<Session> {
+        self.0.lock().unwrap().pop()
+    }
+
+    fn pop_if(&self, wanted: impl Fn(&Session) -> bool) -> Option<Session> {
+        self.0.lock().unwrap().pop_if(|session| wanted(session))
+    }
+
+    fn push(&self, session: Session) {
+        self.0.lock().unwrap().push(session);
+    }
 }
 
-/// Tag and content of the first element, and what follows it.
-#[track_caller]
-fn element(der: &[u8]) -> (u8, &[u8], &[u8]) {
-    let (tag, first, rest) = match der {
-        [tag, first, rest @ ..] => (*tag, *first, rest),
-        _ => panic!("no element: {der:02x?}"),
-    };
-    let bytes = if first < 0x80 { 0 } else { usize::from(first & 0x7f) };
-    let (length, rest) = rest.split_at(bytes);
-    let length = match bytes {
-        0 => usize::from(first),
-        _ => length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)),
-    };
-    let (content, rest) = rest.split_at(length);
-    (tag, content, rest)
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sessions", self.0.lock().unwrap().len())
+    }
 }
 
-fn encoded(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(content.len()).expect("what tests make is shorter");
-    let mut der = vec![tag];
-    match length {
-        0..0x80 => der.push(length.to_be_bytes()[1]),
-        0x80.. => {
-            der.push(0x82);
-            der.extend(length.to_be_bytes());
+impl ClientSessionStore for Sessions {
+    fn set_kx_hint(&self, _server: ServerName<'static>, _group: NamedGroup) {}
+
+    fn kx_hint(&self, _server: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _server: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.push(Session::Tls12(Box::new(value)));
+    }
+
+    fn tls12_session(&self, _server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        match self.pop_if(|session| matches!(session, Session::Tls12(_)))? {
+            Session::Tls12(value) => Some(*value),
+            Session::Tls13(_) => None,
         }
     }
-    der.extend(content);
-    der
+
+    fn remove_tls12_session(&self, _server: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _server: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.push(Session::Tls13(Box::new(value)));
+    }
+
+    fn take_tls13_ticket(&self, _server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        match self.pop_if(|session| matches!(session, Session::Tls13(_)))? {
+            Session::Tls13(value) => Some(*value),
+            Session::Tls12(_) => None,
+        }
+    }
+}
+
+/// Shows what it was told last, or nothing.
+#[derive(Debug, Default)]
+struct Changing(Mutex<Option<Arc<CertifiedKey>>>);
+
+impl ResolvesClientCert for Changing {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A clock that stands still, by which no session grows old.
+#[derive(Debug)]
+struct Stopped(UnixTime);
+
+impl TimeProvider for Stopped {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
 }

@@ -315,3 +315,31 @@ fn what_is_too_large_is_not_kept() {
     assert!(!issued(&mut attempt, TICKET_VALUE_BYTES_MAX + 1));
     assert_eq!((attempt.hint, attempt.tickets_issued), (0, 1));
 }
+
+#[cfg(feature = "mutants")]
+#[test]
+fn every_planted_mutant_of_resumption_is_found() {
+    crate::mutants::assert_found(&[
+        (
+            Mutant::IdentityNotCompared,
+            a_session_is_for_the_identity_that_was_shown,
+        ),
+        (
+            Mutant::RevocationNotCompared,
+            other_revocation_lists_end_the_sessions_of_clients_with_certificates,
+        ),
+        (Mutant::RenewalBeginsAnew, renewal_does_not_lengthen_a_session),
+        (
+            Mutant::OfferedBindingKept,
+            a_full_handshake_begins_a_new_session_whatever_was_offered,
+        ),
+        (
+            Mutant::ClientExpiryNotNoted,
+            a_session_ends_with_the_clients_certificate,
+        ),
+        (
+            Mutant::AttemptNotPutAside,
+            a_call_that_is_left_in_the_middle_finds_its_attempt_again,
+        ),
+    ]);
+}

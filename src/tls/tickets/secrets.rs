@@ -12,6 +12,7 @@ use super::ratchet::{Ratchet, SECRET_BYTES, Secret, expand};
 use super::{Epoch, SecretId, Tickets, Window};
 use crate::crypto::memory::SecretMemory;
 use crate::limits::TICKET_SECRETS_MAX;
+use crate::mutants::{Mutant, active};
 
 /// The secret that tickets are sealed with, and those that it has replaced and whose tickets are still opened.
 pub struct Secrets {
@@ -138,7 +139,8 @@ impl Chain {
     /// The present epoch, the one before and the next. Hosts whose clocks differ by less than an epoch agree on two of them.
     fn window(&self, now: u64) -> impl Iterator<Item = (Epoch, Secret)> {
         let present = self.epoch(now);
-        let numbers = [Some(present), present.checked_sub(1), present.checked_add(1)];
+        let closed = active(Mutant::OldEpochStaysOpen).then(|| present.saturating_sub(2));
+        let numbers = [Some(present), present.checked_sub(1), present.checked_add(1), closed];
         numbers.into_iter().flatten().filter_map(|number| {
             let epoch = Epoch {
                 secret: self.id,

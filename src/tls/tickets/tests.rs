@@ -205,3 +205,15 @@ proptest! {
         prop_assert!(host.open(&more).is_err());
     }
 }
+
+#[cfg(feature = "mutants")]
+#[test]
+fn every_planted_mutant_of_tickets_is_found() {
+    crate::mutants::assert_found(&[
+        (
+            Mutant::PolicyNotInTicketKey,
+            a_ticket_is_opened_under_its_policy_and_no_other,
+        ),
+        (Mutant::OldEpochStaysOpen, epochs_are_opened_and_closed_by_the_clock),
+    ]);
+}
