@@ -76,7 +76,6 @@ fn chromium_resumes_for_the_images_of_a_page(io: Io) {
     assert!(missing.is_empty(), "not asked for: {missing:?}; {said:#?}");
     let metrics = gateway.wait_until_quiet();
     let count = |how| metrics.sum("ringlock_handshakes_total", &[("version", "1.3"), ("resumption", how)]);
-    println!("full {}, resumed {}", count("full"), count("resumed"));
     assert!(count("full") >= 1.0, "{}", metrics.text());
     assert!(count("resumed") >= 1.0, "{}", metrics.text());
     assert_eq!(
