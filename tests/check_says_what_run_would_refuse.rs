@@ -589,7 +589,7 @@ fn everything_is_said_at_once() {
 fn the_text_of_the_file_is_checked_first_and_every_key_is_named() {
     let file = File::with(&[
         ("upstream = \"app\"", "upstraem = \"app\""),
-        ("[[upstream]]", "[tickets]\nsecret = \"random\"\n\n[[upstream]]"),
+        ("key = \"site.key\"", "key = \"site.key\"\nocsp = \"auto\""),
         ("drain_timeout", "drain_timeuot"),
     ]);
     let ran = file.ringlock(&["check"]);

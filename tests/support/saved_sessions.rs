@@ -84,7 +84,8 @@ impl SavedSession {
             &[&["s_server", "-accept", &address], &served[..], flags].concat(),
         );
         eventually("openssl to listen", || TcpStream::connect(&address).ok());
-        let file = gateway.folder().join("of_openssl.pem");
+        // A name of its own: the session of another version may be there already.
+        let file = gateway.folder().join(format!("of_openssl{version}.pem"));
         let saved = ["-sess_out", file.to_str().unwrap()];
         let target = ["s_client", "-connect", &address, "-servername", SITE, version];
         let client = Program::start("openssl", &[&target[..], &saved].concat());
