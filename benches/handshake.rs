@@ -1,4 +1,4 @@
-//! The server's side of a full TLS handshake in memory: Ringlock's adapter, and rustls' buffered connection twice, set up
+//! The server's side of a TLS handshake in memory, full or resumed: Ringlock's adapter, and rustls' buffered connection twice, set up
 //! alike and as it comes. Counted is the CPU time of the server's calls, from accept to the end of the handshake and the freeing of the
 //! connection; the client's is not.
 
@@ -10,9 +10,10 @@ mod tls;
 use std::sync::Arc;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, NamedGroup, SupportedProtocolVersion};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, SupportedProtocolVersion};
 
 use cpu::{Place, pin, timed};
 use tls::{FLIGHTS_MAX, Key, Ringlock, Rustls, Server, Site, client, deliver, flight};
@@ -33,44 +34,98 @@ const CASES: [(&str, Key, &SupportedProtocolVersion, NamedGroup); 5] = [
     ("tls12 p256 x25519", Key::P256, &TLS12, NamedGroup::X25519),
 ];
 
-fn handshake(c: &mut Criterion) {
+/// By tickets.
+const RESUMED: [(&str, Key, &SupportedProtocolVersion, NamedGroup); 2] = [
+    ("tls13 p256 x25519 resumed", Key::P256, &TLS13, NamedGroup::X25519),
+    ("tls12 p256 x25519 resumed", Key::P256, &TLS12, NamedGroup::X25519),
+];
+
+fn full(c: &mut Criterion) {
     pin(Place::Measured);
     for (name, key, version, group) in CASES {
         let site = Site::new(key);
-        let client = site.client(version, group);
+        let clients = [site.client(version, group)];
         let mut group = c.benchmark_group(name);
         group.sampling_mode(SamplingMode::Flat);
         let mut ringlock = site.ringlock();
         group.bench_function(BenchmarkId::from_parameter("ringlock"), |b| {
-            b.iter_custom(|count| handshakes::<Ringlock>(&mut ringlock, &client, count));
+            b.iter_custom(|count| handshakes::<Ringlock>(&mut ringlock, &clients, HandshakeKind::Full, count));
         });
         for (name, mut config) in [
             ("rustls set up alike", site.rustls_tuned()),
             ("rustls as it comes", site.rustls_stock()),
         ] {
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
-                b.iter_custom(|count| handshakes::<Rustls>(&mut config, &client, count));
+                b.iter_custom(|count| handshakes::<Rustls>(&mut config, &clients, HandshakeKind::Full, count));
             });
         }
         group.finish();
     }
 }
 
-/// The server's CPU time for this many handshakes.
-fn handshakes<S: Server>(shared: &mut S::Shared, config: &Arc<ClientConfig>, count: u64) -> Duration {
+fn resumed(c: &mut Criterion) {
+    pin(Place::Measured);
+    for (name, key, version, group) in RESUMED {
+        let site = Site::with_tickets(key);
+        let mut bench = c.benchmark_group(name);
+        bench.sampling_mode(SamplingMode::Flat);
+        // Of the server that they are for, and no other.
+        let clients = || site.resuming_clients(version, group, SIDE_BY_SIDE);
+        bench_resumed::<Ringlock>(&mut bench, "ringlock", &mut site.ringlock(), &clients());
+        for (name, mut config) in [
+            ("rustls set up alike", site.rustls_with_tickets()),
+            ("rustls as it comes", site.rustls_stock()),
+        ] {
+            bench_resumed::<Rustls>(&mut bench, name, &mut config, &clients());
+        }
+        bench.finish();
+    }
+}
+
+fn bench_resumed<S: Server>(
+    bench: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    shared: &mut S::Shared,
+    clients: &[Arc<ClientConfig>],
+) {
+    let mut known = false;
+    bench.bench_function(BenchmarkId::from_parameter(name), |b| {
+        b.iter_custom(|count| {
+            if !known {
+                side_by_side::<S>(shared, clients, HandshakeKind::Full, SIDE_BY_SIDE);
+                known = true;
+            }
+            handshakes::<S>(shared, clients, HandshakeKind::Resumed, count)
+        });
+    });
+}
+
+/// The server's CPU time for this many handshakes of this kind.
+fn handshakes<S: Server>(
+    shared: &mut S::Shared,
+    configs: &[Arc<ClientConfig>],
+    kind: HandshakeKind,
+    count: u64,
+) -> Duration {
     let mut spent = Duration::ZERO;
     let mut left = count;
     while left > 0 {
         let some = left.min(SIDE_BY_SIDE);
-        spent += side_by_side::<S>(shared, config, some);
+        spent += side_by_side::<S>(shared, configs, kind, some);
         left -= some;
     }
     spent
 }
 
-fn side_by_side<S: Server>(shared: &mut S::Shared, config: &Arc<ClientConfig>, count: u64) -> Duration {
+/// Clients take the configurations in turn.
+fn side_by_side<S: Server>(
+    shared: &mut S::Shared,
+    configs: &[Arc<ClientConfig>],
+    kind: HandshakeKind,
+    count: u64,
+) -> Duration {
     let mut spent = Duration::ZERO;
-    let mut clients: Vec<ClientConnection> = (0..count).map(|_| client(config)).collect();
+    let mut clients: Vec<ClientConnection> = configs.iter().cycle().take(count as usize).map(client).collect();
     let mut flights: Vec<Vec<u8>> = (0..count).map(|_| Vec::new()).collect();
     let mut answers: Vec<Vec<u8>> = (0..count).map(|_| Vec::with_capacity(16 * 1024)).collect();
     for (client, bytes) in clients.iter_mut().zip(&mut flights) {
@@ -95,6 +150,8 @@ fn side_by_side<S: Server>(shared: &mut S::Shared, config: &Arc<ClientConfig>, c
     }
     let established = clients.iter().all(|client| !client.is_handshaking()) && servers.iter().all(S::is_established);
     assert!(established, "a handshake did not end within {FLIGHTS_MAX} flights");
+    let as_wanted = clients.iter().all(|client| client.handshake_kind() == Some(kind));
+    assert!(as_wanted, "a handshake was not {kind:?}");
     timed(&mut spent, || drop(servers));
     spent
 }
@@ -105,6 +162,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4));
-    targets = handshake
+    targets = full, resumed
 }
 criterion_main!(benches);

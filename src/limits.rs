@@ -9,8 +9,8 @@ pub const RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
 /// A ClientHello longer than this is refused. Chromium with X25519MLKEM768 sends about 1.9 KB; 16 KiB leaves room for long ticket lists.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024;
 
-/// A session with more than this is not put into a ticket or cache: a client whose certificate chain is that long does full handshakes.
-/// Its ClientHello could not carry several of them.
+/// A session with more than this is not put into a ticket: a client whose certificate chain is that long does full handshakes. Two such
+/// tickets still fit a ClientHello.
 pub const TICKET_VALUE_BYTES_MAX: usize = 6 * 1024;
 
 /// Tickets that a client of TLS 1.3 gets at most, when it asks for a number of them (RFC 9149).
@@ -59,7 +59,7 @@ pub const COMPLETIONS_PER_TURN: usize = 256;
 pub const LANES: usize = 8;
 
 /// Stack of a call that can be suspended. Used at most by a release build: 12 KiB, with ML-KEM after a HelloRetryRequest or with six
-/// intermediates of a client 28 KiB; by a debug build 72 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
+/// intermediates of a client 28 KiB; by a debug build 77 KiB. Signatures are verified elsewhere: ML-DSA-87 would take 77 KiB.
 pub const SUSPENDED_STACK_BYTES: usize = 128 * 1024;
 
 /// What lies below it and cannot be touched: more than any frame of C code is long.
@@ -194,5 +194,30 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// handshake that names hundreds of them is slow. The client then chooses by itself.
 pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
 
+/// A file of revocation lists larger than this is refused: it has 400,000 revoked certificates, which take ten times the memory when
+/// they are loaded.
+pub const CRL_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Names of a client's certificate that a log line repeats, and the characters of each: others have written them.
+pub const CLIENT_NAMES_SHOWN_MAX: usize = 4;
+
+/// See [`CLIENT_NAMES_SHOWN_MAX`].
+pub const CLIENT_NAME_CHARS_SHOWN_MAX: usize = 64;
+
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;
+
+/// A session larger than this is not cached. One without client certificates has some 200 bytes, and one with a chain of three
+/// RSA-4096 certificates about 6 KiB.
+pub const SESSION_BYTES_MAX: usize = 16 * 1024;
+
+/// One lock of a session cache guards so much: a few thousand sessions, so that a table that grows holds up others for some tens of microseconds.
+pub const SESSION_SHARD_BYTES: usize = 1024 * 1024;
+
+/// Of a session cache, what sessions may take that were resumed from. The rest is there for new ones, however many clients return.
+pub const SESSION_PROTECTED_PERCENT: usize = 80;
+
+const _: () = assert!(
+    SESSION_PROTECTED_PERCENT < 100,
+    "a client that comes for the first time can return"
+);

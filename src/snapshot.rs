@@ -1,6 +1,7 @@
 //! The whole configuration as loaded: files read, names resolved, keys checked. Immutable, built whole or not at all, swapped by
 //! one `Arc`. A session keeps the one it started with.
 
+mod client_auth;
 mod identities;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -22,9 +23,9 @@ use crate::config::{
     self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
 };
 use crate::crypto::cpu::Cpu;
-use crate::identity::client_auth::{Authority, ClientAuth};
+use crate::identity::client_auth::ClientAuth;
 use crate::identity::{Identity, NameMap, Selector};
-use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, SERVERS_PER_UPSTREAM_MAX};
+use crate::limits::SERVERS_PER_UPSTREAM_MAX;
 use crate::metrics::{KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
 use crate::tls::resumption::Resumption;
@@ -122,7 +123,7 @@ impl Snapshot {
             load_upstream(upstream, places, workers, previous)
         });
         let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
-            load_client_auth(listener, places)
+            client_auth::load(listener, places)
         })
         .into_iter();
         let tickets = previous
@@ -213,18 +214,13 @@ impl Snapshot {
                     warnings.push(self.config.places.warning(key, what, remedy));
                 }
             }
-            let (Some(client_auth), Some(settings)) = (&listener.client_auth, &listener.settings.client_auth) else {
-                continue;
-            };
-            let expired = |authority: &&Authority| authority.not_after < now;
-            if let Some(first) = client_auth.authorities().iter().find(expired) {
-                let what = format!(
-                    "{} holds a CA that has expired ({}): its clients are accepted all the same",
-                    settings.ca.display(),
-                    first.subject
-                );
-                let key = format!("listener \"{}\": client_auth.ca", listener.name);
-                warnings.push(self.config.places.warning(key, what, "remove it, or renew it"));
+            if let Some(client_auth) = &listener.client_auth {
+                warnings.extend(client_auth::warnings(
+                    &listener.settings,
+                    client_auth,
+                    &self.config.places,
+                    now,
+                ));
             }
         }
         warnings
@@ -295,12 +291,12 @@ fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(
         .collect()
 }
 
-/// The bytes of a file, or what was found in place of them.
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// The bytes of a file of at most so many, or what was found in place of them.
+fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("nothing readable ({error})");
     let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > CERTIFICATE_FILE_BYTES_MAX {
-        return Err(format!("{size} bytes, more than {CERTIFICATE_FILE_BYTES_MAX},"));
+    if size > bytes_max {
+        return Err(format!("{size} bytes, more than {bytes_max},"));
     }
     std::fs::read(path).map_err(unreadable)
 }
@@ -372,21 +368,6 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     } else {
         Ok(addresses)
     }
-}
-
-fn load_client_auth(settings: &config::Listener, places: &Places) -> Result<Option<ClientAuth>, Problem> {
-    let Some(config::ClientAuth { required, ca }) = &settings.client_auth else {
-        return Ok(None);
-    };
-    let loaded = read(ca).and_then(|pem| ClientAuth::from_pem(&pem, *required));
-    loaded.map(Some).map_err(|found| {
-        places.problem(
-            format!("listener \"{}\": client_auth.ca", settings.name),
-            format!("{found} in {}", ca.display()),
-            "a PEM file with one or more certificates of CAs",
-            "check the path, and that the file holds the CAs and nothing that is cut off",
-        )
-    })
 }
 
 /// The sessions of a listener; those in its cache stay, unless its policy or its cache is another now.

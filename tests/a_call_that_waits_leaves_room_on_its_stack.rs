@@ -35,7 +35,7 @@ const CONFIG: &str = r#"
     address = "127.0.0.1:8443"
     identities = ["site"]
     upstream = "app"
-    client_auth = { mode = "optional", ca = "clients.pem" }
+    client_auth = { mode = "optional", ca = "clients.pem", crl = ["clients.crl"] }
 
     [[identity]]
     name = "site"
@@ -135,9 +135,13 @@ fn every_kind_of_handshake_leaves_room() {
     let retried = vec![NamedGroup::MLKEM1024, NamedGroup::X25519MLKEM768];
     let mut deep = root.below("one", KeyKind::P384);
     // webpki goes no deeper.
+    let mut lists = vec![root.list(&[]), below.list(&[]), deep.list(&[])];
     for name in ["two", "three", "four", "five", "six"] {
         deep = deep.below(name, KeyKind::P384);
+        lists.push(deep.list(&[]));
     }
+    let lists: String = lists.iter().map(|list| pem_of_list(list)).collect();
+    std::fs::write(folder.path().join("clients.crl"), lists).unwrap();
     let case = |name, key, version, groups: &Vec<NamedGroup>, shown: Option<Shown>, asked| Case {
         name,
         key,
@@ -148,6 +152,7 @@ fn every_kind_of_handshake_leaves_room() {
         asked,
     };
     let p256 = KeyKind::Ecdsa;
+    // Verified are the certificates, a revocation list for each of them, and what the client has signed.
     let cases = [
         case("no certificate", p256, &TLS13, &x25519, None, asked(1, 1, 0)),
         case("TLS 1.2", p256, &TLS12, &x25519, None, asked(0, 1, 0)),
@@ -167,7 +172,7 @@ fn every_kind_of_handshake_leaves_room() {
             &TLS13,
             &x25519,
             Some(root.client()),
-            asked(1, 1, 2),
+            asked(1, 1, 3),
         ),
         case(
             "an intermediate",
@@ -175,7 +180,7 @@ fn every_kind_of_handshake_leaves_room() {
             &TLS13,
             &x25519,
             Some(below.client()),
-            asked(1, 1, 3),
+            asked(1, 1, 5),
         ),
         case(
             "the same in TLS 1.2",
@@ -183,7 +188,7 @@ fn every_kind_of_handshake_leaves_room() {
             &TLS12,
             &x25519,
             Some(below.client()),
-            asked(0, 1, 3),
+            asked(0, 1, 5),
         ),
         case(
             "six intermediates of P-384",
@@ -191,7 +196,7 @@ fn every_kind_of_handshake_leaves_room() {
             &TLS13,
             &mlkem,
             Some(deep.client_with(KeyKind::P384, |_| {})),
-            asked(1, 1, 8),
+            asked(1, 1, 15),
         ),
         case(
             "RSA-4096 below P-256",
@@ -199,7 +204,7 @@ fn every_kind_of_handshake_leaves_room() {
             &TLS13,
             &mlkem,
             Some(below.client_with(KeyKind::Rsa4096, |_| {})),
-            asked(1, 1, 3),
+            asked(1, 1, 5),
         ),
         Case {
             accepted: false,
@@ -209,7 +214,7 @@ fn every_kind_of_handshake_leaves_room() {
                 &TLS13,
                 &mlkem,
                 Some(below.client().signing_as(&root.client())),
-                asked(1, 1, 3),
+                asked(1, 1, 5),
             )
         },
         Case {

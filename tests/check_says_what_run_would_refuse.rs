@@ -238,6 +238,155 @@ fn an_expired_ca_of_clients_is_a_warning() {
     );
 }
 
+/// With `[listener.client_auth]`, a CA, and this in the file of its revocation list.
+fn with_list(list: impl FnOnce(&Authority) -> Vec<u8>) -> File {
+    let file = File::with(&[(
+        "upstream = \"app\"",
+        "upstream = \"app\"\nclient_auth = { mode = \"required\", ca = \"clients.pem\",\n  crl = [\"clients.crl\"] }",
+    )]);
+    let root = Authority::root("clients");
+    std::fs::write(file.folder.path().join("clients.pem"), root.pem()).unwrap();
+    std::fs::write(file.folder.path().join("clients.crl"), list(&root)).unwrap();
+    file
+}
+
+const LIST: &str = "listener \"edge\": client_auth.crl[0]";
+const LISTS: &str = "listener \"edge\": client_auth.crl";
+
+#[test]
+fn revocation_lists_in_order_are_accepted() {
+    with_list(|root| root.list(&[])).ringlock(&["check", "--strict"]).ok();
+    let pem = with_list(|root| format!("{}\n{}", root.pem(), pem_of_list(&root.list(&[]))).into());
+    pem.ringlock(&["check", "--strict"]).ok();
+}
+
+#[test]
+fn a_missing_revocation_list() {
+    let file = with_list(|root| root.list(&[]));
+    std::fs::remove_file(file.folder.path().join("clients.crl")).unwrap();
+    file.refused(10, LIST, &["No such file", "clients.crl", "expected a PEM or DER file"]);
+}
+
+#[test]
+fn files_without_a_usable_revocation_list() {
+    for bytes in ["", "hello\n"] {
+        with_list(|_| bytes.into()).refused(10, LIST, &["no revocation list in ", "clients.crl"]);
+    }
+    with_list(|root| root.pem().into()).refused(10, LIST, &["no revocation list in "]);
+    with_list(|root| root.list(&[])[1..].to_vec()).refused(10, LIST, &["no revocation list in "]);
+    with_list(|root| {
+        let mut cut = root.list(&[]);
+        cut.pop();
+        cut
+    })
+    .refused(10, LIST, &["revocation list 1, which cannot be read ("]);
+    with_list(|root| {
+        let text = pem_of_list(&root.list(&[]));
+        text[..text.len() - 30].into()
+    })
+    .refused(10, LIST, &["text that is no valid PEM ("]);
+}
+
+/// As openssl makes them, from a configuration with these extensions.
+#[test]
+fn revocation_lists_that_are_not_understood() {
+    let made = |extensions: &str, arguments: &[&str]| {
+        let folder = TempDir::new().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let number = if arguments.is_empty() {
+            ""
+        } else {
+            "crlnumber = $dir/number"
+        };
+        let config = format!(
+            "[ca]\ndefault_ca = own\n[own]\ndir = {}\ndatabase = $dir/index\n{number}\ndefault_md = sha256\ndefault_crl_days = 2\n{extensions}\n",
+            folder.path().display()
+        );
+        std::fs::write(path("config"), config).unwrap();
+        std::fs::write(path("index"), "").unwrap();
+        std::fs::write(path("number"), "01\n").unwrap();
+        let subject = ["-subj", "/CN=clients", "-days", "2", "-nodes", "-newkey", "rsa:2048"];
+        let (key, ca, list) = (path("key"), path("ca.pem"), path("list"));
+        run(
+            "openssl",
+            &[&["req", "-x509", "-keyout", &key, "-out", &ca], &subject[..]].concat(),
+            b"",
+        )
+        .ok();
+        let own = [
+            "-config",
+            &path("config"),
+            "-keyfile",
+            &key,
+            "-cert",
+            &ca,
+            "-out",
+            &list,
+        ];
+        run("openssl", &[&["ca", "-gencrl"], &own[..], arguments].concat(), b"").ok();
+        std::fs::read(list).unwrap()
+    };
+    let points = |flags: &str| {
+        format!(
+            "crl_extensions = lists\n[lists]\nissuingDistributionPoint = critical, @point\n[point]\nfullname = URI:http://a.example/\n{flags}"
+        )
+    };
+    let numbered = ["-crldays", "3"];
+    with_list(|_| made("", &[])).refused(10, LIST, &["revocation list 1, which is of version 1, in "]);
+    for (extensions, what) in [
+        (
+            "crl_extensions = lists\n[lists]\n2.5.29.27 = critical, DER:020101".to_owned(),
+            "a delta list",
+        ),
+        (points("indirectCRL = TRUE"), "an indirect list"),
+        (
+            points("onlysomereasons = keyCompromise"),
+            "which is for some reasons of revocation only",
+        ),
+    ] {
+        let list = made(&extensions, &numbered);
+        with_list(|_| list).refused(10, LIST, &["revocation list 1, ", what, "clients.crl"]);
+    }
+    // Without any of these it is accepted; the CA in the file has only the name in common.
+    let list = made("", &numbered);
+    with_list(|_| list).ringlock(&["check", "--strict"]).ok();
+}
+
+#[test]
+fn revocation_lists_that_let_nobody_in_are_warned_of() {
+    let now = SystemTime::now();
+    with_list(|root| {
+        root.list_with(&[], |list| {
+            list.this_update = (now - 3 * DAY).into();
+            list.next_update = (now - DAY).into();
+        })
+    })
+    .warned(
+        10,
+        LISTS,
+        &["clients.crl", "CN=clients", "has expired", "are refused", "reload"],
+    );
+    with_list(|root| root.list_with(&[], |list| list.next_update = (now + DAY / 2).into())).warned(
+        10,
+        LISTS,
+        &["CN=clients", "expires within a day", "reload"],
+    );
+    with_list(|_| Authority::root("others").list(&[])).warned(
+        10,
+        LISTS,
+        &[
+            "no file has a revocation list of CN=clients",
+            "is refused",
+            "add its list",
+        ],
+    );
+    with_list(|root| {
+        let old = root.list_with(&[], |list| list.this_update = (now - 2 * DAY).into());
+        [old, root.list(&[])].map(|list| pem_of_list(&list)).concat().into()
+    })
+    .warned(10, LISTS, &["CN=clients", "a newer one: it is not used", "remove it"]);
+}
+
 #[test]
 fn an_expired_certificate_is_a_warning() {
     let file = File::with(&[]);

@@ -1,7 +1,7 @@
 //! TLS in memory: a site with a certificate, rustls clients, and the two servers that are compared.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertifiedKey, KeyPair, RsaKeySize};
 use ringlock::buffers::{Outbox, SendPool};
@@ -9,6 +9,7 @@ use ringlock::crypto::inline;
 use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
 use ringlock::tls::policy::Policy;
+use ringlock::tls::tickets::Secrets;
 use ringlock::tls::{Outboxes, Step, Tls};
 use ringlock_hsm::custody::Custody;
 use rustls::client::Resumption;
@@ -38,7 +39,24 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// Issues no tickets.
     pub(crate) fn new(key: Key) -> Site {
+        Site::load(key, false)
+    }
+
+    /// Issues tickets, as `ringlock run` does by default.
+    #[allow(dead_code, reason = "records do not depend on it")]
+    pub(crate) fn with_tickets(key: Key) -> Site {
+        let site = Site::load(key, true);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.expect("it is later than 1970").as_secs();
+        Secrets::new(Arc::clone(&site.snapshot.tickets))
+            .replace(&[7; 32], Duration::from_secs(3600), now)
+            .expect("there is memory");
+        site
+    }
+
+    fn load(key: Key, tickets: bool) -> Site {
         let key = match key {
             Key::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
             Key::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
@@ -53,8 +71,9 @@ impl Site {
         };
         write("chain.pem", cert.pem());
         write("key.pem", signing_key.serialize_pem());
+        let config = CONFIG.replace("TICKETS", &tickets.to_string());
         let (config, _) =
-            ringlock::config::parse(CONFIG, &folder.path().join("bench.toml")).expect("the configuration is legal");
+            ringlock::config::parse(&config, &folder.path().join("bench.toml")).expect("the configuration is legal");
         Site {
             snapshot: Snapshot::load(config, 1, None, &mut Custody::without_signers())
                 .expect("certificate and key fit"),
@@ -79,6 +98,23 @@ impl Site {
         Arc::new(config)
     }
 
+    /// Such clients that keep sessions, each for itself.
+    #[allow(dead_code, reason = "records do not depend on it")]
+    pub(crate) fn resuming_clients(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        group: NamedGroup,
+        count: u64,
+    ) -> Vec<Arc<ClientConfig>> {
+        let client = self.client(version, group);
+        let resuming = |_| {
+            let mut config = ClientConfig::clone(&client);
+            config.resumption = Resumption::in_memory_sessions(1);
+            Arc::new(config)
+        };
+        (0..count).map(resuming).collect()
+    }
+
     /// What Ringlock's connections share.
     pub(crate) fn ringlock(&self) -> Shared {
         Shared {
@@ -88,7 +124,7 @@ impl Site {
         }
     }
 
-    /// rustls as it comes: the client's order of suites, two tickets.
+    /// rustls as it comes: the client's order of suites, two tickets; sessions in a cache.
     #[allow(dead_code, reason = "records are compared with the same suite")]
     pub(crate) fn rustls_stock(&self) -> Arc<ServerConfig> {
         Arc::new(self.rustls(aws_lc_rs::default_provider()))
@@ -97,13 +133,26 @@ impl Site {
     /// rustls set up as Ringlock sets it up: AES-128-GCM-SHA256 first whatever the client says, no tickets. What is left
     /// between the two is the adapter.
     pub(crate) fn rustls_tuned(&self) -> Arc<ServerConfig> {
+        Arc::new(self.rustls_without_tickets())
+    }
+
+    /// The same with one ticket, as Ringlock issues it.
+    #[allow(dead_code, reason = "records do not depend on it")]
+    pub(crate) fn rustls_with_tickets(&self) -> Arc<ServerConfig> {
+        let mut config = self.rustls_without_tickets();
+        config.send_tls13_tickets = 1;
+        config.ticketer = aws_lc_rs::Ticketer::new().expect("there are random numbers");
+        Arc::new(config)
+    }
+
+    fn rustls_without_tickets(&self) -> ServerConfig {
         let mut provider = aws_lc_rs::default_provider();
         provider.cipher_suites.sort_by_key(|suite| !is_aes128(suite.suite()));
         let mut config = self.rustls(provider);
         config.ignore_client_order = true;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Arc::new(config)
+        config
     }
 
     fn rustls(&self, provider: CryptoProvider) -> ServerConfig {
@@ -123,6 +172,9 @@ const CONFIG: &str = r#"
     address = "127.0.0.1:8443"
     identities = ["site"]
     upstream = "app"
+
+    [listener.tls]
+    tickets = TICKETS
 
     [[identity]]
     name = "site"

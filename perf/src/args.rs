@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Load tester for TLS servers: drives full handshakes, echoed messages, bulk data or idle connections and
+/// Load tester for TLS servers: drives full and resumed handshakes, echoed messages, bulk data or idle connections and
 /// reports what each unit of work costs the server in CPU time or memory.
 #[derive(Debug, Parser)]
 #[command(name = "ringlock-perf", version, about)]
@@ -21,6 +21,9 @@ pub struct Cli {
 pub enum Command {
     /// Full TLS handshakes without resumption: connect, handshake, orderly close.
     Handshake(HandshakeArgs),
+    /// Resumed TLS handshakes with one byte there and back: each connection offers a session that the server gave to an
+    /// earlier one (needs an echoing origin). Fails when more than a few are not resumed.
+    Resume(ResumeArgs),
     /// Messages sent and waited for, over connections that stay open (needs an echoing origin).
     Echo(EchoArgs),
     /// Download or upload over connections that stay open.
@@ -114,6 +117,24 @@ pub struct HandshakeArgs {
     /// After the handshake wait for the server to close first (an origin in mode `close` makes it).
     #[arg(long)]
     pub expect_close: bool,
+}
+
+/// `ringlock-perf resume`
+#[derive(Clone, Debug, Args)]
+pub struct ResumeArgs {
+    /// The common flags.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Handshakes in flight, each with a session of its own; with --rate at most.
+    #[arg(long, default_value_t = 64)]
+    pub connections: usize,
+    /// Begin this many handshakes per second, whether or not earlier ones are done (an open loop). Latencies then count from
+    /// when each was due. Without it the next one begins when one is done.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u32>,
+    /// Stop when this many handshakes are measured, if that is before --duration.
+    #[arg(long)]
+    pub count: Option<u64>,
 }
 
 /// `ringlock-perf echo`

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
-use rustls::ClientConnection;
+use rustls::{ClientConnection, HandshakeKind};
 
 use crate::plan::ClientPlan;
 use crate::tls::name;
@@ -352,6 +352,11 @@ impl Connection {
         }
     }
 
+    /// True when the server has resumed the session that was offered.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
     /// The parameters; names are "?" before the handshake is complete.
     pub(crate) fn negotiated(&self) -> Negotiated {
         let unknown = || "?".to_owned();
@@ -367,7 +372,8 @@ impl Connection {
             group: self
                 .tls
                 .negotiated_key_exchange_group()
-                .map_or_else(unknown, |group| name(&group.name())),
+                // A resumed TLS 1.2 handshake exchanges no keys.
+                .map_or_else(|| "none".to_owned(), |group| name(&group.name())),
             handshake: self.tls.handshake_kind().map_or_else(unknown, |kind| name(&kind)),
         }
     }

@@ -147,15 +147,8 @@ impl<'plan> Engine<'plan> {
         self.close_late(tally);
         let failed = tally.failures_total();
         if failed >= self.plan.errors_max {
-            let kinds: Vec<String> = tally
-                .failures
-                .values()
-                .map(|failure| format!("{} × {}", failure.count, failure.first))
-                .collect();
-            return Err(PerfError::GaveUp(format!(
-                "{failed} connections failed ({})",
-                kinds.join("; ")
-            )));
+            let kinds = tally.failure_kinds();
+            return Err(PerfError::GaveUp(format!("{failed} connections failed ({kinds})")));
         }
         Ok(())
     }

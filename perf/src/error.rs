@@ -36,6 +36,9 @@ pub enum PerfError {
     /// The run was given up because nothing but errors came back.
     #[error("gave up: {0}")]
     GaveUp(String),
+    /// Connections should have resumed sessions and did not.
+    #[error("not resumed: {0}")]
+    NotResumed(String),
 }
 
 impl PerfError {

@@ -1,4 +1,4 @@
-//! Load tester for TLS servers: full handshakes, echoed messages, bulk data and idle connections, with what a unit
+//! Load tester for TLS servers: full and resumed handshakes, echoed messages, bulk data and idle connections, with what a unit
 //! of each costs the server in CPU time or memory.
 //!
 //! One thread, one epoll instance, a closed loop: the next unit begins when the last one is done. The parts, from
@@ -14,6 +14,7 @@ pub mod origin;
 mod plan;
 pub mod procfs;
 pub mod report;
+mod sessions;
 mod tls;
 mod work;
 

@@ -16,7 +16,9 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     let result = match &command {
         Command::Origin(args) => serve(args),
-        Command::Handshake(_) | Command::Echo(_) | Command::Bulk(_) | Command::Idle(_) => measure(&command),
+        Command::Handshake(_) | Command::Resume(_) | Command::Echo(_) | Command::Bulk(_) | Command::Idle(_) => {
+            measure(&command)
+        }
     };
     result.unwrap_or_else(|error| {
         // With standard error gone there is nowhere left to say it.
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
 fn measure(command: &Command) -> Result<ExitCode, PerfError> {
     let json = match command {
         Command::Handshake(args) => args.client.json,
+        Command::Resume(args) => args.client.json,
         Command::Echo(args) => args.client.json,
         Command::Bulk(args) => args.client.json,
         Command::Idle(args) => args.client.json,

@@ -18,6 +18,8 @@ const LATENCY_MAX: Duration = Duration::from_secs(300);
 pub(crate) struct Tally {
     measuring: bool,
     pub(crate) units: u64,
+    /// Units that were resumed handshakes, `resumed <= units`.
+    pub(crate) resumed: u64,
     pub(crate) bytes: u64,
     /// Units of the whole run, `units_total >= units`.
     pub(crate) units_total: u64,
@@ -47,6 +49,7 @@ impl Tally {
         Self {
             measuring: false,
             units: 0,
+            resumed: 0,
             bytes: 0,
             units_total: 0,
             bytes_total: 0,
@@ -74,6 +77,14 @@ impl Tally {
         }
     }
 
+    /// A handshake is done, which is a unit.
+    pub(crate) fn handshake(&mut self, latency_ns: u64, resumed: bool) {
+        self.unit(latency_ns);
+        if self.measuring && resumed {
+            self.resumed += 1;
+        }
+    }
+
     /// Payload was moved.
     pub(crate) fn bytes(&mut self, count: usize) {
         self.bytes_total += count as u64;
@@ -97,6 +108,12 @@ impl Tally {
 
     pub(crate) fn failures_total(&self) -> u64 {
         self.failures.values().map(|failure| failure.count).sum()
+    }
+
+    /// How many failed of each kind, with what the first one said.
+    pub(crate) fn failure_kinds(&self) -> String {
+        let kind = |failure: &FailureCount| format!("{} × {}", failure.count, failure.first);
+        self.failures.values().map(kind).collect::<Vec<_>>().join("; ")
     }
 
     pub(crate) fn ending(&mut self, ending: Ending) {
@@ -181,6 +198,11 @@ mod tests {
         tally.failure(&Failure::Reset);
         assert_eq!((tally.units, tally.bytes, tally.latency.len()), (2, 7, 2));
         assert_eq!((tally.units_total, tally.bytes_total), (4, 107));
+        tally.handshake(9, true);
+        tally.set_measuring(true);
+        tally.handshake(1_000, false);
+        tally.handshake(1_000, true);
+        assert_eq!((tally.units, tally.resumed), (4, 1));
         assert!(tally.latency.max() >= 3_000 && tally.latency.min() <= 1_000);
         let expected = FailureCount {
             count: 2,

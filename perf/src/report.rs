@@ -36,7 +36,7 @@ pub enum Unit {
 pub struct Report {
     /// Version of this layout.
     pub schema: u32,
-    /// Kind of work: `handshake`, `handshake_exchange`, `handshake_expect_close`, `echo`, `bulk_download`,
+    /// Kind of work: `handshake`, `handshake_exchange`, `handshake_expect_close`, `resume`, `echo`, `bulk_download`,
     /// `bulk_upload` or `idle`.
     pub work: String,
     /// Address of the server.
@@ -53,6 +53,9 @@ pub struct Report {
     pub rate_per_s: f64,
     /// Payload bytes moved in the window.
     pub bytes: u64,
+    /// The units by kind, when they are handshakes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshakes: Option<Handshakes>,
     /// Time per unit; absent for bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Latency>,
@@ -73,6 +76,15 @@ pub struct Report {
     pub totals: Totals,
     /// Failed connections of the whole run by kind; empty when all went well.
     pub errors: BTreeMap<String, ErrorCount>,
+}
+
+/// Handshakes in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Handshakes {
+    /// Full ones. In the work `resume`: those that should have been resumed.
+    pub full: u64,
+    /// Resumed ones.
+    pub resumed: u64,
 }
 
 /// Latencies in microseconds.
@@ -157,7 +169,7 @@ pub struct NegotiatedCount {
     pub version: String,
     /// For example `TLS13_AES_128_GCM_SHA256`.
     pub suite: String,
-    /// For example `X25519`.
+    /// For example `X25519`; `none` in a resumed TLS 1.2 handshake.
     pub group: String,
     /// `Full`, `FullWithHelloRetryRequest` or `Resumed`.
     pub handshake: String,
@@ -211,6 +223,10 @@ impl Report {
             units: rounded(units),
             rate_per_s: rounded(quotient(units, seconds)),
             bytes: tally.bytes,
+            handshakes: (unit == Unit::Handshake).then(|| Handshakes {
+                full: tally.units - tally.resumed,
+                resumed: tally.resumed,
+            }),
             latency_us: (!tally.latency.is_empty()).then(|| Latency::new(&tally.latency)),
             open_loop: None,
             server: window
@@ -340,6 +356,9 @@ impl Display for Report {
             "  rate        {:.1} {unit}/s ({:.1} in all)",
             self.rate_per_s, self.units
         )?;
+        if let Some(Handshakes { full, resumed }) = self.handshakes {
+            writeln!(f, "  handshakes  {full} full, {resumed} resumed")?;
+        }
         if let Some(OpenLoop {
             rate_per_s,
             due,

@@ -1,4 +1,4 @@
-//! The client's TLS settings: one version, the wanted suites and groups, no resumption.
+//! The client's TLS settings: one version, the wanted suites and groups.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::error::PerfError;
 
 /// Builds the configuration that every connection of a run uses.
 ///
-/// Resumption is off, so each handshake is a full one.
+/// Resumption is off, so each handshake is a full one, if the work does not switch it on.
 ///
 /// # Errors
 /// Names the flag whose value is unknown, or whose file cannot be used.

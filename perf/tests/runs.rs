@@ -10,7 +10,7 @@ mod relay;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use ringlock_perf::report::Report;
 use ringlock_perf::{PerfError, run};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 
 /// An origin that runs in a thread until it is asked for its counts.
 struct RunningOrigin {
@@ -66,6 +66,11 @@ fn drive_target(target: &str, ca: &str, work: &str) -> Result<Report, PerfError>
 }
 
 fn assert_negotiated(report: &Report, version: &str, suite: &str, group: &str) {
+    assert_parameters(report, [version, suite, group, "Full"]);
+}
+
+/// All connections had these: version, suite, group and kind of handshake.
+fn assert_parameters(report: &Report, expected: [&str; 4]) {
     let [parameters] = report.negotiated.as_slice() else {
         panic!("one set of parameters: {:?}", report.negotiated)
     };
@@ -76,7 +81,7 @@ fn assert_negotiated(report: &Report, version: &str, suite: &str, group: &str) {
         &parameters.handshake,
     ]
     .map(String::as_str);
-    assert_eq!(found, [version, suite, group, "Full"]);
+    assert_eq!(found, expected);
     assert_eq!(parameters.count, report.totals.established);
 }
 
@@ -120,6 +125,140 @@ fn an_exchange_brings_one_byte_to_the_origin_and_back() {
     );
     assert_eq!(counts.received, counts.sent);
     assert_eq!(counts.accepted, report.totals.opened);
+}
+
+/// Tickets that are what they hold, of which every so many are not recognised.
+#[derive(Debug)]
+struct Tickets {
+    /// 1: none is recognised; 0: each is.
+    declined_every: u64,
+    seen: AtomicU64,
+}
+
+impl Tickets {
+    fn declining_every(every: u64) -> Arc<Self> {
+        Arc::new(Self {
+            declined_every: every,
+            seen: AtomicU64::new(0),
+        })
+    }
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        3600
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        Some(plain.to_vec())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let number = self.seen.fetch_add(1, Ordering::SeqCst) + 1;
+        let declined = self.declined_every > 0 && number.is_multiple_of(self.declined_every);
+        (!declined).then(|| ticket.to_vec())
+    }
+}
+
+#[test]
+fn every_measured_connection_resumes_the_session_of_another() {
+    let origin = origin("echo", &[]);
+    let ticketer = Tickets::declining_every(0);
+    let relay = Relay::start_resuming(&origin.address, 1, ticketer.clone());
+    let mut connections = 0;
+    for (version, suite, group) in [
+        ("1.3", "TLS13_AES_128_GCM_SHA256", "X25519"),
+        ("1.2", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "none"),
+    ] {
+        for pace in ["", " --rate 200"] {
+            let flags = format!("resume --connections 4 --count 40 --duration 30s --tls {version}{pace}");
+            let report = drive(&relay, &flags).unwrap();
+            assert!(report.is_clean(), "{report}");
+            assert_eq!(report.work, "resume");
+            assert_eq!(report.handshakes.unwrap().full, 0, "{report}");
+            assert_eq!(report.handshakes.unwrap().resumed as f64, report.units, "{report}");
+            assert!(report.to_string().contains("0 full, 4"), "{report}");
+            // The sessions were there before the first connection of the run.
+            assert_parameters(&report, [version_name(version), suite, group, "Resumed"]);
+            assert_eq!(report.totals.closed_in_order, report.totals.opened);
+            connections += 4 + report.totals.opened;
+        }
+    }
+    assert_eq!(relay.finish().handshakes, connections);
+    // No ticket is offered twice, and no connection goes without.
+    assert_eq!(ticketer.seen.load(Ordering::SeqCst), connections - 4 * 4);
+    let counts = origin.finish();
+    assert_eq!((counts.accepted, counts.received), (connections, counts.sent));
+}
+
+fn version_name(version: &str) -> &'static str {
+    if version == "1.2" { "TLSv1_2" } else { "TLSv1_3" }
+}
+
+#[test]
+fn sessions_of_a_cache_are_resumed_in_tls_1_2() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(&relay, "resume --connections 4 --count 40 --duration 30s --tls 1.2").unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.handshakes.unwrap().full, 0, "{report}");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn more_tickets_than_connections_use_do_no_harm() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start_resuming(&origin.address, 3, Tickets::declining_every(0));
+    let report = drive(&relay, "resume --connections 2 --count 40 --duration 30s").unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.handshakes.unwrap().full, 0, "{report}");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn a_few_declined_sessions_are_counted_and_more_refuse_the_figure() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start_resuming(&origin.address, 1, Tickets::declining_every(50));
+    let report = drive(&relay, "resume --connections 2 --count 200 --duration 60s").unwrap();
+    assert!(report.is_clean(), "{report}");
+    let handshakes = report.handshakes.unwrap();
+    assert!((3..=5).contains(&handshakes.full), "{report}");
+    assert_eq!((handshakes.full + handshakes.resumed) as f64, report.units, "{report}");
+    let kinds: Vec<&str> = report.negotiated.iter().map(|found| &*found.handshake).collect();
+    assert_eq!(kinds, ["Full", "Resumed"], "{report}");
+    relay.finish();
+
+    let relay = Relay::start_resuming(&origin.address, 1, Tickets::declining_every(10));
+    let error = drive(&relay, "resume --connections 2 --count 200 --duration 60s")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("not resumed") && error.contains("measured connections were full handshakes"),
+        "{error}"
+    );
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn a_server_that_gives_no_session_is_named_before_anything_is_measured() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let error = drive(&relay, "resume --connections 3 --duration 30s")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("the server gave sessions to 0 of 3 full handshakes, expected 3"),
+        "{error}"
+    );
+    assert_eq!(relay.finish().handshakes, 3);
+    origin.finish();
 }
 
 #[test]
@@ -453,6 +592,8 @@ fn json_has_the_documented_fields() {
         "/schema",
         "/units",
         "/rate_per_s",
+        "/handshakes/full",
+        "/handshakes/resumed",
         "/latency_us/p999",
         "/server/cpu_us_per_unit",
         "/client/cpu_share",
@@ -476,6 +617,7 @@ fn flags_that_cannot_be_used_are_named() {
         ("handshake --group X448", "--group: found `X448`"),
         ("handshake --suite RC4", "--suite: found `RC4`"),
         ("handshake --connections 0", "--connections: found `0`"),
+        ("resume --connections 0", "--connections: found `0`"),
         ("echo --size 0", "--size: found `0`"),
         ("idle --opening 0", "--opening: found `0`"),
         ("handshake --duration 0s", "--duration"),

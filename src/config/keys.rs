@@ -32,8 +32,6 @@ pub(super) enum Presence {
     Optional,
     /// The same as this TOML value.
     Default(&'static str),
-    /// The key belongs to the contract, its feature does not exist: giving it is an error.
-    Later,
 }
 
 /// What the values of a key look like.
@@ -70,6 +68,8 @@ pub(super) enum Kind {
     },
     /// A whole number from 1 to this.
     Count(u64),
+    /// A whole number from 0 to this.
+    UpTo(u64),
     /// 0.0 to 1.0.
     Share,
     /// One of these strings.
@@ -105,7 +105,8 @@ pub(super) const CPUS_MAX: u64 = 1024;
 /// Bound of `sessions`: each has a thread, and tokens have fewer.
 pub(super) const SESSIONS_MAX: u64 = 1024;
 
-/// Bound of `queue`: a token that signs in a millisecond takes a minute for as many.
+/// Bound of `queue`: a token that signs in a millisecond takes a minute for as many. A worker has `limits::SUSPENDED_CALLS_MAX` that
+/// wait, for all queues together.
 pub(super) const QUEUE_MAX: u64 = 65_536;
 
 /// Bound of `rotation` and `lifetime`: clients keep a ticket no longer than seven days (RFC 8446 section 4.6.1).
@@ -114,6 +115,9 @@ pub(super) const TICKET_DAYS_MAX: u64 = 7;
 /// Bounds of `session_cache`: below, its parts hold too few sessions each; above, it is a typing error.
 pub(super) const SESSION_CACHE_MIN: u64 = 1024 * 1024;
 pub(super) const SESSION_CACHE_MAX: u64 = 1024 * 1024 * 1024 * 1024;
+
+/// Bound of `verify_depth`: paths are not built any longer.
+pub(super) const VERIFY_DEPTH_MAX: u64 = 6;
 
 const NAME: &str = "a name of 1 to 64 characters";
 pub(super) const LISTEN_ADDRESS: &str = r#"an IP address and port such as "0.0.0.0:443" or "[::]:443""#;
@@ -128,6 +132,8 @@ pub(super) const TOKEN_ATTRIBUTES: &str =
     r#"the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123""#;
 pub(super) const PIN_SOURCE: &str =
     r#""file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential"#;
+pub(super) const CRL: &str = "the path of a PEM or DER file with revocation lists";
+pub(super) const CLIENT_NAME: &str = r#"a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7""#;
 pub(super) const NAME_PATTERN: &str = r#"a host name such as "api.example.com" or "*.example.com""#;
 
 /// The whole file.
@@ -474,21 +480,26 @@ static CLIENT_AUTH: Section = Section {
         key(
             "crl",
             Kind::Texts {
-                what: "a path",
+                what: CRL,
                 empty: false,
             },
-            Presence::Later,
-            "Revocation lists.",
+            Presence::Optional,
+            "Files with revocation lists, PEM or DER: one of every CA whose signature is on a client's chain. Absent: nothing is revoked.",
         ),
-        key("verify_depth", Kind::Count(16), Presence::Later, "Longest chain."),
+        key(
+            "verify_depth",
+            Kind::UpTo(VERIFY_DEPTH_MAX),
+            Presence::Default("6"),
+            "Most certificates between a client's own and a trusted CA, as nginx counts ssl_verify_depth.",
+        ),
         key(
             "allow",
             Kind::Texts {
-                what: "a name",
+                what: CLIENT_NAME,
                 empty: false,
             },
-            Presence::Later,
-            "Names that may connect.",
+            Presence::Optional,
+            "Names of which a client's certificate must have one. Absent: every client of the CAs.",
         ),
     ],
 };
@@ -578,7 +589,8 @@ static TOKEN: Section = Section {
             "queue",
             Kind::Count(QUEUE_MAX),
             Presence::Default("1024"),
-            "Signatures that may wait, for each worker; beyond that handshakes are refused at once.",
+            "Signatures that may wait, for each worker; beyond that handshakes are refused at once. No more \
+             than 8,192 handshakes of a worker wait in all, whatever the tables allow together.",
         ),
         key(
             "when_down",
@@ -694,11 +706,6 @@ impl Section {
     pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)
     }
-
-    /// The keys that may be given.
-    pub(super) fn legal_keys(&self) -> impl Iterator<Item = &'static Key> + Clone {
-        self.keys.iter().filter(|key| !matches!(key.presence, Presence::Later))
-    }
 }
 
 impl Kind {
@@ -718,6 +725,7 @@ impl Kind {
                 format!(r#""off", or a size from "{min}" to "{max}" such as "64MiB""#)
             }
             Kind::Count(max) => format!("a whole number from 1 to {max}"),
+            Kind::UpTo(max) => format!("a whole number from 0 to {max}"),
             Kind::Share => "a number from 0.0 to 1.0".to_owned(),
             Kind::Word(words) | Kind::WordOrPathLater(words) => alternatives(
                 words
@@ -738,7 +746,7 @@ impl Kind {
 /// Every table of the file, with the header it has there.
 pub(super) fn sections() -> Vec<(String, &'static Section)> {
     fn collect(path: &str, section: &'static Section, found: &mut Vec<(String, &'static Section)>) {
-        for key in section.legal_keys() {
+        for key in section.keys {
             let inner = if path.is_empty() {
                 key.name.to_owned()
             } else {
@@ -766,6 +774,7 @@ pub(super) fn sections() -> Vec<(String, &'static Section)> {
                 | Kind::WholeSeconds { .. }
                 | Kind::OffOrSize { .. }
                 | Kind::Count(_)
+                | Kind::UpTo(_)
                 | Kind::Share
                 | Kind::Word(_)
                 | Kind::WordOrPathLater(_)

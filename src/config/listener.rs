@@ -4,7 +4,7 @@ use super::address::{self, Taken};
 use super::names::{self, Names};
 use super::read::{At, Item, Refusal, Report, Table, choice, count, flag, list, parsed};
 use super::units::duration;
-use super::{IdentityId, Listener, NamePattern, Route, UpstreamId, tls};
+use super::{IdentityId, Listener, NamePattern, Route, UpstreamId, client_auth, tls};
 
 /// What a listener refers to, and what listeners may not share.
 pub(super) struct Context<'c> {
@@ -49,7 +49,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, context: &mut Context<'_>) -> Opti
     let linger_timeout = table.read("linger_timeout", duration);
     let congestion_control = table.read_optional("congestion_control", congestion_control);
     let tls = table.section("tls", tls::read);
-    let client_auth = table.section("client_auth", tls::read_client_auth);
+    let client_auth = table.section("client_auth", client_auth::read);
 
     if let (Some(routes), Some(upstream)) = (&routes, upstream) {
         warn_of_idle_routes(table.report, routes, upstream);

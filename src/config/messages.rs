@@ -42,6 +42,12 @@ fn in_tls(added: &str) -> Outcome {
     in_listener(&format!("[listener.tls]\n{added}"))
 }
 
+fn in_client_auth(added: &str) -> Outcome {
+    in_listener(&format!(
+        "[listener.client_auth]\nmode = \"required\"\nca = \"ca.pem\"\n{added}"
+    ))
+}
+
 fn in_identity(added: &str) -> Outcome {
     after("key = \"site.key\"\n", added)
 }
@@ -276,12 +282,20 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:6: listener "edge": client_auth.ca: found nothing, expected the path of a PEM file with the CAs whose clients are accepted; add "ca" to this table, or write mode = "off""#;
     optional_client_auth_without_a_ca: in_listener("[listener.client_auth]\nmode = \"optional\"") =>
         r#"ringlock.toml:6: listener "edge": client_auth.ca: found nothing, expected the path of a PEM file with the CAs whose clients are accepted; add "ca" to this table, or write mode = "off""#;
-    a_list_of_crls: in_listener("[listener.client_auth]\nmode = \"required\"\nca = \"ca.pem\"\ncrl = [\"a.crl\"]") =>
-        r#"ringlock.toml:9: listener "edge": client_auth.crl: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
-    a_verify_depth: in_listener("[listener.client_auth]\nmode = \"required\"\nca = \"ca.pem\"\nverify_depth = 2") =>
-        r#"ringlock.toml:9: listener "edge": client_auth.verify_depth: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
-    names_that_are_allowed: in_listener("[listener.client_auth]\nallow = [\"cn:batch-7\"]") =>
-        r#"ringlock.toml:7: listener "edge": client_auth.allow: found a key whose feature is not supported yet, expected that it is absent; remove it until a later version supports it"#;
+    a_crl_without_a_list: in_client_auth("crl = \"a.crl\"") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.crl: found "a.crl", expected a list of at least one string, each the path of a PEM or DER file with revocation lists; write a list of strings: ["…", "…"]"#;
+    no_crls: in_client_auth("crl = []") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.crl: found an empty list, expected a list of at least one string, each the path of a PEM or DER file with revocation lists; name at least one"#;
+    a_crl_twice: in_client_auth("crl = [\"a.crl\", \"a.crl\"]") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.crl[1]: found "a.crl" a second time, expected each entry once; remove one of the two"#;
+    a_verify_depth_beyond_what_is_built: in_client_auth("verify_depth = 7") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.verify_depth: found 7, expected a whole number from 0 to 6; write a whole number in that range, without quotes"#;
+    nobody_is_allowed: in_client_auth("allow = []") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.allow: found an empty list, expected a list of at least one string, each a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7"; name at least one"#;
+    a_name_without_its_kind: in_client_auth("allow = [\"cn:batch-7\", \"batch-8\"]") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.allow[1]: found "batch-8", expected a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7"; begin it with what kind of name it is: spiffe://, uri:, dns:, email: or cn:"#;
+    a_name_in_two_forms: in_client_auth("allow = [\"dns:a.example\", \"dns:A.example\"]") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.allow[1]: found "dns:A.example" a second time, expected each entry once; remove one of the two"#;
     a_ticket_secret_in_the_file_itself: in_file("[tickets]\nsecret = \"hunter2\"") =>
         r#"ringlock.toml:2: tickets.secret: found "hunter2", expected "random", or "file:PATH" of a file with at least 32 random bytes; write "random", or "file:" and the path of the file behind it"#;
     a_ticket_secret_without_a_path: in_file("[tickets]\nsecret = \"file:\"") =>
@@ -402,6 +416,8 @@ servers = ["app:80"]
         r#"ringlock.toml:8: listener "edge": tls.cipher_suites: "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256" has no effect: TLS 1.2 is not enabled; remove it, or change min_version or max_version"#;
     a_ca_without_a_mode: in_listener("[listener.client_auth]\nca = \"ca.pem\"") =>
         r#"ringlock.toml:7: listener "edge": client_auth.ca: it has no effect: mode is "off" when it is absent; add mode = "required" or mode = "optional", or mode = "off" to say that this is meant"#;
+    names_that_are_allowed_without_a_mode: in_listener("[listener.client_auth]\nallow = [\"cn:batch-7\"]") =>
+        r#"ringlock.toml:7: listener "edge": client_auth.allow: it has no effect: mode is "off" when it is absent; add mode = "required" or mode = "optional", or mode = "off" to say that this is meant"#;
     a_route_that_an_earlier_one_covers: in_listener(r#"routes = [{ sni = "*.example", upstream = "api" }, { sni = "a.example", upstream = "app" }]
 [[upstream]]
 name = "api"

@@ -8,6 +8,7 @@
 //! the file, with `units`, `address` and `names` for what stands in strings.
 
 mod address;
+mod client_auth;
 mod global;
 mod identity;
 mod keys;
@@ -40,6 +41,7 @@ use ringlock_hsm::uri::{ObjectMatch, PinSource, TokenMatch};
 use toml::de::DeTable;
 
 use self::address::Taken;
+pub use self::client_auth::{ClientAuth, ClientName, NameKind};
 use self::names::Names;
 use self::problem::Text;
 pub use self::problem::{Places, Position, Problem, Problems, Warning};
@@ -398,15 +400,6 @@ pub struct Listener {
     pub tls: Tls,
     /// `[listener.client_auth]`: `None` when `mode` is "off".
     pub client_auth: Option<ClientAuth>,
-}
-
-/// `[listener.client_auth]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientAuth {
-    /// `mode`: "required", otherwise "optional".
-    pub required: bool,
-    /// `ca`: a PEM file with trust anchors.
-    pub ca: PathBuf,
 }
 
 /// One entry of `routes`.

@@ -179,7 +179,7 @@ impl<'r, 't> Table<'r, 't> {
         let value = read(&mut table);
         table.refuse_leftovers();
         debug_assert!(
-            section.legal_keys().all(|key| table.taken.contains(&key.name)),
+            section.keys.iter().all(|key| table.taken.contains(&key.name)),
             "every legal key of {:?} is read",
             table.at.key
         );
@@ -221,7 +221,7 @@ impl<'r, 't> Table<'r, 't> {
                 self.report.refuse(&at, "nothing", key.kind.expected(), remedy);
                 return None;
             }
-            (None, Presence::Optional | Presence::Later) => panic!("{name} has no value to read when it is absent"),
+            (None, Presence::Optional) => panic!("{name} has no value to read when it is absent"),
         };
         read(
             self.report,
@@ -398,16 +398,7 @@ impl<'r, 't> Table<'r, 't> {
                 key: format!("{}{}", self.prefix, shown_key(name.get_ref())),
                 span: name.span(),
             };
-            if self.section.key(name.get_ref()).is_some() {
-                self.report.refuse(
-                    &at,
-                    "a key whose feature is not supported yet",
-                    "that it is absent",
-                    "remove it until a later version supports it",
-                );
-                continue;
-            }
-            let legal: Vec<&str> = self.section.legal_keys().map(|key| key.name).collect();
+            let legal: Vec<&str> = self.section.keys.iter().map(|key| key.name).collect();
             let elsewhere = keys::sections()
                 .into_iter()
                 .find(|(_, section)| section.key(name.get_ref()).is_some());
@@ -520,33 +511,45 @@ pub(super) fn parsed<T>(
 /// A path, resolved against the folder of the file.
 pub(super) fn path(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
     let expected = item.kind.expected();
-    let text = parsed(|text| {
-        if text.contains('\0') {
-            return Err(Refusal::new(expected, "remove the NUL character"));
-        }
-        Ok(text.to_owned())
-    })(report, item)?;
+    let text = parsed(|text| without_nul(text, &expected))(report, item)?;
     Some(report.resolve(&text))
+}
+
+/// Paths, resolved against the folder of the file; each is `what`.
+pub(super) fn paths(what: &'static str) -> impl FnOnce(&mut Report, Item<'_>) -> Option<Vec<PathBuf>> {
+    list(move |report, at, text| match without_nul(text, what) {
+        Ok(text) => Some(report.resolve(&text)),
+        Err(refusal) => {
+            report.refuse(at, shown(text), refusal.expected, refusal.remedy);
+            None
+        }
+    })
+}
+
+fn without_nul(text: &str, expected: &str) -> Result<String, Refusal> {
+    if text.contains('\0') {
+        return Err(Refusal::new(expected, "remove the NUL character"));
+    }
+    Ok(text.to_owned())
 }
 
 /// `true` or `false`
 pub(super) fn flag(report: &mut Report, item: Item<'_>) -> Option<bool> {
     debug_assert!(matches!(item.kind, Kind::Flag), "{:?} is a flag", item.at);
-    match &item.value {
-        DeValue::Boolean(flag) => Some(*flag),
-        _ => {
-            report.refuse_value(&item, "write true or false without quotes");
-            None
-        }
+    let flag = item.value.as_bool();
+    if flag.is_none() {
+        report.refuse_value(&item, "write true or false without quotes");
     }
+    flag
 }
 
-/// A whole number from 1 to the bound of its kind.
+/// A whole number within the bounds of its kind.
 pub(super) fn count(report: &mut Report, item: Item<'_>) -> Option<u64> {
-    let Kind::Count(max) = *item.kind else {
+    let (Kind::Count(max) | Kind::UpTo(max)) = *item.kind else {
         panic!("{:?} is a count", item.at)
     };
-    match whole_number(&item.value).filter(|number| (1..=max).contains(number)) {
+    let bounds = u64::from(matches!(item.kind, Kind::Count(_)))..=max;
+    match whole_number(&item.value).filter(|number| bounds.contains(number)) {
         Some(number) => Some(number),
         None => {
             report.refuse_value(&item, "write a whole number in that range, without quotes");

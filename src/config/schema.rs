@@ -20,12 +20,14 @@ pub fn schema() -> Value {
 
 fn section(section: &Section) -> Map<String, Value> {
     let required: Vec<&str> = section
-        .legal_keys()
+        .keys
+        .iter()
         .filter(|key| matches!(key.presence, Presence::Required))
         .map(|key| key.name)
         .collect();
     let properties: Map<String, Value> = section
-        .legal_keys()
+        .keys
+        .iter()
         .map(|key| (key.name.to_owned(), Value::Object(property(key))))
         .collect();
     object(json!({
@@ -64,6 +66,7 @@ fn kind(key: &Key) -> Map<String, Value> {
             ]
         }),
         Kind::Count(max) => json!({ "type": "integer", "minimum": 1, "maximum": max }),
+        Kind::UpTo(max) => json!({ "type": "integer", "minimum": 0, "maximum": max }),
         Kind::Share => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         Kind::Word(list) | Kind::WordOrPathLater(list) => json!({ "enum": words(list) }),
         Kind::AutoOrNames(names) => json!({
@@ -244,8 +247,8 @@ mod tests {
                 ".keys.edge.sessions: minimum",
             ),
             (
-                "client_auth.verify_depth = 2",
-                ".listener[0].client_auth: verify_depth is unknown",
+                "client_auth.verify_depth = 7",
+                ".listener[0].client_auth.verify_depth: maximum",
             ),
         ] {
             let text = BASE.replacen("upstream = \"app\"\n", &format!("upstream = \"app\"\n{added}\n"), 1);
@@ -257,7 +260,7 @@ mod tests {
     #[test]
     fn every_key_has_a_meaning_and_every_default_is_legal() {
         for (header, section) in keys::sections() {
-            for key in section.legal_keys() {
+            for key in section.keys {
                 let property = Value::Object(property(key));
                 assert!(
                     property["description"].as_str().is_some_and(|doc| doc.ends_with('.')),

@@ -28,6 +28,10 @@ pub(super) fn changed(from: &str, to: &str) -> Result<(Config, Vec<Warning>), Pr
 }
 
 /// The example of the contract, without what is not supported yet.
+fn client_name(text: &str) -> ClientName {
+    ClientName::parse(text).expect("it is legal")
+}
+
 pub(super) const CONTRACT: &str = r#"
 [global]
 workers = "auto"
@@ -64,6 +68,9 @@ alpn = ["h2", "http/1.1"]
 [listener.client_auth]
 mode = "required"
 ca = "clients-ca.pem"
+crl = ["clients.crl", "/etc/crl/other.crl"]
+verify_depth = 2
+allow = ["spiffe://example.org/ns/prod/*", "dns:*.clients.example.com", "cn:batch-7"]
 
 [[identity]]
 name = "site"
@@ -163,6 +170,17 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             client_auth: Some(ClientAuth {
                 required: true,
                 ca: "/etc/ringlock/clients-ca.pem".into(),
+                crl: vec!["/etc/ringlock/clients.crl".into(), "/etc/crl/other.crl".into()],
+                verify_depth: 2,
+                allow: Some(
+                    [
+                        "spiffe://example.org/ns/prod/*",
+                        "dns:*.clients.example.com",
+                        "cn:batch-7",
+                    ]
+                    .map(client_name)
+                    .into(),
+                ),
             }),
         }],
         identities: vec![
@@ -340,7 +358,10 @@ fn the_other_forms_of_values_are_read() {
         b.client_auth,
         Some(ClientAuth {
             required: false,
-            ca: "conf/ca.pem".into()
+            ca: "conf/ca.pem".into(),
+            crl: Vec::new(),
+            verify_depth: 6,
+            allow: None,
         })
     );
     assert_eq!(a.tls.groups, Some(vec![NamedGroup::secp384r1, NamedGroup::X25519]));
@@ -357,6 +378,18 @@ fn the_other_forms_of_values_are_read() {
 }
 
 #[test]
+fn what_bounds_all_queues_together_is_as_the_documentation_has_it() {
+    let thousands = crate::limits::SUSPENDED_CALLS_MAX / 1000;
+    let bound = format!("{thousands},{:03}", crate::limits::SUSPENDED_CALLS_MAX % 1000);
+    let page = include_str!("../../docs/configuration.md");
+    let row = page.lines().find(|line| line.starts_with("| `queue` |"));
+    assert!(row.is_some_and(|row| row.contains(&bound)), "{bound}");
+    let mut keys = keys::sections().into_iter().flat_map(|(_, section)| section.keys);
+    let key = keys.find(|key| key.name == "queue");
+    assert!(key.is_some_and(|key| key.doc.contains(&bound)), "{bound}");
+}
+
+#[test]
 fn the_example_in_the_documentation_is_legal_and_shows_every_key_once() {
     let text = include_str!("../../docs/ringlock.example.toml");
     let (config, warnings) = parse(text, Path::new("ringlock.toml")).unwrap_or_else(|problems| panic!("{problems}"));
@@ -364,7 +397,7 @@ fn the_example_in_the_documentation_is_legal_and_shows_every_key_once() {
     assert_eq!(config.upstreams.len(), 2);
     for key in keys::sections()
         .into_iter()
-        .flat_map(|(_, section)| section.legal_keys())
+        .flat_map(|(_, section)| section.keys.iter())
     {
         let shown = text.lines().any(|line| {
             let line = line

@@ -1,12 +1,12 @@
-//! `[listener.tls]`, `[listener.client_auth]` and `[tickets]`.
+//! `[listener.tls]` and `[tickets]`.
 
 use rustls::{CipherSuite, NamedGroup};
 use toml::de::DeValue;
 
 use super::nearest::suggestion;
-use super::read::{Item, Refusal, Report, Table, choice, flag, list, parsed, path, shown};
+use super::read::{Item, Refusal, Report, Table, choice, flag, list, parsed, shown};
 use super::units::{off_or_size, whole_seconds};
-use super::{ClientAuth, TicketSecret, Tickets, Tls, TlsVersion};
+use super::{TicketSecret, Tickets, Tls, TlsVersion};
 
 /// A cipher suite that can be configured.
 pub(super) struct Suite {
@@ -174,39 +174,6 @@ pub(super) fn read_tickets(table: &mut Table<'_, '_>) -> Option<Tickets> {
         rotation: rotation?,
         lifetime: lifetime?,
     })
-}
-
-/// `[listener.client_auth]`
-pub(super) fn read_client_auth(table: &mut Table<'_, '_>) -> Option<Option<ClientAuth>> {
-    let mode = table.read(
-        "mode",
-        choice(&[("off", None), ("optional", Some(false)), ("required", Some(true))]),
-    );
-    let ca = table.read_optional("ca", path);
-    match (mode?, ca?) {
-        (None, ca) => {
-            if ca.is_some() && !table.has("mode") {
-                let at = table.at("ca");
-                let remedy =
-                    "add mode = \"required\" or mode = \"optional\", or mode = \"off\" to say that this is meant";
-                table
-                    .report
-                    .warn(&at, "it has no effect: mode is \"off\" when it is absent", remedy);
-            }
-            Some(None)
-        }
-        (Some(required), Some(ca)) => Some(Some(ClientAuth { required, ca })),
-        (Some(_), None) => {
-            let at = table.at("ca");
-            table.report.refuse(
-                &at,
-                "nothing",
-                "the path of a PEM file with the CAs whose clients are accepted",
-                "add \"ca\" to this table, or write mode = \"off\"",
-            );
-            None
-        }
-    }
 }
 
 fn version(report: &mut Report, item: Item<'_>) -> Option<TlsVersion> {

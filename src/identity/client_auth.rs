@@ -1,23 +1,57 @@
-//! Who clients must be: the CAs whose certificates are asked for, and what is said of those that are refused.
+//! Who clients must be: the CAs whose certificates are asked for, what these have revoked, and which names are let in.
+
+mod names;
+mod refusal;
+mod revocation;
+mod verifier;
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256, digest};
+use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{CertificateError, RootCertStore};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub use self::refusal::refusal;
+pub use self::revocation::RevocationList;
+use self::verifier::Verifier;
+use crate::config::ClientName;
 use crate::limits::CLIENT_CA_NAMES_BYTES_MAX;
 
 /// The verification of client certificates of one listener.
 #[derive(Debug)]
 pub struct ClientAuth {
-    roots: Arc<RootCertStore>,
-    required: bool,
+    trust: Arc<Trust>,
     authorities: Vec<Authority>,
+}
+
+/// What certificates of clients are verified against.
+#[derive(Debug)]
+struct Trust {
+    roots: RootCertStore,
+    /// Of the certificates of the roots: sorted, none twice.
+    root_digests: Vec<[u8; 32]>,
+    required: bool,
+    verify_depth: usize,
+    allow: Option<Vec<ClientName>>,
+    /// The newest first: the first that has a say about a certificate is asked.
+    lists: Vec<RevocationList>,
+}
+
+/// What is asked of clients besides a certificate of a trusted CA.
+#[derive(Debug)]
+pub struct Rules {
+    /// Clients may not do without a certificate.
+    pub required: bool,
+    /// Most certificates between the client's own and a trust anchor.
+    pub verify_depth: usize,
+    /// Names of which a certificate has to have one.
+    pub allow: Option<Vec<ClientName>>,
+    /// What CAs have revoked. If there is any, each CA on a client's path has to have one that is still in force.
+    pub lists: Vec<RevocationList>,
 }
 
 /// A trust anchor, for people.
@@ -27,61 +61,64 @@ pub struct Authority {
     pub subject: String,
     /// Last second of its validity, seconds since 1970. It is trusted all the same after that.
     pub not_after: i64,
+    /// There are lists, and none is of this CA: nobody with a certificate that it has signed is let in.
+    pub lacks_list: bool,
 }
 
 impl ClientAuth {
-    /// Trusts every certificate of the file. Unless they are `required`, clients may send none.
+    /// Trusts every certificate of the file.
     ///
     /// # Errors
     /// What was found in place of usable certificates.
-    pub fn from_pem(pem: &[u8], required: bool) -> Result<ClientAuth, String> {
+    pub fn from_pem(pem: &[u8], rules: Rules) -> Result<ClientAuth, String> {
         let certificates = CertificateDer::pem_slice_iter(pem)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| format!("text that is no valid PEM ({error})"))?;
         if certificates.is_empty() {
             return Err("no certificate".into());
         }
+        let Rules {
+            required,
+            verify_depth,
+            allow,
+            mut lists,
+        } = rules;
+        lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
+        for position in 1..lists.len() {
+            let (newer, list) = lists.split_at_mut(position);
+            list[0].is_replaced = newer.iter().any(|newer| newer.is_like(&list[0]));
+        }
         let mut roots = RootCertStore::empty();
+        let mut root_digests = Vec::with_capacity(certificates.len());
         let mut authorities = Vec::with_capacity(certificates.len());
         for (number, certificate) in (1..).zip(certificates) {
             let unusable =
                 |error: &dyn std::fmt::Display| format!("certificate {number}, which cannot be used ({error}),");
             let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|error| unusable(&error))?;
-            authorities.push(Authority {
-                subject: parsed.subject().to_string(),
-                not_after: parsed.validity().not_after.timestamp(),
-            });
+            root_digests.push(sha256(&certificate));
+            let (subject, not_after) = (parsed.subject().to_string(), parsed.validity().not_after.timestamp());
             roots.add(certificate).map_err(|error| unusable(&error))?;
+            let subject_der = roots.roots.last().map(|root| &root.subject);
+            let is_its = |list: &RevocationList| subject_der.is_some_and(|subject| **subject == *list.list.issuer());
+            authorities.push(Authority {
+                subject,
+                not_after,
+                lacks_list: !lists.is_empty() && !lists.iter().any(is_its),
+            });
         }
+        root_digests.sort_unstable();
+        root_digests.dedup();
         Ok(ClientAuth {
-            roots: Arc::new(roots),
-            required,
+            trust: Arc::new(Trust {
+                roots,
+                root_digests,
+                required,
+                verify_depth,
+                allow,
+                lists,
+            }),
             authorities,
         })
-    }
-
-    /// TEMP
-    #[must_use]
-    pub fn policy(&self) -> [u8; 32] {
-        let mut roots: Vec<Vec<u8>> = self
-            .roots
-            .roots
-            .iter()
-            .map(|r| r.subject_public_key_info.as_ref().to_vec())
-            .collect();
-        roots.sort();
-        let parts: Vec<&[u8]> = roots
-            .iter()
-            .map(Vec::as_slice)
-            .chain([if self.required { &b"1"[..] } else { b"0" }])
-            .collect();
-        crate::crypto::sha256::digest(&parts)
-    }
-
-    /// TEMP
-    #[must_use]
-    pub fn revocation(&self) -> [u8; 16] {
-        [0; 16]
     }
 
     /// In the order of the file.
@@ -90,72 +127,73 @@ impl ClientAuth {
         &self.authorities
     }
 
+    /// The newest first.
+    #[must_use]
+    pub fn lists(&self) -> &[RevocationList] {
+        &self.trust.lists
+    }
+
+    /// Names everything that decides who is let in, but for what is revoked: mode, trust anchors, `verify_depth` and `allow`. SHA-256
+    /// of their one encoding, in which whatever varies in length has its length in front.
+    #[must_use]
+    pub fn policy(&self) -> [u8; 32] {
+        let mut encoded = Context::new(&SHA256);
+        let trust = &*self.trust;
+        let length = |length: usize| u64::try_from(length).expect("lengths fit 64 bits").to_be_bytes();
+        encoded.update(b"ringlock client_auth 1\0");
+        encoded.update(&[u8::from(trust.required)]);
+        encoded.update(&length(trust.verify_depth));
+        encoded.update(&length(trust.root_digests.len()));
+        for root in &trust.root_digests {
+            encoded.update(root);
+        }
+        encoded.update(&[u8::from(trust.allow.is_some())]);
+        let mut names: Vec<String> = trust.allow.iter().flatten().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names.dedup();
+        encoded.update(&length(names.len()));
+        for name in names {
+            encoded.update(&length(name.len()));
+            encoded.update(name.as_bytes());
+        }
+        encoded.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    /// Names what is revoked: the lists, whatever their order. Zeros when there are none.
+    #[must_use]
+    pub fn revocation(&self) -> [u8; 16] {
+        let mut digests: Vec<[u8; 32]> = self.trust.lists.iter().map(|list| list.digest).collect();
+        if digests.is_empty() {
+            return [0; 16];
+        }
+        digests.sort_unstable();
+        digests.dedup();
+        let whole = sha256(&digests.concat());
+        whole[..16].try_into().expect("16 of 32 bytes")
+    }
+
     /// What rustls asks.
-    ///
-    /// # Panics
-    /// Never: there is a trust anchor, and no revocation list that could be malformed.
     #[must_use]
     pub fn verifier(&self, provider: &Arc<CryptoProvider>) -> Arc<dyn ClientCertVerifier> {
-        let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(provider));
-        if !self.required {
-            builder = builder.allow_unauthenticated();
-        }
-        let names: usize = self.roots.subjects().iter().map(|name| name.as_ref().len()).sum();
-        if names > CLIENT_CA_NAMES_BYTES_MAX {
-            builder = builder.clear_root_hint_subjects();
-        }
-        builder
-            .build()
-            .expect("there is a trust anchor, and no revocation list")
+        let hints = self.trust.roots.subjects();
+        let names: usize = hints.iter().map(|name| name.as_ref().len()).sum();
+        Arc::new(Verifier {
+            trust: Arc::clone(&self.trust),
+            algorithms: provider.signature_verification_algorithms,
+            hints: if names > CLIENT_CA_NAMES_BYTES_MAX {
+                Vec::new()
+            } else {
+                hints
+            },
+        })
     }
 }
 
-/// Why a client's certificate is refused, to be read behind "client certificate".
-#[must_use]
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "rustls has more errors than webpki gives for a client's certificate"
-)]
-pub fn refusal(error: &CertificateError) -> String {
-    use CertificateError as E;
-    match error {
-        E::ExpiredContext { time, not_after } => {
-            let ago = span(time.as_secs().saturating_sub(not_after.as_secs()));
-            format!("expired {ago} ago (it, or one of its chain)")
-        }
-        E::Expired => "expired (it, or one of its chain)".into(),
-        E::NotValidYetContext { time, not_before } => {
-            let left = span(not_before.as_secs().saturating_sub(time.as_secs()));
-            format!("not valid yet, for another {left} (it, or one of its chain)")
-        }
-        E::NotValidYet => "not valid yet (it, or one of its chain)".into(),
-        E::UnknownIssuer => "of an unknown issuer (none in ca, or an intermediate is missing)".into(),
-        E::BadSignature => {
-            "with a signature that is wrong (of its issuer, or the client's own in this handshake)".into()
-        }
-        E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
-            "not for clients (its extended key usage lacks clientAuth)".into()
-        }
-        E::BadEncoding => "malformed".into(),
-        E::UnsupportedSignatureAlgorithmContext { .. } | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "with a signature algorithm that is not supported".into()
-        }
-        E::Other(inner) => format!("not acceptable ({})", inner.0),
-        other => format!("not acceptable ({other})"),
-    }
-}
-
-/// In the largest unit that is not zero.
-fn span(seconds: u64) -> String {
-    const MINUTE: u64 = 60;
-    const HOUR: u64 = 60 * MINUTE;
-    const DAY: u64 = 24 * HOUR;
-    match seconds {
-        ..MINUTE => format!("{seconds} s"),
-        MINUTE..HOUR => format!("{} min", seconds / MINUTE),
-        HOUR..DAY => format!("{} h", seconds / HOUR),
-        DAY.. => format!("{} d", seconds / DAY),
-    }
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest(&SHA256, bytes)
+        .as_ref()
+        .try_into()
+        .expect("SHA-256 has 32 bytes")
 }
 
 #[cfg(test)]
@@ -165,6 +203,15 @@ mod tests {
 
     use super::*;
 
+    fn rules(required: bool) -> Rules {
+        Rules {
+            required,
+            verify_depth: 6,
+            allow: None,
+            lists: Vec::new(),
+        }
+    }
+
     fn authority(name: &str) -> String {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -172,14 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_short() {
-        let shown = [0, 59, 60, 7199, 7200, 86_399, 86_400, 864_000].map(span);
-        assert_eq!(shown, ["0 s", "59 s", "1 min", "1 h", "2 h", "23 h", "1 d", "10 d"]);
-    }
-
-    #[test]
     fn what_is_no_authority_is_told() {
-        let error = |pem: &str| ClientAuth::from_pem(pem.as_bytes(), true).unwrap_err();
+        let error = |pem: &str| ClientAuth::from_pem(pem.as_bytes(), rules(true)).unwrap_err();
         assert_eq!(error(""), "no certificate");
         assert_eq!(error("hello"), "no certificate");
         let cut = "-----BEGIN CERTIFICATE-----\nMII";
@@ -191,6 +232,81 @@ mod tests {
         assert!(error(&garbage).starts_with("certificate 2, "), "{}", error(&garbage));
     }
 
+    fn name(text: &str) -> ClientName {
+        ClientName::parse(text).unwrap()
+    }
+
+    /// Whatever decides who is let in makes another policy; order, repetition and what is revoked do not.
+    #[test]
+    fn policies_differ_when_what_they_say_does() {
+        let (one, two) = (authority("one"), authority("two"));
+        let policy = |pem: &str, rules: Rules| ClientAuth::from_pem(pem.as_bytes(), rules).unwrap().policy();
+        let allowing = |names: &[&str]| Rules {
+            allow: Some(names.iter().copied().map(name).collect()),
+            ..rules(true)
+        };
+        let both = format!("{one}{two}");
+        let different = [
+            policy(&one, rules(true)),
+            policy(&two, rules(true)),
+            policy(&both, rules(true)),
+            policy(&one, rules(false)),
+            policy(
+                &one,
+                Rules {
+                    verify_depth: 5,
+                    ..rules(true)
+                },
+            ),
+            policy(&one, allowing(&["cn:a"])),
+            policy(&one, allowing(&["dns:a"])),
+            policy(&one, allowing(&["dns:a", "cn:a"])),
+            policy(&one, allowing(&["dns:*.a"])),
+            policy(&one, allowing(&["cn:ab", "cn:c"])),
+            policy(&one, allowing(&["cn:a", "cn:bc"])),
+        ];
+        for (position, policy) in different.iter().enumerate() {
+            assert!(!different[..position].contains(policy), "{position}");
+        }
+        assert_eq!(
+            policy(&format!("{two}{one}{two}"), rules(true)),
+            policy(&both, rules(true))
+        );
+        assert_eq!(
+            policy(&one, allowing(&["dns:A", "cn:a"])),
+            policy(&one, allowing(&["cn:a", "dns:a"]))
+        );
+        let list = RevocationList::all_in(&revocation::tests::der(), "a.crl").unwrap();
+        let lists = Rules {
+            lists: list,
+            ..rules(true)
+        };
+        assert_eq!(policy(&one, lists), policy(&one, rules(true)));
+    }
+
+    #[test]
+    fn revocation_differs_with_the_lists() {
+        let pem = authority("one");
+        let of = |lists: &[&[u8]]| {
+            let read = |list: &&[u8]| RevocationList::all_in(list, "a.crl").unwrap();
+            let lists = lists.iter().flat_map(read).collect();
+            let rules = Rules { lists, ..rules(true) };
+            ClientAuth::from_pem(pem.as_bytes(), rules).unwrap()
+        };
+        let (one, two) = (&*revocation::tests::der(), &*revocation::tests::der());
+        assert_eq!(of(&[]).revocation(), [0; 16]);
+        assert!(!of(&[]).authorities()[0].lacks_list);
+        assert!(of(&[one]).authorities()[0].lacks_list, "it is of another CA");
+        assert_ne!(of(&[one]).revocation(), [0; 16]);
+        assert_ne!(of(&[one]).revocation(), of(&[two]).revocation());
+        assert_ne!(of(&[one]).revocation(), of(&[one, two]).revocation());
+        assert_eq!(of(&[one, two, one]).revocation(), of(&[two, one]).revocation());
+        assert_eq!(
+            of(&[one, two]).lists().iter().filter(|list| list.is_replaced).count(),
+            1
+        );
+    }
+
     /// A list of names has 16 bits for its length; clients take less.
     #[test]
     fn names_are_sent_as_long_as_there_are_few() {
@@ -199,7 +315,7 @@ mod tests {
             let pem: String = (0..count)
                 .map(|n| authority(&format!("{n}{}", "x".repeat(1000))))
                 .collect();
-            let auth = ClientAuth::from_pem(pem.as_bytes(), false).unwrap();
+            let auth = ClientAuth::from_pem(pem.as_bytes(), rules(false)).unwrap();
             assert_eq!(auth.authorities().len(), count);
             auth.verifier(&provider)
         };

@@ -19,6 +19,7 @@ use crate::config::{
 use crate::crypto::key::{Key, SuspendingKey};
 use crate::crypto::remote::RemoteSigningKey;
 use crate::identity::{ChainError, Identity, chain_from_pem, chain_of};
+use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 
 /// What is expected of a key or certificate, and what to do when it is not so.
 type Advice = (&'static str, &'static str);
@@ -85,7 +86,8 @@ impl<'a> Identities<'a> {
         };
         let chain = match &settings.certificate {
             CertificateSource::File(path) => {
-                let bytes = read(path).map_err(|what| self.of_certificate(settings, &what))?;
+                let bytes =
+                    read(path, CERTIFICATE_FILE_BYTES_MAX).map_err(|what| self.of_certificate(settings, &what))?;
                 chain_from_pem(&bytes)
             }
             CertificateSource::Tokens(object) => {
@@ -102,7 +104,7 @@ impl<'a> Identities<'a> {
 
     fn local(&self, settings: &config::Identity, path: &Path) -> Result<Key, Problem> {
         let problem = |what: &str| self.problem(settings, "key", what, &path.display().to_string(), KEY);
-        let pem = Zeroizing::new(read(path).map_err(|what| problem(&what))?);
+        let pem = Zeroizing::new(read(path, CERTIFICATE_FILE_BYTES_MAX).map_err(|what| problem(&what))?);
         Key::from_pem(&pem).map_err(|error| problem(&error.to_string()))
     }
 

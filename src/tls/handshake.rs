@@ -12,6 +12,7 @@ use rustls::{
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
 use super::policy::Policy;
+use super::protection::TAG_BYTES;
 use super::records::{Records, record_end};
 use super::resumption::{self, Attempt};
 use super::unbuffered::{self, Processed};
@@ -265,6 +266,17 @@ fn is_client_hello(records: &[u8]) -> bool {
     matches!(records, [22, _, _, _, _, 1, ..]) && record_end(records, 0) == Some(records.len())
 }
 
+/// Early data that rustls could not decrypt and has passed over. rustls leaves it where it is, and would count it again with each record after
+/// it, until its limit is reached and the handshake fails. AWS-LC wipes what it cannot decrypt, but for the tag; what it can decrypt is never
+/// all zeros, because the type is in it.
+fn is_passed_over(record: &[u8]) -> bool {
+    let [23, _, _, _, _, sealed @ ..] = record else {
+        return false;
+    };
+    let wiped = sealed.len().saturating_sub(TAG_BYTES);
+    wiped > 0 && sealed[..wiped].iter().all(|&byte| byte == 0)
+}
+
 /// A record that may hold a handshake message: in the clear, or encrypted as TLS 1.3 does it.
 fn is_handshake(record: &[u8]) -> bool {
     matches!(record, [22 | 23, ..])
@@ -357,7 +369,7 @@ impl Connection {
         let rustls = UnbufferedServerConnection::new(Arc::clone(config))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
-        self.attempt = Some(Box::new(Attempt::new(hello.takes_tickets())));
+        self.attempt = Some(Box::new(Attempt::new(!tls13, hello.takes_tickets())));
         let group = self.policy.choose_group(hello.groups()).filter(|_| tls13);
         let share = group.and_then(|group| Some((group, hello.key_share(group)?)));
         let Some((group, share)) = share else {
@@ -400,7 +412,12 @@ impl Connection {
                 Progress::Done(call(rustls, attempt, given, unbuffered::process))
             };
             match self.after(progress, at, received, outboxes) {
-                ControlFlow::Continue((same, next)) => (rustls, at) = (same, next),
+                ControlFlow::Continue((same, next)) => {
+                    (rustls, at) = (same, next);
+                    if is_passed_over(&received[at.used..at.end]) {
+                        at.used = at.end;
+                    }
+                }
                 ControlFlow::Break(step) => return step,
             }
         }

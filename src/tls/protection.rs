@@ -9,7 +9,7 @@ use rustls::{AlertDescription, ConnectionTrafficSecrets, Error, SupportedCipherS
 use super::records::{ContentType, FRAGMENT_BYTES, HEADER_BYTES, Violation};
 
 /// Of all our suites.
-const TAG_BYTES: usize = 16;
+pub(super) const TAG_BYTES: usize = 16;
 /// Blocks of a cipher.
 const BLOCK_BYTES: usize = 16;
 /// Blocks that a full record uses: its payload, content type and tag.

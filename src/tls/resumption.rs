@@ -56,6 +56,8 @@ const NO_CERTIFICATE: u64 = u64::MAX;
 /// What is known of one handshake, and what has become of its sessions.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
+    /// TLS 1.2 is spoken.
+    tls12: bool,
     /// The client takes tickets, so that it needs no place in a cache.
     takes_tickets: bool,
     identity: Digest,
@@ -64,6 +66,8 @@ pub(super) struct Attempt {
     usable: Option<(SessionKind, Binding)>,
     /// It was found in the present call of rustls.
     is_new: bool,
+    /// It is in a ticket that the client need not replace yet.
+    lasts: bool,
     /// rustls has resumed it.
     resumed: bool,
     /// What the client is told of the last ticket, in seconds.
@@ -80,6 +84,7 @@ thread_local! {
 /// Runs a call of rustls that belongs to `attempt`. `resumed`: what rustls says of the handshake before it.
 pub(super) fn during<R>(mut attempt: Box<Attempt>, resumed: bool, call: impl FnOnce() -> R) -> (R, Box<Attempt>) {
     attempt.is_new = false;
+    attempt.lasts = false;
     attempt.resumed = resumed;
     CURRENT.set(Some(attempt));
     let result = call();
@@ -120,9 +125,10 @@ fn with_current<R>(act: impl FnOnce(&mut Attempt) -> R) -> Option<R> {
 }
 
 impl Attempt {
-    /// `takes_tickets`: the client says so in the form of TLS 1.2.
-    pub(super) fn new(takes_tickets: bool) -> Attempt {
+    /// `tls12`: that will be the version. `takes_tickets`: the client says so in the form of TLS 1.2.
+    pub(super) fn new(tls12: bool, takes_tickets: bool) -> Attempt {
         Attempt {
+            tls12,
             takes_tickets,
             ..Attempt::default()
         }
@@ -223,10 +229,11 @@ impl Resumption {
         Some(self.clock.current_time()?.as_secs())
     }
 
-    /// When a session of this binding ends.
+    /// When a session of this binding is over.
     fn end(&self, binding: &Binding) -> u64 {
         let end = binding.authenticated_at.saturating_add(self.lifetime);
-        end.min(binding.client_until)
+        // A certificate is valid in its last second, too.
+        end.min(binding.client_until.saturating_add(1))
     }
 
     /// `value` with what it is bound to, and when it ends; none when that is now.
@@ -234,7 +241,7 @@ impl Resumption {
         let now = self.now()?;
         let binding = attempt.binding(now, self.revocation);
         let end = self.end(&binding);
-        if end <= now || value.len() > TICKET_VALUE_BYTES_MAX {
+        if end <= now {
             return None;
         }
         let mut bound = Zeroizing::new(Vec::with_capacity(value.len() + Binding::BYTES));
@@ -310,8 +317,12 @@ impl Binding {
 }
 
 impl ProducesTickets for Resumption {
+    /// In TLS 1.2 rustls asks before it promises the next ticket, having found a session. A ticket of the present epoch is not replaced:
+    /// it can be used again, and OpenSSL's clients that keep sessions themselves (nginx) get no sight of the one that comes with a
+    /// resumption, while the old one counts as used up. They would do a full handshake every second time.
     fn enabled(&self) -> bool {
-        self.tickets.is_some()
+        let keeps = |attempt: &mut Attempt| attempt.tls12 && attempt.lasts;
+        self.tickets.is_some() && !with_current(keeps).unwrap_or_default()
     }
 
     /// Of the ticket issued last: rustls asks right behind [`ProducesTickets::encrypt`].
@@ -323,6 +334,9 @@ impl ProducesTickets for Resumption {
         let tickets = self.tickets.as_ref()?;
         with_current(|attempt| {
             attempt.hint = 0;
+            if value.len() > TICKET_VALUE_BYTES_MAX {
+                return None;
+            }
             let (bound, now, end) = self.bind(attempt, value)?;
             let sealed = tickets.seal(&self.policy, &bound)?;
             let left = end.min(sealed.accepted_until).saturating_sub(now);
@@ -335,7 +349,11 @@ impl ProducesTickets for Resumption {
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let tickets = self.tickets.as_ref()?;
         with_current(|attempt| match tickets.open(&self.policy, ticket) {
-            Ok(bound) => self.unbind(attempt, SessionKind::Ticket, bound),
+            Ok(bound) => {
+                let value = self.unbind(attempt, SessionKind::Ticket, bound)?;
+                attempt.lasts = tickets.is_recent(ticket);
+                Some(value)
+            }
             Err(why) => {
                 attempt.decline(SessionKind::Ticket, why.into());
                 None

@@ -158,6 +158,15 @@ impl Tickets {
         Ok(value)
     }
 
+    /// A ticket that can be opened was sealed in the epoch that tickets are sealed in now.
+    pub(super) fn is_recent(&self, ticket: &[u8]) -> bool {
+        let window = self.0.load();
+        window.epochs.first().is_some_and(|epoch| {
+            let number = ticket.strip_prefix(&epoch.secret);
+            number.is_some_and(|rest| rest.starts_with(&epoch.number.to_be_bytes()))
+        })
+    }
+
     fn publish(&self, window: Window) {
         self.0.store(window.into());
     }

@@ -1,8 +1,8 @@
 //! rustls' connection, driven over the records of a handshake.
 
-use rustls::AlertDescription;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
+use rustls::{AlertDescription, Error};
 
 /// What one call of rustls came to.
 pub(super) struct Processed {
@@ -29,7 +29,11 @@ pub(super) fn process(connection: &mut UnbufferedServerConnection, received: &mu
         let mut waiting = false;
         match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                let start = processed.output.len();
                 encode(&mut data, &mut processed.output);
+                if !matches!(processed.error, Some(Error::InvalidCertificate(_))) {
+                    correct_alert(&mut processed.output[start..]);
+                }
             }
             Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
             Ok(ConnectionState::PeerClosed) => processed.closed = true,
@@ -58,17 +62,20 @@ fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, output: &mut Vec<u
         match data.encode(&mut output[start..]) {
             Ok(written) => {
                 output.truncate(start + written);
-                if let [21, 3, _, 0, 2, 2, description] = &mut output[start..]
-                    && *description == u8::from(AlertDescription::AccessDenied)
-                {
-                    // rustls' word when no certificate fits the client. RFC 8446 section 6.2 has another for "unable to
-                    // negotiate an acceptable set of security parameters".
-                    *description = u8::from(AlertDescription::HandshakeFailure);
-                }
                 return;
             }
             Err(EncodeError::InsufficientSize(error)) => room = error.required_size,
             Err(EncodeError::AlreadyEncoded) => return output.truncate(start),
         }
+    }
+}
+
+/// rustls' word when no certificate of ours fits the client is access_denied. RFC 8446 section 6.2 has another for "unable to negotiate
+/// an acceptable set of security parameters".
+fn correct_alert(record: &mut [u8]) {
+    if let [21, 3, _, 0, 2, 2, description] = record
+        && *description == u8::from(AlertDescription::AccessDenied)
+    {
+        *description = u8::from(AlertDescription::HandshakeFailure);
     }
 }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
-    RsaKeySize,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RevocationReason, RevokedCertParams, RsaKeySize,
 };
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 use rustls::{SignatureScheme, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::KeyKind;
 
@@ -22,6 +24,8 @@ pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A CA of clients: a root, or one below another.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    /// Before any change.
+    params: CertificateParams,
     /// What clients send behind their own certificate: from this CA up to the root, without it.
     intermediates: Vec<CertificateDer<'static>>,
 }
@@ -36,6 +40,7 @@ impl Authority {
     pub(crate) fn root_of(name: &str, kind: KeyKind) -> Authority {
         Authority {
             issuer: CertifiedIssuer::self_signed(authority(name), key(kind)).unwrap(),
+            params: authority(name),
             intermediates: Vec::new(),
         }
     }
@@ -58,6 +63,7 @@ impl Authority {
         let own = [issuer.der().clone()];
         Authority {
             intermediates: own.into_iter().chain(self.intermediates.clone()).collect(),
+            params: authority(name),
             issuer,
         }
     }
@@ -70,6 +76,38 @@ impl Authority {
     /// Its certificate.
     pub(crate) fn der(&self) -> &CertificateDer<'static> {
         self.issuer.der()
+    }
+
+    /// A revocation list with these certificates, in force for a day.
+    pub(crate) fn list(&self, revoked: &[&CertificateDer<'_>]) -> Vec<u8> {
+        self.list_with(revoked, |_| {})
+    }
+
+    /// The same after a change.
+    pub(crate) fn list_with(
+        &self,
+        revoked: &[&CertificateDer<'_>],
+        change: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> Vec<u8> {
+        let now = SystemTime::now();
+        let entry = |certificate: &&CertificateDer<'_>| RevokedCertParams {
+            serial_number: serial(certificate).into(),
+            revocation_time: now.into(),
+            reason_code: Some(RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        };
+        let mut params = CertificateRevocationListParams {
+            this_update: (now - DAY).into(),
+            next_update: (now + 2 * DAY).into(),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        change(&mut params);
+        // Also where the CA's certificate has no such right.
+        let signer = Issuer::from_params(&self.params, self.issuer.key());
+        params.signed_by(&signer).unwrap().der().to_vec()
     }
 
     /// A client with a P-256 key and the whole chain.
@@ -132,9 +170,14 @@ impl Shown {
 
     /// For a client of rustls, which sends it whatever it is asked for.
     pub(crate) fn resolver(&self) -> Arc<dyn ResolvesClientCert> {
+        Arc::new(Always(self.certified()))
+    }
+
+    /// As rustls has it.
+    pub(super) fn certified(&self) -> Arc<CertifiedKey> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
-        Arc::new(Always(Arc::new(CertifiedKey::new(self.chain.clone(), key))))
+        Arc::new(CertifiedKey::new(self.chain.clone(), key))
     }
 }
 
@@ -155,6 +198,16 @@ impl ResolvesClientCert for Always {
 pub(crate) fn pem_of(der: &[u8]) -> String {
     let text = super::run("openssl", &["x509", "-inform", "DER"], der).ok();
     text.stdout
+}
+
+/// A revocation list as a PEM file has it.
+pub(crate) fn pem_of_list(der: &[u8]) -> String {
+    super::run("openssl", &["crl", "-inform", "DER"], der).ok().stdout
+}
+
+fn serial(certificate: &CertificateDer<'_>) -> Vec<u8> {
+    let (_, parsed) = X509Certificate::from_der(certificate).unwrap();
+    parsed.raw_serial().to_vec()
 }
 
 fn key(kind: KeyKind) -> KeyPair {

@@ -12,7 +12,7 @@ use rustls::{
 };
 use rustls_pki_types::ServerName;
 
-use super::{Gateway, PATIENCE, SITE, Shown, reset};
+use super::{Gateway, PATIENCE, SITE, Shown, Wallet, reset};
 
 /// What a client offers.
 #[derive(Clone)]
@@ -27,6 +27,9 @@ pub(crate) struct Client<'g> {
     shown: Option<Shown>,
     fragment: Option<usize>,
     patience: Duration,
+    wallet: Option<Wallet>,
+    /// Of all its connections, with what they remember.
+    config: Option<Arc<ClientConfig>>,
 }
 
 /// A connection of a [`Client`].
@@ -62,6 +65,8 @@ impl<'g> Client<'g> {
             shown: None,
             fragment: None,
             patience: PATIENCE,
+            wallet: None,
+            config: None,
         }
     }
 
@@ -128,9 +133,22 @@ impl<'g> Client<'g> {
         self
     }
 
+    /// Offers the sessions in it, and puts those in that it gets.
+    pub(crate) fn wallet(mut self, wallet: &Wallet) -> Self {
+        self.wallet = Some(wallet.clone());
+        self
+    }
+
     /// Waits for so long and no longer.
     pub(crate) fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Keeps sessions from now on, as a client does with the default settings of rustls: each connection resumes one of those before. What
+    /// it offers cannot be changed after this.
+    pub(crate) fn keeps_sessions(mut self) -> Self {
+        self.config = Some(self.config());
         self
     }
 
@@ -189,6 +207,14 @@ impl<'g> Client<'g> {
 
     /// The TLS side alone.
     pub(crate) fn tls(&self) -> ClientConnection {
+        let name = self.name.clone().unwrap_or_else(|| SITE.into());
+        ClientConnection::new(self.config(), ServerName::try_from(name).unwrap()).unwrap()
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        if let Some(config) = &self.config {
+            return Arc::clone(config);
+        }
         let mut provider = aws_lc_rs::default_provider();
         if let Some(suites) = &self.suites {
             let all = aws_lc_rs::ALL_CIPHER_SUITES;
@@ -218,11 +244,13 @@ impl<'g> Client<'g> {
             Some(shown) => builder.with_client_cert_resolver(shown.resolver()),
             None => builder.with_no_client_auth(),
         };
+        if let Some(wallet) = &self.wallet {
+            wallet.give_to(&mut config, self.shown.as_ref());
+        }
         config.max_fragment_size = self.fragment;
         config.alpn_protocols.clone_from(&self.alpn);
         config.enable_sni = self.name.is_some();
-        let name = self.name.clone().unwrap_or_else(|| SITE.into());
-        ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap()
+        Arc::new(config)
     }
 }
 

@@ -43,6 +43,8 @@ mod operation;
 mod origin;
 mod processes;
 mod proxy_header;
+mod saved_sessions;
+mod sessions;
 mod tokens;
 mod tools;
 
@@ -50,17 +52,18 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use authority::{Authority, DAY, Shown};
+pub(crate) use authority::{Authority, DAY, Shown, pem_of_list};
 pub(crate) use balancers::Balancer;
 pub(crate) use certificates::{Ca, KeyKind};
 pub(crate) use client::{Client, Connection, End};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
-pub(crate) use hello::{Alert, Hello, read_alert, record};
+pub(crate) use hello::{Alert, HANDSHAKE, Hello, read_alert, record};
 pub(crate) use load::{Load, under_load};
 pub(crate) use metrics::Metrics;
 pub(crate) use operation::{
-    cpu_time, echoes, exchange, raw_request, reload, s_client_arguments, try_exchange, wait_for_metric,
+    cpu_time, echoes, exchange, handshake_kind, raw_request, reload, s_client_arguments, s_client_echo, try_exchange,
+    wait_for_metric,
 };
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use processes::{
@@ -68,6 +71,8 @@ pub(crate) use processes::{
     memory_holds, processes, signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
+pub(crate) use saved_sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};
+pub(crate) use sessions::{Session, Visit, Wallet};
 pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};
 pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
 

@@ -4,8 +4,9 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use rustls::HandshakeKind;
 
-use super::{Client, Connection, End, Gateway, SITE, eventually};
+use super::{Client, Connection, End, Gateway, Program, SITE, eventually};
 
 /// What `openssl` is told to connect to the gateway as its clients do: by the site's name, trusting its CA. These flags follow.
 pub(crate) fn s_client_arguments(gateway: &Gateway, flags: &[&str]) -> Vec<String> {
@@ -18,9 +19,22 @@ pub(crate) fn s_client_arguments(gateway: &Gateway, flags: &[&str]) -> Vec<Strin
     all.map(str::to_owned).collect()
 }
 
+/// What `openssl` says of a connection to an echoing origin, which succeeds.
+#[track_caller]
+pub(crate) fn s_client_echo(gateway: &Gateway, flags: &[&str]) -> String {
+    let mut client = Program::start("openssl", &s_client_arguments(gateway, flags));
+    client.send(b"there and back\n");
+    client.wait_for("there and back");
+    client.finish().ok().says("Verify return code: 0 (ok)").text()
+}
+
 /// A whole connection: handshake, a message to an echoing origin and back, the end both ways.
 pub(crate) fn try_exchange(client: &Client<'_>) -> io::Result<()> {
-    let mut connection = client.try_connect()?;
+    try_exchange_over(&mut client.try_connect()?)
+}
+
+/// The same over a connection whose handshake is complete.
+pub(crate) fn try_exchange_over(connection: &mut Connection) -> io::Result<()> {
     let message = b"there and back";
     connection.try_send(message)?;
     let mut back = Vec::new();
@@ -49,6 +63,16 @@ pub(crate) fn exchange(gateway: &Gateway) {
     if let Err(error) = try_exchange(&Client::new(gateway)) {
         panic!("{error}\n{}", gateway.log());
     }
+}
+
+/// A connection in which a message goes there and comes back; how its handshake was done.
+#[track_caller]
+pub(crate) fn handshake_kind(client: &Client<'_>) -> HandshakeKind {
+    let mut connection = client.connect();
+    echoes(&mut connection, b"there and back");
+    let kind = connection.tls.handshake_kind().expect("the handshake is complete");
+    assert!(connection.finish().is_empty());
+    kind
 }
 
 /// A message goes there and comes back.

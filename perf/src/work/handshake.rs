@@ -1,4 +1,4 @@
-//! Full handshakes: connect, handshake, perhaps one byte there and back, orderly close.
+//! Handshakes: connect, handshake, perhaps one byte there and back, orderly close.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ const PROBE: [u8; 1] = *b"x";
 pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
     let plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
     let after = match (args.exchange, args.expect_close) {
-        (true, _) => After::Exchange(Arc::new(PROBE)),
+        (true, _) => After::exchange(),
         (false, true) => After::ExpectClose,
         (false, false) => After::Close,
     };
@@ -43,11 +43,26 @@ enum After {
     ExpectClose,
 }
 
+impl After {
+    fn exchange() -> Self {
+        Self::Exchange(Arc::new(PROBE))
+    }
+}
+
 /// A unit is counted when the connection is closed; its latency runs from the connect (in an open loop: from
 /// when that was due) to the complete handshake,
 /// or to the returned byte.
-struct HandshakeWork {
+pub(super) struct HandshakeWork {
     after: After,
+}
+
+impl HandshakeWork {
+    /// One byte there and back follows the handshake.
+    pub(super) fn exchange() -> Self {
+        Self {
+            after: After::exchange(),
+        }
+    }
 }
 
 impl Work for HandshakeWork {
@@ -98,7 +113,7 @@ impl Work for HandshakeWork {
 
     fn finished(&mut self, connection: &Connection, tally: &mut Tally) {
         if let Some(latency_ns) = connection.state.latency_ns {
-            tally.unit(latency_ns);
+            tally.handshake(latency_ns, connection.is_resumed());
         }
     }
 }

@@ -5,6 +5,7 @@ mod echo;
 mod handshake;
 mod idle;
 mod pace;
+mod resume;
 
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,7 @@ pub(crate) enum Next {
 pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
     match command {
         Command::Handshake(args) => handshake::run(args),
+        Command::Resume(args) => resume::run(args),
         Command::Echo(args) => echo::run(args),
         Command::Bulk(args) => bulk::run(args),
         Command::Idle(args) => idle::run(args),

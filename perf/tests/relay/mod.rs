@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::crypto::aws_lc_rs;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::PrivateKeyDer;
 use tempfile::NamedTempFile;
@@ -54,6 +54,24 @@ impl Relay {
 
     /// The same, with a word on clients' certificates.
     pub(crate) fn start_asking(origin: &str, fault: Fault, verifier: Arc<dyn ClientCertVerifier>) -> Self {
+        // A client that does nothing then hears nothing after the handshake.
+        Relay::start_with(origin, fault, verifier, |config| config.send_tls13_tickets = 0)
+    }
+
+    /// Gives each client this many tickets of `ticketer`.
+    pub(crate) fn start_resuming(origin: &str, tickets: usize, ticketer: Arc<dyn ProducesTickets>) -> Self {
+        Relay::start_with(origin, Fault::None, WebPkiClientVerifier::no_client_auth(), |config| {
+            config.send_tls13_tickets = tickets;
+            config.ticketer = ticketer;
+        })
+    }
+
+    fn start_with(
+        origin: &str,
+        fault: Fault,
+        verifier: Arc<dyn ClientCertVerifier>,
+        set_up: impl FnOnce(&mut ServerConfig),
+    ) -> Self {
         let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let mut ca = NamedTempFile::new().unwrap();
         ca.write_all(certified.cert.pem().as_bytes()).unwrap();
@@ -64,8 +82,7 @@ impl Relay {
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certified.cert.der().clone()], key)
             .unwrap();
-        // A client that does nothing then hears nothing after the handshake.
-        config.send_tls13_tickets = 0;
+        set_up(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, handshakes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));

@@ -88,19 +88,19 @@ impl View {
             "ringlock_session_cache_entries",
             "Sessions in the cache of a listener",
             None,
-            |usage| usage.entries,
+            |usage| usage.entries as u64,
         ))?;
         to.gauge(of(
             "ringlock_session_cache",
             "Memory of the sessions in the cache of a listener",
             Some(Unit::Bytes),
-            |usage| usage.bytes,
+            |usage| usage.bytes as u64,
         ))?;
         to.gauge(of(
             "ringlock_session_cache_limit",
             "Memory that the sessions in the cache of a listener may take",
             Some(Unit::Bytes),
-            |usage| usage.capacity,
+            |usage| usage.capacity as u64,
         ))?;
         to.counter(of(
             "ringlock_session_cache_evictions",

@@ -116,6 +116,28 @@ fn renewal_does_not_lengthen_a_session() {
     }
 }
 
+/// What rustls asks before it promises a ticket: in TLS 1.2 there is another when the epoch is another, in TLS 1.3 always.
+#[test]
+fn a_ticket_of_tls_1_2_is_replaced_once_an_epoch() {
+    let mut bench = Bench::new();
+    let ticket = bench.full(None).unwrap();
+    let promised = |bench: &Bench, tls12: bool, ticket: &[u8]| {
+        bench.call(&mut Attempt::new(tls12, true), false, |resumption| {
+            note_identity([1; 16]);
+            (resumption.decrypt(ticket).is_some(), resumption.enabled())
+        })
+    };
+    assert_eq!(promised(&bench, true, &ticket), (true, false));
+    assert_eq!(promised(&bench, false, &ticket), (true, true));
+    assert_eq!(promised(&bench, true, b"somebody else's"), (false, true));
+    let epoch = 7 * 86_400;
+    let begin = NOON / epoch * epoch;
+    let ticket = bench.at(begin + epoch - 1).full(None).unwrap();
+    assert_eq!(promised(&bench, true, &ticket), (true, false));
+    bench.at(begin + epoch);
+    assert_eq!(promised(&bench, true, &ticket), (true, true));
+}
+
 /// rustls did not take the session, because of its name or suite: the client has shown anew who it is.
 #[test]
 fn a_full_handshake_begins_a_new_session_whatever_was_offered() {
@@ -269,7 +291,7 @@ fn a_session_in_the_cache_is_bound_like_a_ticket() {
 fn a_client_that_takes_tickets_takes_no_place_in_the_cache() {
     let bench = Bench::new();
     for takes_tickets in [true, false] {
-        let mut attempt = Attempt::new(takes_tickets);
+        let mut attempt = Attempt::new(false, takes_tickets);
         let stored = bench.call(&mut attempt, false, |resumption| {
             resumption.put(vec![3; 32], b"value".to_vec())
         });

@@ -1,0 +1,307 @@
+//! The verification of a client's certificate: by webpki, and by the rules of the listener.
+
+use std::cell::Cell;
+use std::iter;
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use webpki::{
+    Cert, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
+};
+use x509_parser::nom::Parser;
+use x509_parser::prelude::{FromDer, X509Certificate, X509CertificateParser};
+
+use super::refusal::{Refusal, shown};
+use super::revocation::Remembering;
+use super::{Trust, names};
+use crate::tls::resumption::note_client;
+
+/// What rustls asks about the certificates of one listener's clients.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    pub(super) trust: Arc<Trust>,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    /// Names of the trust anchors, unless they are too many.
+    pub(super) hints: Vec<DistinguishedName>,
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.trust.required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, now)
+            .map(|until| {
+                note_client(until);
+                ClientCertVerified::assertion()
+            })
+            .map_err(Refusal::raise)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl Verifier {
+    /// The last second at which the client would be accepted, in seconds since 1970.
+    fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<u64, Refusal> {
+        let trust = &*self.trust;
+        let leaf = EndEntityCert::try_from(end_entity).map_err(Refusal::from)?;
+        let lists: Vec<&CertRevocationList<'static>> = trust.lists.iter().map(|list| &list.list).collect();
+        // Without a list there is nothing to build from: nothing is revoked.
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        let remembering: Vec<Remembering<'_>> = (self.algorithms.all.iter())
+            .map(|&algorithm| Remembering {
+                algorithm,
+                lists: &trust.lists,
+            })
+            .collect();
+        let algorithms: Vec<&dyn SignatureVerificationAlgorithm> =
+            remembering.iter().map(|algorithm| algorithm as _).collect();
+        // The path that counts is the one that was verified, whatever else the client has sent; and another that is shorter will do.
+        let too_deep: Cell<Option<usize>> = Cell::new(None);
+        let is_short_enough = |path: &VerifiedPath<'_>| {
+            let depth = path.intermediate_certificates().count();
+            if depth <= trust.verify_depth {
+                return Ok(());
+            }
+            too_deep.set(Some(too_deep.get().map_or(depth, |other| other.min(depth))));
+            Err(webpki::Error::MaximumPathDepthExceeded)
+        };
+        let path = leaf
+            .verify_for_usage(
+                &algorithms,
+                &trust.roots.roots,
+                intermediates,
+                now,
+                KeyUsage::client_auth(),
+                revocation,
+                Some(&is_short_enough),
+            )
+            .map_err(|error| match too_deep.get() {
+                // All but the length was right.
+                Some(depth) => Refusal::too_deep(depth, trust.verify_depth),
+                None => self.explained(error, end_entity, intermediates),
+            })?;
+        if let Some(allow) = &trust.allow {
+            let names = names::of(end_entity);
+            let is_allowed = |(kind, name): &(_, String)| allow.iter().any(|allowed| allowed.allows(*kind, name));
+            if !names.iter().any(is_allowed) {
+                return Err(Refusal::not_allowed(&names));
+            }
+        }
+        Ok(self.accepted(&path))
+    }
+
+    /// The last second at which all certificates of a path that is accepted are valid, and the revocation lists of their CAs in force.
+    fn accepted(&self, path: &VerifiedPath<'_>) -> u64 {
+        let end_entity: &Cert<'_> = path.end_entity();
+        let chain = iter::once(end_entity).chain(path.intermediate_certificates());
+        let untils = chain.flat_map(|certificate| {
+            let lists = self.trust.lists.iter();
+            let in_use = lists.filter(|list| !list.is_replaced && list.list.issuer() == certificate.issuer());
+            // A list is no more in force in the second that it names.
+            let in_force = in_use.map(|list| seconds(list.next_update.saturating_sub(1)));
+            in_force.chain([not_after(&certificate.der())])
+        });
+        untils.min().unwrap_or_default()
+    }
+
+    /// Which certificate of those that were sent is meant where webpki does not say.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "webpki has more errors than two")]
+    fn explained(
+        &self,
+        error: webpki::Error,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Refusal {
+        let mut sent = iter::once(end_entity).chain(intermediates);
+        let (alert, words) = match error {
+            webpki::Error::CertRevoked => {
+                let whose = |(position, der)| {
+                    let whose = if position == 0 {
+                        "revoked"
+                    } else {
+                        "below a CA that is revoked"
+                    };
+                    Some(format!("{whose} (serial {})", self.revoked_serial(der)?))
+                };
+                (CertificateError::Revoked, sent.enumerate().find_map(whose))
+            }
+            webpki::Error::UnknownRevocationStatus => {
+                let issuer = sent.find_map(|der| self.issuer_without_list(der));
+                let words =
+                    |issuer: String| format!("whose revocation is unknown: crl has no list of {}", shown(&issuer));
+                (CertificateError::UnknownRevocationStatus, issuer.map(words))
+            }
+            other => return Refusal::from(other),
+        };
+        match words {
+            Some(words) => Refusal::new(alert, words),
+            None => Refusal::from(error),
+        }
+    }
+
+    /// In hexadecimal, when a list has it.
+    fn revoked_serial(&self, der: &CertificateDer<'_>) -> Option<String> {
+        /// RFC 5280 section 4.1.2.2 has no longer ones.
+        const SERIAL_BYTES_MAX: usize = 20;
+        let certificate = EndEntityCert::try_from(der).ok()?;
+        let of_issuer = |list: &&CertRevocationList<'_>| list.issuer() == certificate.issuer();
+        let has = |list: &CertRevocationList<'_>| matches!(list.find_serial(certificate.serial()), Ok(Some(_)));
+        let mut lists = self.trust.lists.iter().map(|list| &list.list).filter(of_issuer);
+        let serial = certificate.serial().iter().take(SERIAL_BYTES_MAX);
+        lists
+            .any(has)
+            .then(|| serial.map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The issuer of a certificate of which there is no list.
+    fn issuer_without_list(&self, der: &CertificateDer<'_>) -> Option<String> {
+        let certificate = EndEntityCert::try_from(der).ok()?;
+        if self
+            .trust
+            .lists
+            .iter()
+            .any(|list| list.list.issuer() == certificate.issuer())
+        {
+            return None;
+        }
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        Some(certificate.issuer().to_string())
+    }
+}
+
+/// Zero when it cannot be read: what is not understood is not valid for long.
+fn not_after(der: &CertificateDer<'_>) -> u64 {
+    let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
+    let parsed = parser.parse(der);
+    parsed.map_or(0, |(_, certificate)| {
+        seconds(certificate.validity().not_after.timestamp())
+    })
+}
+
+/// Nothing is valid before 1970.
+fn seconds(timestamp: i64) -> u64 {
+    u64::try_from(timestamp).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+        KeyIdMethod, KeyPair, date_time_ymd,
+    };
+    use rustls::crypto::aws_lc_rs;
+
+    use super::*;
+    use crate::identity::client_auth::{ClientAuth, RevocationList, Rules};
+
+    fn authority(name: &str, last_year: i32) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = date_time_ymd(last_year, 1, 1);
+        params
+    }
+
+    fn key() -> KeyPair {
+        KeyPair::generate().unwrap()
+    }
+
+    /// The first to end counts, of what the path has and of nothing else.
+    #[test]
+    fn acceptance_ends_with_the_first_certificate_or_list() {
+        let root = CertifiedIssuer::self_signed(authority("root", 2030), key()).unwrap();
+        let below = CertifiedIssuer::signed_by(authority("below", 2036), key(), &root).unwrap();
+        let aside = CertifiedIssuer::signed_by(authority("aside", 2033), key(), &root).unwrap();
+        let list = |issuer: &CertifiedIssuer<'_, KeyPair>, next_year: i32, number: i64| {
+            let params = CertificateRevocationListParams {
+                this_update: date_time_ymd(2020, 1, 1) + std::time::Duration::from_secs(number.unsigned_abs()),
+                next_update: date_time_ymd(next_year, 1, 1),
+                crl_number: number.unsigned_abs().into(),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            RevocationList::all_in(params.signed_by(issuer).unwrap().der(), "a.crl").unwrap()
+        };
+        let until = |leaf_year: i32, lists: Vec<Vec<RevocationList>>| {
+            let rules = Rules {
+                required: true,
+                verify_depth: 1,
+                allow: None,
+                lists: lists.into_iter().flatten().collect(),
+            };
+            let auth = ClientAuth::from_pem(root.pem().as_bytes(), rules).unwrap();
+            let verifier = Verifier {
+                trust: Arc::clone(&auth.trust),
+                algorithms: aws_lc_rs::default_provider().signature_verification_algorithms,
+                hints: Vec::new(),
+            };
+            let mut params = CertificateParams::default();
+            params.not_after = date_time_ymd(leaf_year, 1, 1);
+            let leaf = params.signed_by(&key(), &below).unwrap();
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds(
+                date_time_ymd(2026, 1, 1).unix_timestamp(),
+            )));
+            let intermediates = [aside.der().clone(), below.der().clone()];
+            verifier.verify(leaf.der(), &intermediates, now).unwrap()
+        };
+        let start_of = |year: i32| seconds(date_time_ymd(year, 1, 1).unix_timestamp());
+        assert_eq!(until(2035, vec![]), start_of(2035));
+        assert_eq!(until(2037, vec![]), start_of(2036));
+        let of_root = || list(&root, 2034, 2);
+        assert_eq!(until(2035, vec![of_root(), list(&below, 2040, 2)]), start_of(2034) - 1);
+        assert_eq!(until(2033, vec![of_root(), list(&below, 2040, 2)]), start_of(2033));
+        // Lists that nobody is asked for by this path do not count.
+        let old = list(&below, 2027, 1);
+        let lists = vec![of_root(), list(&below, 2040, 2), old, list(&aside, 2027, 1)];
+        assert_eq!(until(2035, lists), start_of(2034) - 1);
+    }
+}

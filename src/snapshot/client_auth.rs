@@ -1,0 +1,110 @@
+//! `[listener.client_auth]` as loaded: CAs and revocation lists from files, and what is to be said of them.
+
+use crate::config::{self, Places, Problem, Warning};
+use crate::identity::client_auth::{ClientAuth, RevocationList, Rules};
+use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, CRL_FILE_BYTES_MAX};
+
+use super::read;
+
+/// A revocation list that expires sooner than this is warned of.
+const EXPIRY_WARNING_SECONDS: i64 = 24 * 3600;
+
+/// Reads every file that the listener's clients are verified with. Nothing when clients are not asked for certificates.
+pub(super) fn load(listener: &config::Listener, places: &Places) -> Result<Option<ClientAuth>, Problem> {
+    let Some(settings) = &listener.client_auth else {
+        return Ok(None);
+    };
+    let rules = Rules {
+        required: settings.required,
+        verify_depth: settings.verify_depth,
+        allow: settings.allow.clone(),
+        lists: load_lists(listener, settings, places)?,
+    };
+    let loaded = read(&settings.ca, CERTIFICATE_FILE_BYTES_MAX).and_then(|pem| ClientAuth::from_pem(&pem, rules));
+    loaded.map(Some).map_err(|found| {
+        places.problem(
+            format!("listener \"{}\": client_auth.ca", listener.name),
+            format!("{found} in {}", settings.ca.display()),
+            "a PEM file with one or more certificates of CAs",
+            "check the path, and that the file holds the CAs and nothing that is cut off",
+        )
+    })
+}
+
+fn load_lists(
+    listener: &config::Listener,
+    settings: &config::ClientAuth,
+    places: &Places,
+) -> Result<Vec<RevocationList>, Problem> {
+    let mut lists = Vec::new();
+    for (number, path) in settings.crl.iter().enumerate() {
+        let source = path.display().to_string();
+        let loaded = read(path, CRL_FILE_BYTES_MAX).and_then(|file| RevocationList::all_in(&file, &source));
+        lists.extend(loaded.map_err(|found| {
+            places.problem(
+                format!("listener \"{}\": client_auth.crl[{number}]", listener.name),
+                format!("{found} in {source}"),
+                "a PEM or DER file with complete revocation lists of version 2, each with a number and the time of the next one",
+                "check the path, and how the CA makes its lists",
+            )
+        })?);
+    }
+    Ok(lists)
+}
+
+/// What is legal and probably not meant, at `now` in seconds since 1970.
+pub(super) fn warnings(
+    listener: &config::Listener,
+    client_auth: &ClientAuth,
+    places: &Places,
+    now: i64,
+) -> Vec<Warning> {
+    let Some(settings) = &listener.client_auth else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    let mut warn = |key: &str, what: String, remedy: &str| {
+        let key = format!("listener \"{}\": client_auth.{key}", listener.name);
+        warnings.push(places.warning(key, what, remedy));
+    };
+    let authorities = client_auth.authorities();
+    if let Some(first) = authorities.iter().find(|authority| authority.not_after < now) {
+        let what = format!(
+            "{} holds a CA that has expired ({}): its clients are accepted all the same",
+            settings.ca.display(),
+            first.subject
+        );
+        warn("ca", what, "remove it, or renew it");
+    }
+    for authority in authorities.iter().filter(|authority| authority.lacks_list) {
+        let what = format!(
+            "no file has a revocation list of {}: whoever shows a certificate that it has signed is refused",
+            authority.subject
+        );
+        warn("crl", what, "add its list, or remove the CA from ca");
+    }
+    for list in client_auth.lists() {
+        let RevocationList { issuer, source, .. } = list;
+        let (what, remedy) = if list.is_replaced {
+            ("of which there is a newer one: it is not used", "remove it")
+        } else if list.next_update <= now {
+            (
+                "that has expired: clients of this CA are refused",
+                "fetch the CA's present list, and reload",
+            )
+        } else if list.next_update < now + EXPIRY_WARNING_SECONDS {
+            (
+                "that expires within a day: clients of this CA are refused after that",
+                "fetch the CA's next list in time, and reload",
+            )
+        } else {
+            continue;
+        };
+        warn(
+            "crl",
+            format!("{source} holds a revocation list of {issuer} {what}"),
+            remedy,
+        );
+    }
+    warnings
+}
