@@ -21,10 +21,10 @@ type Bytes = Zeroizing<Vec<u8>>;
 pub(super) struct TicketSecrets {
     secrets: Secrets,
     settings: config::Tickets,
-    /// The file as it was read, when there is one.
+    /// The file as it was read last, whatever came of that; none when there was none.
     read: Option<Stamp>,
     /// As it was found last, when that was another.
-    changed: Option<Stamp>,
+    changed: Option<Option<Stamp>>,
     /// When it is looked at again.
     look_at: Instant,
 }
@@ -34,7 +34,8 @@ pub(super) struct TicketSecrets {
 struct Stamp {
     inode: u64,
     bytes: u64,
-    modified: (i64, i64),
+    /// Of content, owner or permissions: what could not be read may be readable now.
+    changed: (i64, i64),
 }
 
 /// What was read.
@@ -121,15 +122,12 @@ impl TicketSecrets {
     }
 
     fn look(&mut self, path: &Path) {
-        // What was read from a file that has gone stays in use.
-        let Ok(found) = fs::metadata(path).map(|metadata| Stamp::of(&metadata)) else {
-            return;
-        };
-        if Some(found) == self.read {
+        let found = fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata));
+        if found == self.read {
             self.changed = None;
             return;
         }
-        // One that is being written is left alone until it has stayed as it is for a while.
+        // One that is being written or replaced is left alone until it has stayed as it is for a while.
         if self.changed.replace(found) != Some(found) {
             return;
         }
@@ -140,7 +138,7 @@ impl TicketSecrets {
             },
             Err(found) => {
                 // Told once for each change.
-                self.read = self.changed;
+                self.read = self.changed.take().flatten();
                 tracing::error!(
                     file = %path.display(),
                     "the secret of session tickets was replaced by what cannot be used ({found}): the old one stays in use"
@@ -154,7 +152,7 @@ impl TicketSecrets {
         self.changed = None;
         if self.secrets.replace(secret, self.settings.rotation, unix_now())? {
             tracing::info!(
-                "session tickets are sealed with a new secret; those of the old one are accepted until their time is over"
+                "a new secret of session tickets is accepted from now on, and used from the next epoch on; tickets of the old one are accepted until their time is over"
             );
         }
         Ok(())
@@ -166,7 +164,7 @@ impl Stamp {
         Stamp {
             inode: metadata.ino(),
             bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 }
@@ -174,11 +172,12 @@ impl Stamp {
 /// The content of a file, or what was found in place of a secret.
 fn read_file(path: &Path) -> Result<(Bytes, Stamp), String> {
     let unreadable = |error: io::Error| format!("nothing readable ({error})");
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
+    // Others are not even opened: a pipe would keep us waiting.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("no regular file".into());
     }
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
     let mut secret = Zeroizing::new(Vec::with_capacity(TICKET_SECRET_BYTES_MAX + 1));
     file.take(TICKET_SECRET_BYTES_MAX as u64 + 1)
         .read_to_end(&mut secret)

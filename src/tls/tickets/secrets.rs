@@ -14,10 +14,11 @@ use crate::crypto::memory::SecretMemory;
 use crate::limits::TICKET_SECRETS_MAX;
 use crate::mutants::{Mutant, active};
 
-/// The secret that tickets are sealed with, and those that it has replaced and whose tickets are still opened.
+/// The secret that tickets are sealed with, those that it has replaced and whose tickets are still opened, and those that will
+/// replace it.
 pub struct Secrets {
     tickets: Arc<Tickets>,
-    /// The present one first, then by age.
+    /// The newest first.
     chains: Vec<Chain>,
     /// That memory cannot be locked has been told.
     warned: bool,
@@ -30,6 +31,8 @@ struct Chain {
     rotation: u64,
     /// At the epoch before the present one.
     ratchet: Ratchet,
+    /// The first epoch in which tickets are sealed with it.
+    since: u32,
     /// Once it has been replaced: the last epoch in which its tickets are opened.
     last: Option<u32>,
 }
@@ -45,8 +48,9 @@ impl Secrets {
         }
     }
 
-    /// Tickets are sealed with `secret` from `now` (seconds since 1970) on, in epochs of `rotation` (whole seconds). What was
-    /// sealed with the secret before it is opened until its time is over. Returns whether it is another than before.
+    /// Tickets of `secret` are opened from `now` (seconds since 1970) on, and sealed from the next of its epochs of `rotation` (whole
+    /// seconds) on: by then other hosts should have it, too. The first secret is used at once. What is sealed with the secret before
+    /// it is opened until its time is over. Returns whether it is another than before.
     ///
     /// # Errors
     /// There is no memory.
@@ -64,12 +68,22 @@ impl Secrets {
             None => Chain {
                 id,
                 rotation,
+                since: if self.chains.is_empty() {
+                    0
+                } else {
+                    number(now, rotation) + 1
+                },
                 ratchet: Ratchet::new(root, self.memory(Ratchet::BYTES)?),
                 last: None,
             },
         };
         if let Some(replaced) = self.chains.first_mut() {
-            replaced.last = Some(replaced.epoch(now).saturating_add(1));
+            // The last tickets are sealed with it right before.
+            let begins = now.max(u64::from(chain.since) * rotation);
+            let last = replaced
+                .epoch(now)
+                .max(number(begins.saturating_sub(1), replaced.rotation));
+            replaced.last = Some(last.saturating_add(1));
         }
         self.chains.insert(0, Chain { last: None, ..chain });
         self.chains.truncate(TICKET_SECRETS_MAX);
@@ -90,8 +104,11 @@ impl Secrets {
     }
 
     fn publish(&mut self, now: u64) -> io::Result<()> {
-        let chains = self.chains.iter().filter(|chain| !chain.is_over(now));
-        let epochs: Vec<(Epoch, Secret)> = chains.flat_map(|chain| chain.window(now)).collect();
+        let mut chains: Vec<&Chain> = self.chains.iter().filter(|chain| !chain.is_over(now)).collect();
+        // Tickets are sealed with the first. None has begun when more came in one epoch than are kept.
+        let begun = chains.iter().position(|chain| chain.since <= chain.epoch(now));
+        chains.rotate_left(begun.unwrap_or_default());
+        let epochs: Vec<(Epoch, Secret)> = chains.iter().flat_map(|chain| chain.window(now)).collect();
         let mut memory = self.memory(epochs.len().max(1) * SECRET_BYTES)?;
         for (place, (_, secret)) in memory.chunks_exact_mut(SECRET_BYTES).zip(&epochs) {
             place.copy_from_slice(&secret[..]);
@@ -123,8 +140,7 @@ impl Secrets {
 impl Chain {
     /// The present epoch. A clock that is set back does not open epochs again that have been closed.
     fn epoch(&self, now: u64) -> u32 {
-        let by_clock = u32::try_from(now / self.rotation).unwrap_or(u32::MAX);
-        by_clock.max(self.ratchet.epoch().saturating_add(1))
+        number(now, self.rotation).max(self.ratchet.epoch().saturating_add(1))
     }
 
     fn is_over(&self, now: u64) -> bool {
@@ -150,6 +166,11 @@ impl Chain {
             Some((epoch, self.ratchet.secret(number)?))
         })
     }
+}
+
+/// The epoch by the clock.
+fn number(now: u64, rotation: u64) -> u32 {
+    u32::try_from(now / rotation).unwrap_or(u32::MAX)
 }
 
 /// The root of a secret's tree. Another rotation numbers epochs in another way, so it has another tree.

@@ -21,9 +21,13 @@ struct Host {
 
 impl Host {
     fn new(secret: &[u8], now: u64) -> Host {
+        Host::rotating(secret, ROTATION, now)
+    }
+
+    fn rotating(secret: &[u8], rotation: Duration, now: u64) -> Host {
         let tickets = Arc::new(Tickets::new());
         let mut secrets = Secrets::new(Arc::clone(&tickets));
-        assert!(secrets.replace(secret, ROTATION, now).unwrap());
+        assert!(secrets.replace(secret, rotation, now).unwrap());
         Host { tickets, secrets }
     }
 
@@ -80,9 +84,10 @@ fn hosts_with_one_secret_agree_when_their_clocks_are_up_to_an_epoch_apart() {
 fn hosts_with_other_secrets_or_rotations_do_not_agree() {
     let ticket = Host::new(SECRET, NOON).seal();
     assert_eq!(Host::new(OTHER, NOON).open(&ticket), Err(Unopened::UnknownSecret));
-    let mut host = Host::new(OTHER, NOON);
-    host.secrets.replace(SECRET, ROTATION * 2, NOON).unwrap();
-    assert_eq!(host.open(&ticket), Err(Unopened::UnknownSecret));
+    assert_eq!(
+        Host::rotating(SECRET, ROTATION * 2, NOON).open(&ticket),
+        Err(Unopened::UnknownSecret)
+    );
 }
 
 #[test]
@@ -130,20 +135,63 @@ fn a_secret_that_was_replaced_is_accepted_until_its_tickets_are_over() {
     let mut host = Host::new(SECRET, NOON);
     let old = host.seal();
     assert!(host.secrets.replace(OTHER, ROTATION, NOON + 10).unwrap());
-    let new = host.seal();
-    assert_eq!(
-        Host::new(OTHER, NOON).open(&new),
-        value(),
-        "sealed with the new one from now on"
-    );
     assert_eq!(host.tickets.in_use().secrets, 2);
+    let last = host.seal();
+    assert_eq!(Host::new(SECRET, NOON).open(&last), value(), "in this epoch, as before");
+    let new = Host::new(OTHER, NOON).seal();
     for now in [NOON + 10, NOON + HOUR, NOON + 2 * HOUR - 1] {
         host.secrets.advance(now).unwrap();
-        assert_eq!((host.open(&old), host.open(&new)), (value(), value()), "{now}");
+        for ticket in [&old, &last, &new, &host.seal()] {
+            assert_eq!(host.open(ticket), value(), "{now}");
+        }
     }
+    assert_eq!(host.tickets.in_use().epoch, 498_001);
+    assert_eq!(
+        Host::new(OTHER, NOON + HOUR).open(&host.seal()),
+        value(),
+        "from the next epoch on sealed with the new one"
+    );
     host.secrets.advance(NOON + 2 * HOUR).unwrap();
-    assert_eq!(host.open(&old), Err(Unopened::UnknownSecret));
+    assert_eq!(host.open(&last), Err(Unopened::UnknownSecret));
     assert_eq!(host.tickets.in_use().secrets, 1);
+}
+
+/// Whoever has the new one first is understood by those who get it before the epoch ends, and understands them.
+#[test]
+fn hosts_may_get_a_secret_one_after_the_other() {
+    let [mut first, mut second] = [SECRET; 2].map(|secret| Host::new(secret, NOON));
+    let agree = |first: &Host, second: &Host| {
+        assert_eq!(second.open(&first.seal()), value());
+        assert_eq!(first.open(&second.seal()), value());
+    };
+    first.secrets.replace(OTHER, ROTATION, NOON + 10).unwrap();
+    agree(&first, &second);
+    second.secrets.replace(OTHER, ROTATION, NOON + HOUR - 1).unwrap();
+    agree(&first, &second);
+    first.secrets.advance(NOON + HOUR).unwrap();
+    agree(&first, &second);
+    second.secrets.advance(NOON + HOUR).unwrap();
+    agree(&first, &second);
+}
+
+/// The old one is used until the first epoch of the new one begins, and its tickets are opened as long as always.
+#[test]
+fn the_rotation_may_change_with_the_secret() {
+    let minute = Duration::from_secs(60);
+    for (old, new, begins) in [(ROTATION, minute, NOON + 60), (minute, ROTATION, NOON + HOUR)] {
+        let mut host = Host::rotating(SECRET, old, NOON + 10);
+        host.secrets.replace(OTHER, new, NOON + 10).unwrap();
+        host.secrets.advance(begins - 1).unwrap();
+        let last = host.seal();
+        assert_eq!(Host::rotating(SECRET, old, begins - 1).open(&last), value());
+        host.secrets.advance(begins).unwrap();
+        assert_eq!(Host::rotating(OTHER, new, begins).open(&host.seal()), value());
+        let closed = ((begins - 1) / old.as_secs() + 2) * old.as_secs();
+        host.secrets.advance(closed - 1).unwrap();
+        assert_eq!(host.open(&last), value());
+        host.secrets.advance(closed).unwrap();
+        assert_eq!(host.open(&last), Err(Unopened::UnknownSecret));
+    }
 }
 
 #[test]
@@ -152,7 +200,8 @@ fn the_same_secret_again_changes_nothing_and_the_one_before_may_come_back() {
     let first = host.seal();
     assert!(!host.secrets.replace(SECRET, ROTATION, NOON).unwrap());
     assert!(host.secrets.replace(OTHER, ROTATION, NOON).unwrap());
-    let second = host.seal();
+    let second = Host::new(OTHER, NOON).seal();
+    assert_eq!(host.open(&second), value());
     assert!(host.secrets.replace(SECRET, ROTATION, NOON).unwrap());
     let third = host.seal();
     assert_eq!(Host::new(SECRET, NOON).open(&third), value());
