@@ -93,7 +93,7 @@ pub enum Declined {
     Policy,
     /// The client was looked up in other revocation lists.
     Crl,
-    /// The client's certificate has expired meanwhile.
+    /// The client's certificate, or a list that it was looked up in, has expired meanwhile.
     ClientCertificate,
     /// It has been changed, or cut off.
     Corrupt,

@@ -218,6 +218,7 @@ fn nothing_is_resumed_under_other_rules_for_clients(io: Io, version: &str) {
                 Visit::Full
             };
             assert_eq!(visit, expected, "{made_under:?} offered under {rules:?}");
+            assert_eq!(wallet.count(), 1, "there is one for the next time");
         }
     }
     let (own, pairs) = (all.len() as u64, (all.len() * all.len()) as u64);
@@ -271,6 +272,7 @@ fn nothing_is_resumed_at_another_listener_or_for_another_name(io: Io) {
                         let expected = if door == made_at { Visit::Resumed } else { Visit::Full };
                         let visit = at(door, version, wallet).visit();
                         assert_eq!(visit, expected, "{version}: of {made_at:?} at {door:?}, {rules:?}");
+                        assert_eq!(wallet.count(), 1, "{version}: there is one for the next time");
                     }
                 }
                 site.rules(rules);

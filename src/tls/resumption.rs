@@ -374,7 +374,9 @@ impl From<Unopened> for Declined {
 }
 
 impl StoresServerSessions for Resumption {
+    /// In TLS 1.2 rustls asks on its way to a full handshake, before it promises a ticket: the session that it found did not fit.
     fn can_cache(&self) -> bool {
+        with_current(|attempt| attempt.lasts = false);
         self.cache.is_some()
     }
 

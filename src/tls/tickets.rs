@@ -16,7 +16,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::Zeroizing;
 
-use self::ratchet::{SECRET_BYTES, Secret, expand};
+use self::ratchet::{SECRET_BYTES, expand};
 pub use self::secrets::Secrets;
 use crate::crypto::memory::SecretMemory;
 use crate::crypto::random;
@@ -112,7 +112,7 @@ impl Tickets {
         let epoch = window.epochs.first()?;
         let mut salt = [0; SALT_BYTES];
         random(&mut salt);
-        let derived = derive(&window.secret(0), policy, &salt);
+        let derived = derive(window.secret(0), policy, &salt);
         let (key, check) = derived.split_at(KEY_BYTES);
         let mut ticket = Vec::with_capacity(HEADER_BYTES + value.len() + TAG_BYTES);
         ticket.extend_from_slice(&epoch.secret);
@@ -146,7 +146,7 @@ impl Tickets {
         }
         let is_meant = |epoch: &Epoch| epoch.secret == id && epoch.number.to_be_bytes() == number;
         let position = window.epochs.iter().position(is_meant).ok_or(Unopened::Epoch)?;
-        let derived = derive(&window.secret(position), policy, salt);
+        let derived = derive(window.secret(position), policy, salt);
         let (key, expected) = derived.split_at(KEY_BYTES);
         verify_slices_are_equal(expected, check).map_err(|_| Unopened::Policy)?;
         let mut value = sealed.to_vec();
@@ -185,19 +185,21 @@ impl fmt::Debug for Tickets {
 }
 
 impl Window {
-    fn secret(&self, position: usize) -> Secret {
-        let mut secret = Secret::default();
-        secret.copy_from_slice(&self.secrets[position * SECRET_BYTES..][..SECRET_BYTES]);
-        secret
+    fn secret(&self, position: usize) -> &[u8] {
+        &self.secrets[position * SECRET_BYTES..][..SECRET_BYTES]
     }
 }
 
 /// The key of a ticket, and its check.
-fn derive(secret: &Secret, policy: &PolicyDigest, salt: &[u8]) -> Zeroizing<[u8; KEY_BYTES + CHECK_BYTES]> {
-    if active(Mutant::PolicyNotInTicketKey) {
-        return expand(secret, &[b"ringlock ticket", salt]);
-    }
-    expand(secret, &[b"ringlock ticket", policy, salt])
+fn derive(secret: &[u8], policy: &PolicyDigest, salt: &[u8]) -> Zeroizing<[u8; KEY_BYTES + CHECK_BYTES]> {
+    let mut derived = Zeroizing::new([0; KEY_BYTES + CHECK_BYTES]);
+    let policy: &[u8] = if active(Mutant::PolicyNotInTicketKey) {
+        &[]
+    } else {
+        policy
+    };
+    expand(secret, &[b"ringlock ticket", policy, salt], &mut *derived);
+    derived
 }
 
 fn aead(key: &[u8]) -> LessSafeKey {

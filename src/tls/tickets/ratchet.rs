@@ -4,6 +4,8 @@
 //! (RFC 5869). What is kept is the present leaf, and beside the way from the root to it every right sibling: from those all
 //! later leaves can be derived, and no earlier one. A leaf that lies a million epochs ahead takes 32 steps like any other.
 
+use std::ops::Range;
+
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
@@ -34,12 +36,13 @@ impl Ratchet {
     pub(super) const BYTES: usize = (LEVELS + 1) * SECRET_BYTES;
 
     /// The tree below `root`, at the earliest epoch. `memory` has [`Ratchet::BYTES`].
-    pub(super) fn new(root: Secret, memory: SecretMemory) -> Ratchet {
+    pub(super) fn new(root: &Secret, memory: SecretMemory) -> Ratchet {
         let mut ratchet = Ratchet {
             epoch: 0,
             secrets: memory,
         };
-        ratchet.descend(root, LEVELS);
+        ratchet.place(LEVELS).copy_from_slice(&**root);
+        ratchet.descend(LEVELS);
         ratchet
     }
 
@@ -50,60 +53,60 @@ impl Ratchet {
 
     /// Goes on to `epoch`, and forgets all before it. It never goes back.
     pub(super) fn advance(&mut self, epoch: u32) {
-        let Some((node, level)) = self.towards(epoch) else {
+        let Some(level) = self.towards(epoch) else {
             return;
         };
+        self.secrets.copy_within(range(level), range(LEVELS).start);
         for below in 0..=level {
             self.place(below).zeroize();
         }
         self.epoch = epoch;
-        self.descend(node, level);
+        self.descend(level);
     }
 
-    /// The secret of an epoch; none when it lies before the present one.
-    pub(super) fn secret(&self, epoch: u32) -> Option<Secret> {
-        let Some((mut node, level)) = self.towards(epoch) else {
-            return (epoch == self.epoch).then(|| self.read(LEVELS));
+    /// Writes the secret of an epoch to `to`; not when it lies before the present one. It is nowhere else then, not for a moment:
+    /// whatever is moved stays behind where it was.
+    pub(super) fn write_secret(&self, epoch: u32, to: &mut [u8]) -> bool {
+        let Some(level) = self.towards(epoch) else {
+            let is_present = epoch == self.epoch;
+            if is_present {
+                to.copy_from_slice(&self.secrets[range(LEVELS)]);
+            }
+            return is_present;
         };
+        to.copy_from_slice(&self.secrets[range(level)]);
         for below in (0..level).rev() {
-            node = child(&node, if goes_right(epoch, below) { RIGHT } else { LEFT });
+            step(to, if goes_right(epoch, below) { RIGHT } else { LEFT });
         }
-        Some(node)
+        true
     }
 
-    /// Of what is kept, the node above a later epoch, and the level that it has.
-    fn towards(&self, epoch: u32) -> Option<(Secret, usize)> {
-        if epoch <= self.epoch {
-            return None;
-        }
+    /// The level of the node above a later epoch, of those that are kept.
+    fn towards(&self, epoch: u32) -> Option<usize> {
         // The highest bit in which they differ: there the way to the later one goes right, and the present one left.
-        let level = (self.epoch ^ epoch).ilog2() as usize;
-        Some((self.read(level), level))
+        (epoch > self.epoch).then(|| (self.epoch ^ epoch).ilog2() as usize)
     }
 
-    /// Fills in what is kept below `node`, which has this level and is above the present epoch.
-    fn descend(&mut self, mut node: Secret, level: usize) {
+    /// From a node above the present epoch, which has this level and is in the place of the leaf: fills in what is kept below it.
+    fn descend(&mut self, level: usize) {
         for below in (0..level).rev() {
             if goes_right(self.epoch, below) {
-                node = child(&node, RIGHT);
+                step(self.place(LEVELS), RIGHT);
             } else {
-                let sibling = child(&node, RIGHT);
-                self.place(below).copy_from_slice(&*sibling);
-                node = child(&node, LEFT);
+                self.secrets.copy_within(range(LEVELS), range(below).start);
+                step(self.place(below), RIGHT);
+                step(self.place(LEVELS), LEFT);
             }
         }
-        self.place(LEVELS).copy_from_slice(&*node);
-    }
-
-    fn read(&self, place: usize) -> Secret {
-        let mut secret = Secret::default();
-        secret.copy_from_slice(&self.secrets[place * SECRET_BYTES..][..SECRET_BYTES]);
-        secret
     }
 
     fn place(&mut self, place: usize) -> &mut [u8] {
-        &mut self.secrets[place * SECRET_BYTES..][..SECRET_BYTES]
+        &mut self.secrets[range(place)]
     }
+}
+
+fn range(place: usize) -> Range<usize> {
+    place * SECRET_BYTES..(place + 1) * SECRET_BYTES
 }
 
 /// The way to this leaf goes right, from the level above to this one.
@@ -111,18 +114,19 @@ fn goes_right(epoch: u32, level: usize) -> bool {
     epoch >> level & 1 == 1
 }
 
-fn child(node: &Secret, side: &[u8]) -> Secret {
-    expand(node, &[side])
+/// Puts a child in the place of a node.
+fn step(node: &mut [u8], side: &[u8]) {
+    let mut child = Secret::default();
+    expand(node, &[side], &mut *child);
+    node.copy_from_slice(&*child);
 }
 
-/// HKDF-Expand with SHA-256.
-pub(super) fn expand<const N: usize>(secret: &Secret, info: &[&[u8]]) -> Zeroizing<[u8; N]> {
-    let mut output = Zeroizing::new([0; N]);
-    Hkdf::<Sha256>::from_prk(&**secret)
+/// HKDF-Expand with SHA-256, into `output`.
+pub(super) fn expand(secret: &[u8], info: &[&[u8]], output: &mut [u8]) {
+    Hkdf::<Sha256>::from_prk(secret)
         .expect("a secret is as long as a hash")
-        .expand_multi_info(info, &mut *output)
+        .expand_multi_info(info, output)
         .expect("a few hashes' length can be derived");
-    output
 }
 
 #[cfg(test)]
@@ -134,7 +138,7 @@ mod tests {
     const ROOT: [u8; SECRET_BYTES] = [7; SECRET_BYTES];
 
     fn ratchet() -> Ratchet {
-        Ratchet::new(Zeroizing::new(ROOT), SecretMemory::new(Ratchet::BYTES).unwrap())
+        Ratchet::new(&Zeroizing::new(ROOT), SecretMemory::new(Ratchet::BYTES).unwrap())
     }
 
     /// The leaf as its definition says, from the root.
@@ -147,9 +151,16 @@ mod tests {
         let mut nodes = vec![Zeroizing::new(ROOT)];
         for level in (0..LEVELS).rev() {
             let side = if goes_right(epoch, level) { RIGHT } else { LEFT };
-            nodes.push(child(nodes.last().unwrap(), side));
+            let mut node = nodes.last().unwrap().clone();
+            step(&mut *node, side);
+            nodes.push(node);
         }
         nodes
+    }
+
+    fn secret(ratchet: &Ratchet, epoch: u32) -> Option<Secret> {
+        let mut secret = Secret::default();
+        ratchet.write_secret(epoch, &mut *secret).then_some(secret)
     }
 
     fn keeps(ratchet: &Ratchet, secret: &Secret) -> bool {
@@ -171,7 +182,7 @@ mod tests {
                 ratchet.advance(step);
                 prop_assert_eq!(ratchet.epoch(), before.max(step));
                 for &epoch in &asked {
-                    let secret = ratchet.secret(epoch);
+                    let secret = secret(&ratchet, epoch);
                     prop_assert_eq!(secret, (epoch >= ratchet.epoch()).then(|| leaf(epoch)), "{}", epoch);
                 }
             }
@@ -195,7 +206,7 @@ mod tests {
 
     #[test]
     fn every_epoch_has_a_secret_of_its_own() {
-        let secrets: Vec<Secret> = (0..200).map(|epoch| ratchet().secret(epoch).unwrap()).collect();
+        let secrets: Vec<Secret> = (0..200).map(|epoch| secret(&ratchet(), epoch).unwrap()).collect();
         for (epoch, secret) in secrets.iter().enumerate() {
             assert!(!secrets[..epoch].contains(secret), "{epoch}");
         }
@@ -205,8 +216,8 @@ mod tests {
     fn the_last_epoch_can_be_reached_and_is_the_last() {
         let mut ratchet = ratchet();
         ratchet.advance(u32::MAX);
-        assert_eq!(ratchet.secret(u32::MAX), Some(leaf(u32::MAX)));
-        assert_eq!(ratchet.secret(u32::MAX - 1), None);
+        assert_eq!(secret(&ratchet, u32::MAX), Some(leaf(u32::MAX)));
+        assert_eq!(secret(&ratchet, u32::MAX - 1), None);
         let siblings = &ratchet.secrets[..LEVELS * SECRET_BYTES];
         assert!(siblings.iter().all(|&byte| byte == 0), "there is nothing later");
     }

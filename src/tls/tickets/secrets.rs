@@ -57,7 +57,8 @@ impl Secrets {
     pub fn replace(&mut self, secret: &[u8], rotation: Duration, now: u64) -> io::Result<bool> {
         let rotation = rotation.as_secs().max(1);
         let root = root(secret, rotation);
-        let id: SecretId = *expand(&root, &[b"ringlock ticket secret: id"]);
+        let mut id = SecretId::default();
+        expand(&*root, &[b"ringlock ticket secret: id"], &mut id);
         let known = self.chains.iter().position(|chain| chain.id == id);
         if known == Some(0) {
             self.advance(now)?;
@@ -73,7 +74,7 @@ impl Secrets {
                 } else {
                     number(now, rotation) + 1
                 },
-                ratchet: Ratchet::new(root, self.memory(Ratchet::BYTES)?),
+                ratchet: Ratchet::new(&root, memory(Ratchet::BYTES, &mut self.warned)?),
                 last: None,
             },
         };
@@ -108,33 +109,31 @@ impl Secrets {
         // Tickets are sealed with the first. None has begun when more came in one epoch than are kept.
         let begun = chains.iter().position(|chain| chain.since <= chain.epoch(now));
         chains.rotate_left(begun.unwrap_or_default());
-        let epochs: Vec<(Epoch, Secret)> = chains.iter().flat_map(|chain| chain.window(now)).collect();
-        let mut memory = self.memory(epochs.len().max(1) * SECRET_BYTES)?;
-        for (place, (_, secret)) in memory.chunks_exact_mut(SECRET_BYTES).zip(&epochs) {
-            place.copy_from_slice(&secret[..]);
+        let epochs: Vec<(Epoch, &Ratchet)> = chains.iter().flat_map(|chain| chain.window(now)).collect();
+        let mut secrets = memory(epochs.len().max(1) * SECRET_BYTES, &mut self.warned)?;
+        for (place, (epoch, ratchet)) in secrets.chunks_exact_mut(SECRET_BYTES).zip(&epochs) {
+            ratchet.write_secret(epoch.number, place);
         }
-        self.tickets.publish(Window {
-            epochs: epochs.into_iter().map(|(epoch, _)| epoch).collect(),
-            secrets: memory,
-        });
+        let epochs = epochs.into_iter().map(|(epoch, _)| epoch).collect();
+        self.tickets.publish(Window { epochs, secrets });
         self.chains.retain(|chain| !chain.is_over(now));
         for chain in &mut self.chains {
             chain.ratchet.advance(chain.epoch(now).saturating_sub(1));
         }
         Ok(())
     }
+}
 
-    /// Locked, where that is allowed.
-    fn memory(&mut self, bytes: usize) -> io::Result<SecretMemory> {
-        SecretMemory::new(bytes).or_else(|error| {
-            if !std::mem::replace(&mut self.warned, true) {
-                tracing::warn!(
-                    "memory for the secrets of tickets cannot be locked ({error}): raise RLIMIT_MEMLOCK (LimitMEMLOCK=)"
-                );
-            }
-            SecretMemory::unlocked(bytes)
-        })
-    }
+/// Locked, where that is allowed.
+fn memory(bytes: usize, warned: &mut bool) -> io::Result<SecretMemory> {
+    SecretMemory::new(bytes).or_else(|error| {
+        if !std::mem::replace(warned, true) {
+            tracing::warn!(
+                "memory for the secrets of tickets cannot be locked ({error}): raise RLIMIT_MEMLOCK (LimitMEMLOCK=)"
+            );
+        }
+        SecretMemory::unlocked(bytes)
+    })
 }
 
 impl Chain {
@@ -153,17 +152,21 @@ impl Chain {
     }
 
     /// The present epoch, the one before and the next. Hosts whose clocks differ by less than an epoch agree on two of them.
-    fn window(&self, now: u64) -> impl Iterator<Item = (Epoch, Secret)> {
+    fn window(&self, now: u64) -> impl Iterator<Item = (Epoch, &Ratchet)> {
         let present = self.epoch(now);
         let closed = active(Mutant::OldEpochStaysOpen).then(|| present.saturating_sub(2));
         let numbers = [Some(present), present.checked_sub(1), present.checked_add(1), closed];
-        numbers.into_iter().flatten().filter_map(|number| {
+        let left = numbers
+            .into_iter()
+            .flatten()
+            .filter(|&number| number >= self.ratchet.epoch());
+        left.map(|number| {
             let epoch = Epoch {
                 secret: self.id,
                 number,
                 accepted_until: (u64::from(number) + 2) * self.rotation,
             };
-            Some((epoch, self.ratchet.secret(number)?))
+            (epoch, &self.ratchet)
         })
     }
 }
@@ -178,10 +181,10 @@ fn root(secret: &[u8], rotation: u64) -> Secret {
     let mut extracted = Secret::default();
     let (mut output, _) = Hkdf::<Sha256>::extract(Some(b"ringlock ticket secret"), secret);
     extracted.swap_with_slice(&mut output);
-    expand(
-        &extracted,
-        &[b"ringlock ticket secret: epochs of", &rotation.to_be_bytes()],
-    )
+    let mut root = Secret::default();
+    let info: [&[u8]; 2] = [b"ringlock ticket secret: epochs of", &rotation.to_be_bytes()];
+    expand(&*extracted, &info, &mut *root);
+    root
 }
 
 impl fmt::Debug for Secrets {
