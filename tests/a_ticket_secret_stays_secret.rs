@@ -220,7 +220,7 @@ fn no_process_remembers_a_secret_or_an_epoch_that_is_over(io: Io) {
         "it is looked for in the right way"
     );
     assert!(!memory_holds(gateway.pid(), &above));
-    assert!(!memory_holds(gateway.pid(), &[old.clone()]));
+    assert!(!memory_holds(gateway.pid(), std::slice::from_ref(&old)));
     // Epochs end.
     let is_over = |epoch: u64| {
         eventually("epochs to end", || (present_epoch() > epoch + 1).then_some(()));
