@@ -15,13 +15,12 @@ use rustls::pki_types::UnixTime;
 use rustls::server::ProducesTickets;
 use rustls::time_provider::TimeProvider;
 
-const LISTENERS: [&str; 2] = ["edge", "edge2"];
+/// The lifetime of the one ends before an epoch's tickets are over, that of the other after.
+const LISTENERS: [(&str, u64); 2] = [("edge", ROTATION), ("edge2", 3 * ROTATION)];
 const IDENTITIES: [[u8; 16]; 2] = [[1; 16], [2; 16]];
 /// More than are kept.
 const SECRETS: u8 = 6;
 const ROTATION: u64 = 3600;
-/// Ends before an epoch's tickets do, and after.
-const LIFETIME: u64 = ROTATION * 3 / 2;
 const START: u64 = 498_000 * ROTATION + ROTATION / 2;
 
 /// Header and tag, and in front of the tag what the value is bound to: two times and two digests.
@@ -62,6 +61,14 @@ struct Genuine {
     at: u64,
 }
 
+impl Genuine {
+    /// When its lifetime is over.
+    fn end(&self) -> u64 {
+        let (_, lifetime) = LISTENERS[usize::from(self.whose.listener)];
+        self.at + lifetime
+    }
+}
+
 /// What other hosts with these secrets have issued, some ahead of us.
 static GENUINE: LazyLock<Vec<Genuine>> = LazyLock::new(|| {
     let mut genuine = Vec::new();
@@ -96,9 +103,10 @@ struct Host {
 impl Host {
     fn new(secret: u8, now: u64) -> Host {
         let (tickets, clock) = (Arc::new(Tickets::new()), Arc::new(Clock(AtomicU64::new(now))));
-        let lifetime = Duration::from_secs(LIFETIME);
-        let listeners =
-            LISTENERS.map(|name| Resumption::new(name, None, lifetime, Some(Arc::clone(&tickets)), clock.clone()));
+        let listeners = LISTENERS.map(|(name, lifetime)| {
+            let lifetime = Duration::from_secs(lifetime);
+            Resumption::new(name, None, lifetime, Some(Arc::clone(&tickets)), clock.clone())
+        });
         let mut host = Host { clock, secrets: Secrets::new(tickets), listeners };
         host.replace(secret, now);
         host
@@ -176,7 +184,7 @@ impl Run {
             let (Some(value), Some(genuine)) = (opened, expected) else { return };
             let renewed = resumption.encrypt(&value).expect("it has not ended");
             assert_eq!(renewed.len(), ticket.len());
-            assert!(u64::from(resumption.lifetime()) <= genuine.at + LIFETIME - self.now);
+            assert!(u64::from(resumption.lifetime()) <= genuine.end() - self.now);
         });
     }
 
@@ -184,7 +192,7 @@ impl Run {
         genuine.whose == from
             && self.secrets.iter().any(|&(secret, _)| secret == genuine.secret)
             && (genuine.at / ROTATION).abs_diff(self.epoch()) <= 1
-            && self.now < genuine.at + LIFETIME
+            && self.now < genuine.end()
     }
 }
 

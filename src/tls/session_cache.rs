@@ -84,11 +84,6 @@ impl SessionCache {
         Some(Zeroizing::new(mem::take(&mut *value).into_vec()))
     }
 
-    /// Forgets the session, if there is one. That is no eviction.
-    pub fn remove(&self, id: &[u8]) {
-        drop(self.take(id));
-    }
-
     /// What is held. Locks one shard after the other, so the sums may be of slightly different moments.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -321,8 +316,7 @@ mod tests {
         assert_eq!(cache.get(&id(2)), Some(value(3, 200)));
         assert!(cache.put(&id(2), value(4, 100)), "in its place among the protected");
         assert_eq!(cache.usage().entries, 1);
-        cache.remove(&id(2));
-        cache.remove(&id(2));
+        assert_eq!(cache.take(&id(2)), Some(value(4, 100)));
         assert_eq!(cache.take(&id(2)), None);
         let usage = cache.usage();
         assert_eq!((usage.entries, usage.bytes, usage.evicted), (0, 0, 0));
@@ -339,7 +333,6 @@ mod tests {
             assert!(!cache.put(&other, value(2, 300)), "{length} bytes");
             assert_eq!(cache.get(&other), None, "{length} bytes");
             assert_eq!(cache.take(&other), None, "{length} bytes");
-            cache.remove(&other);
         }
         assert_eq!(cache.get(&id(1)), Some(value(1, 300)));
         assert_eq!(cache.usage().entries, 1);
@@ -555,7 +548,7 @@ mod tests {
                         put.remove(&number);
                     }
                     Action::Remove(number) => {
-                        cache.remove(&id(number));
+                        drop(cache.take(&id(number)));
                         put.remove(&number);
                     }
                 }
