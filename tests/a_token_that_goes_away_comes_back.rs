@@ -21,6 +21,7 @@ use rustls::AlertDescription;
 both_drivers!(
     whichever_way_it_goes_it_comes_back,
     handshakes_wait_for_it,
+    sessions_are_resumed_while_it_is_away,
     whoever_has_waited_too_long_is_refused,
     a_softhsm_token_made_anew_is_used,
     sessions_that_the_token_has_dropped_cost_nobody,
@@ -117,6 +118,25 @@ fn whichever_way_it_goes_it_comes_back(io: Io) {
     });
     assert!(established.finish().is_empty());
     gateway.wait_until_quiet();
+}
+
+fn sessions_are_resumed_while_it_is_away(io: Io) {
+    const VISITS: usize = 20;
+    let (origin, token) = (Origin::echo(), Faulty::new("edge"));
+    let gateway = start(io, &token, &origin, "when_down = \"fail\"");
+    let clients = [Client::new(&gateway).tls13(), Client::new(&gateway).tls12()].map(Client::keeps_sessions);
+    for client in &clients {
+        try_exchange(client).expect("the token is there");
+    }
+    token.cue("absent = sticky");
+    wait_until_down(&gateway);
+    for client in clients.iter().cycle().take(VISITS) {
+        try_exchange(client).expect("whoever resumes a session needs no signature");
+    }
+    assert_eq!(Client::new(&gateway).refused_with(), AlertDescription::InternalError);
+    let metrics = gateway.wait_until_quiet();
+    let accepted = metrics.count("ringlock_sessions_accepted_total", &[("kind", "ticket")]);
+    assert_eq!(accepted, VISITS as u64, "{}", metrics.text());
 }
 
 fn handshakes_wait_for_it(io: Io) {
