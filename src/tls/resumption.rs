@@ -150,6 +150,11 @@ impl Attempt {
         }
     }
 
+    /// Of several tickets the first counts.
+    fn decline(&mut self, kind: SessionKind, why: Declined) {
+        self.declined.get_or_insert((kind, why));
+    }
+
     /// What a session is bound to that is issued now: where this handshake resumes another, to what that is bound to.
     fn binding(&self, now: u64, revocation: Digest) -> Binding {
         // TLS 1.2 issues a ticket in the very call that resumes a session, TLS 1.3 in a later one.
@@ -280,12 +285,6 @@ impl Resumption {
         } else {
             Ok((bound, binding))
         }
-    }
-}
-
-impl Attempt {
-    fn decline(&mut self, kind: SessionKind, why: Declined) {
-        self.declined.get_or_insert((kind, why));
     }
 }
 
