@@ -1,8 +1,8 @@
 //! Which sessions may be resumed. rustls asks whether a ticket or session can be used and compares name and suite; whether it was
-//! issued under what is in force now is up to us. Each carries a [`Binding`], and is declined where that does not fit any more: a full handshake
+//! issued under what is in force now is up to us. Each carries a `Binding`, and is declined where that does not fit any more: a full handshake
 //! follows, never a failed one.
 //!
-//! rustls' callbacks know neither the connection nor what it has shown of itself. Its [`Attempt`] does, and belongs to the thread while
+//! rustls' callbacks know neither the connection nor what it has shown of itself. Its `Attempt` does, and belongs to the thread while
 //! rustls has the connection.
 
 use std::cell::RefCell;
