@@ -5,12 +5,12 @@ mod client_auth;
 mod identities;
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ringlock_hsm::custody::Custody;
+use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
 use rustls::time_provider::DefaultTimeProvider;
@@ -192,7 +192,7 @@ impl Snapshot {
             }
         }
         if let TicketSecret::File(path) = &self.config.tickets.secret
-            && std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0)
+            && regular_file::is_exposed(path)
         {
             let path = path.display();
             let what = format!(

@@ -1,7 +1,6 @@
 //! Keys in PEM files, behind the signer: read here, used here, never shown to the gateway.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,6 +10,7 @@ use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
 use crate::protocol::{Fault, FaultKind, KeyPlace, TokenSettings};
+use crate::regular_file;
 use crate::token::{FoundKey, Module, Session};
 use crate::uri::ObjectMatch;
 use crate::{KeyError, local};
@@ -144,12 +144,13 @@ impl Session for Files {
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
     let fault = |found: String| Fault::new(FaultKind::Module, format!("{found}: {}", path.display()));
     let unreadable = |error: std::io::Error| fault(format!("a file that cannot be read ({error})"));
-    let file = File::open(path).map_err(unreadable)?;
-    let about = file.metadata().map_err(unreadable)?;
-    if !about.is_file() || about.len() > FILE_BYTES_MAX {
-        return Err(fault(format!("no file of at most {FILE_BYTES_MAX} bytes")));
+    let unusable = || fault(format!("no file of at most {FILE_BYTES_MAX} bytes"));
+    let file = regular_file::open(path).map_err(unreadable)?.ok_or_else(unusable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(unusable());
     }
-    let capacity = usize::try_from(about.len()).expect("it is at most a megabyte");
+    let capacity = usize::try_from(length).expect("it is at most a megabyte");
     let mut bytes = Zeroizing::new(vec![0; capacity]);
     let mut length = 0;
     while length < capacity {

@@ -12,6 +12,7 @@ pub mod pkcs11;
 mod pool;
 pub mod protocol;
 mod queue;
+pub mod regular_file;
 pub mod remote;
 pub mod sandbox;
 pub mod scheme;

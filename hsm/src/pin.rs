@@ -1,13 +1,13 @@
 //! Where PINs come from. A PIN lives as long as it takes to log in, in memory that is wiped afterwards.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
 use crate::protocol::{Fault, FaultKind};
+use crate::regular_file;
 use crate::uri::PinSource;
 
 /// A longer first line is refused: tokens take PINs of up to some 255 bytes, and a wrong path is no PIN.
@@ -27,7 +27,8 @@ impl PinSource {
         // One byte more than a PIN and the two of a line's end: what does not fit is too long. Of a fixed size, so that
         // growing leaves no copy behind.
         let mut bytes = Zeroizing::new([0; PIN_BYTES_MAX + 3]);
-        let used = open(&path)
+        let used = regular_file::open(&path)
+            .and_then(|file| file.ok_or_else(|| io::Error::other("it is no regular file")))
             .and_then(|file| fill(file, bytes.as_mut_slice()))
             .map_err(|error| fault(&format!("no readable PIN ({error})")))?;
         let line = bytes[..used].split(|&byte| byte == b'\n').next().unwrap_or_default();
@@ -42,9 +43,7 @@ impl PinSource {
     /// The file that others than its owner and its group can read or write; none when they cannot, or when it is not there.
     #[must_use]
     pub fn exposed(&self) -> Option<PathBuf> {
-        let path = self.path().ok()?;
-        let mode = std::fs::metadata(&path).ok()?.permissions().mode();
-        (mode & 0o006 != 0).then_some(path)
+        self.path().ok().filter(|path| regular_file::is_exposed(path))
     }
 
     fn path(&self) -> Result<PathBuf, Fault> {
@@ -59,19 +58,6 @@ impl PinSource {
                 }
             },
         }
-    }
-}
-
-/// Opens a file; a pipe that nobody writes to is refused instead of waited for.
-fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::Error::other("it is no regular file"))
     }
 }
 
@@ -91,6 +77,8 @@ fn fill(mut file: File, buffer: &mut [u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn read(content: &[u8]) -> Result<Zeroizing<Vec<u8>>, Fault> {

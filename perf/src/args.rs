@@ -23,7 +23,7 @@ pub enum Command {
     Handshake(HandshakeArgs),
     /// Resumed TLS handshakes with one byte there and back: each connection offers a session that the server gave to an
     /// earlier one (needs an echoing origin). Fails when more than a few are not resumed.
-    Resume(ResumeArgs),
+    Resume(HandshakesArgs),
     /// Messages sent and waited for, over connections that stay open (needs an echoing origin).
     Echo(EchoArgs),
     /// Download or upload over connections that stay open.
@@ -95,9 +95,9 @@ pub struct ClientArgs {
     pub json: bool,
 }
 
-/// `ringlock-perf handshake`
+/// `ringlock-perf resume`, and what `ringlock-perf handshake` has in common with it
 #[derive(Clone, Debug, Args)]
-pub struct HandshakeArgs {
+pub struct HandshakesArgs {
     /// The common flags.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -111,30 +111,20 @@ pub struct HandshakeArgs {
     /// Stop when this many handshakes are measured, if that is before --duration.
     #[arg(long)]
     pub count: Option<u64>,
+}
+
+/// `ringlock-perf handshake`
+#[derive(Clone, Debug, Args)]
+pub struct HandshakeArgs {
+    /// How many, and how.
+    #[command(flatten)]
+    pub handshakes: HandshakesArgs,
     /// Send one byte after the handshake and wait for it to come back.
     #[arg(long, conflicts_with = "expect_close")]
     pub exchange: bool,
     /// After the handshake wait for the server to close first (an origin in mode `close` makes it).
     #[arg(long)]
     pub expect_close: bool,
-}
-
-/// `ringlock-perf resume`
-#[derive(Clone, Debug, Args)]
-pub struct ResumeArgs {
-    /// The common flags.
-    #[command(flatten)]
-    pub client: ClientArgs,
-    /// Handshakes in flight, each with a session of its own; with --rate at most.
-    #[arg(long, default_value_t = 64)]
-    pub connections: usize,
-    /// Begin this many handshakes per second, whether or not earlier ones are done (an open loop). Latencies then count from
-    /// when each was due. Without it the next one begins when one is done.
-    #[arg(long, value_name = "N")]
-    pub rate: Option<u32>,
-    /// Stop when this many handshakes are measured, if that is before --duration.
-    #[arg(long)]
-    pub count: Option<u64>,
 }
 
 /// `ringlock-perf echo`

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 fn measure(command: &Command) -> Result<ExitCode, PerfError> {
     let json = match command {
-        Command::Handshake(args) => args.client.json,
+        Command::Handshake(args) => args.handshakes.client.json,
         Command::Resume(args) => args.client.json,
         Command::Echo(args) => args.client.json,
         Command::Bulk(args) => args.client.json,

@@ -35,21 +35,10 @@ pub(super) fn duration(report: &mut Report, item: Item<'_>) -> Option<Duration> 
     let Kind::Duration { zero } = *item.kind else {
         panic!("{:?} is a duration", item.at)
     };
-    if matches!(item.value, DeValue::Integer(_) | DeValue::Float(_)) {
-        report.refuse_value(
-            &item,
-            "write it with its unit in double quotes, such as \"10s\" for seconds",
-        );
-        return None;
-    }
-    let expected = item.kind.expected();
-    parsed(|text| {
-        let duration = parse(text).map_err(|remedy| Refusal::new(&expected, remedy))?;
-        if duration.is_zero() && !zero {
-            return Err(Refusal::new(&expected, "write how long it may take"));
-        }
-        Ok(duration)
-    })(report, item)
+    duration_that(report, item, |duration| {
+        let fits = zero || !duration.is_zero();
+        fits.then_some(()).ok_or("write how long it may take")
+    })
 }
 
 /// A duration of whole seconds, up to the days of its kind.
@@ -57,6 +46,19 @@ pub(super) fn whole_seconds(report: &mut Report, item: Item<'_>) -> Option<Durat
     let Kind::WholeSeconds { max } = *item.kind else {
         panic!("{:?} is a duration of whole seconds", item.at)
     };
+    duration_that(report, item, |duration| {
+        let is_whole = duration.subsec_nanos() == 0 && !duration.is_zero();
+        let fits = is_whole && duration.as_secs() <= max * DAY.as_secs();
+        fits.then_some(()).ok_or("write a duration in that range")
+    })
+}
+
+/// A duration that `fits`; otherwise that says what to do.
+fn duration_that(
+    report: &mut Report,
+    item: Item<'_>,
+    fits: impl FnOnce(Duration) -> Result<(), &'static str>,
+) -> Option<Duration> {
     if matches!(item.value, DeValue::Integer(_) | DeValue::Float(_)) {
         report.refuse_value(
             &item,
@@ -66,13 +68,8 @@ pub(super) fn whole_seconds(report: &mut Report, item: Item<'_>) -> Option<Durat
     }
     let expected = item.kind.expected();
     parsed(|text| {
-        let duration = parse(text).map_err(|remedy| Refusal::new(&expected, remedy))?;
-        let fits = duration.subsec_nanos() == 0 && !duration.is_zero();
-        if fits && duration.as_secs() <= max * DAY.as_secs() {
-            Ok(duration)
-        } else {
-            Err(Refusal::new(&expected, "write a duration in that range"))
-        }
+        let duration = parse(text).and_then(|duration| fits(duration).map(|()| duration));
+        duration.map_err(|remedy| Refusal::new(&expected, remedy))
     })(report, item)
 }
 
@@ -103,14 +100,19 @@ pub(super) fn shown_size(bytes: u64) -> String {
 
 fn parse_size(text: &str) -> Result<u64, &'static str> {
     const FORM: &str = "write a whole number and one of the units B, KiB, MiB, GiB, TiB";
-    let unit_start = text.find(|c: char| !c.is_ascii_digit()).ok_or(FORM)?;
+    number_and_unit(text, &SIZE_UNITS).ok_or(FORM)?.ok_or(FORM)
+}
+
+/// What a number and one of the units amount to; `Some(None)` when that is too much for 64 bits.
+fn number_and_unit(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
+    let unit_start = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(unit_start);
-    let (_, unit_bytes) = SIZE_UNITS.into_iter().find(|&(name, _)| name == unit).ok_or(FORM)?;
-    let bytes = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit_bytes));
-    bytes.ok_or(FORM)
+    let (_, worth) = units.iter().find(|&&(name, _)| name == unit)?;
+    if number.is_empty() {
+        return None;
+    }
+    let number = number.parse::<u64>().ok();
+    Some(number.and_then(|number| number.checked_mul(*worth)))
 }
 
 /// A duration.
@@ -120,17 +122,7 @@ fn parse_size(text: &str) -> Result<u64, &'static str> {
 pub fn parse(text: &str) -> Result<Duration, &'static str> {
     const FORM: &str = "write a whole number and one of the units ms, s, m, h, d";
     const TOO_LONG: &str = "write at most \"365d\"";
-    let unit_start = text.find(|c: char| !c.is_ascii_digit()).ok_or(FORM)?;
-    let (number, unit) = text.split_at(unit_start);
-    let (_, unit_ms) = UNITS.into_iter().find(|&(name, _)| name == unit).ok_or(FORM)?;
-    if number.is_empty() {
-        return Err(FORM);
-    }
-    let ms = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit_ms))
-        .ok_or(TOO_LONG)?;
+    let ms = number_and_unit(text, &UNITS).ok_or(FORM)?.ok_or(TOO_LONG)?;
     Some(Duration::from_millis(ms))
         .filter(|&duration| duration <= LONGEST)
         .ok_or(TOO_LONG)

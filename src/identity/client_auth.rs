@@ -7,7 +7,6 @@ mod verifier;
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{Context, SHA256, digest};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
@@ -19,7 +18,9 @@ pub use self::refusal::refusal;
 pub use self::revocation::RevocationList;
 use self::verifier::Verifier;
 use crate::config::ClientName;
+use crate::crypto::sha256;
 use crate::limits::CLIENT_CA_NAMES_BYTES_MAX;
+use crate::tls::resumption;
 
 /// The verification of client certificates of one listener.
 #[derive(Debug)]
@@ -95,7 +96,7 @@ impl ClientAuth {
             let unusable =
                 |error: &dyn std::fmt::Display| format!("certificate {number}, which cannot be used ({error}),");
             let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|error| unusable(&error))?;
-            root_digests.push(sha256(&certificate));
+            root_digests.push(sha256::digest(&[&certificate]));
             let (subject, not_after) = (parsed.subject().to_string(), parsed.validity().not_after.timestamp());
             roots.add(certificate).map_err(|error| unusable(&error))?;
             let subject_der = roots.roots.last().map(|root| &root.subject);
@@ -137,39 +138,38 @@ impl ClientAuth {
     /// of their one encoding, in which whatever varies in length has its length in front.
     #[must_use]
     pub fn policy(&self) -> [u8; 32] {
-        let mut encoded = Context::new(&SHA256);
+        let mut encoded = Vec::new();
         let trust = &*self.trust;
         let length = |length: usize| u64::try_from(length).expect("lengths fit 64 bits").to_be_bytes();
-        encoded.update(b"ringlock client_auth 1\0");
-        encoded.update(&[u8::from(trust.required)]);
-        encoded.update(&length(trust.verify_depth));
-        encoded.update(&length(trust.root_digests.len()));
+        encoded.extend_from_slice(b"ringlock client_auth 1\0");
+        encoded.extend_from_slice(&[u8::from(trust.required)]);
+        encoded.extend_from_slice(&length(trust.verify_depth));
+        encoded.extend_from_slice(&length(trust.root_digests.len()));
         for root in &trust.root_digests {
-            encoded.update(root);
+            encoded.extend_from_slice(root);
         }
-        encoded.update(&[u8::from(trust.allow.is_some())]);
+        encoded.extend_from_slice(&[u8::from(trust.allow.is_some())]);
         let mut names: Vec<String> = trust.allow.iter().flatten().map(ToString::to_string).collect();
         names.sort_unstable();
         names.dedup();
-        encoded.update(&length(names.len()));
+        encoded.extend_from_slice(&length(names.len()));
         for name in names {
-            encoded.update(&length(name.len()));
-            encoded.update(name.as_bytes());
+            encoded.extend_from_slice(&length(name.len()));
+            encoded.extend_from_slice(name.as_bytes());
         }
-        encoded.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+        sha256::digest(&[&encoded])
     }
 
     /// Names what is revoked: the lists, whatever their order. Zeros when there are none.
     #[must_use]
-    pub fn revocation(&self) -> [u8; 16] {
+    pub fn revocation(&self) -> resumption::Digest {
         let mut digests: Vec<[u8; 32]> = self.trust.lists.iter().map(|list| list.digest).collect();
         if digests.is_empty() {
-            return [0; 16];
+            return resumption::Digest::default();
         }
         digests.sort_unstable();
         digests.dedup();
-        let whole = sha256(&digests.concat());
-        whole[..16].try_into().expect("16 of 32 bytes")
+        resumption::digest(&[&digests.concat()])
     }
 
     /// What rustls asks.
@@ -187,13 +187,6 @@ impl ClientAuth {
             },
         })
     }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest(&SHA256, bytes)
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 has 32 bytes")
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The secret of tickets: made here, or read from a file and read again when the file is replaced.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ringlock_hsm::regular_file;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Problem, TicketSecret};
@@ -172,11 +173,8 @@ impl Stamp {
 /// The content of a file, or what was found in place of a secret.
 fn read_file(path: &Path) -> Result<(Bytes, Stamp), String> {
     let unreadable = |error: io::Error| format!("nothing readable ({error})");
-    // Others are not even opened: a pipe would keep us waiting.
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err("no regular file".into());
-    }
-    let file = File::open(path).map_err(unreadable)?;
+    let file = regular_file::open(path).map_err(unreadable)?;
+    let file = file.ok_or("no regular file")?;
     let metadata = file.metadata().map_err(unreadable)?;
     let mut secret = Zeroizing::new(Vec::with_capacity(TICKET_SECRET_BYTES_MAX + 1));
     file.take(TICKET_SECRET_BYTES_MAX as u64 + 1)

@@ -24,6 +24,15 @@ use crate::mutants::{Mutant, active};
 /// Says which identity or which revocation lists, and nothing of them.
 pub type Digest = [u8; 16];
 
+/// The digest of these parts, one behind the other.
+#[must_use]
+pub fn digest(parts: &[&[u8]]) -> Digest {
+    let [front, _] = *sha256::digest(parts).as_chunks().0 else {
+        unreachable!("a hash of 32 bytes has two halves")
+    };
+    front
+}
+
 /// Resumption under the policy of one listener: what rustls asks for tickets and sessions.
 #[derive(Debug)]
 pub struct Resumption {

@@ -248,6 +248,7 @@ const _: () = assert!(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::sha256;
 
     use std::collections::BTreeMap;
     use std::sync::Barrier;
@@ -258,17 +259,7 @@ mod tests {
 
     /// Ids as rustls would make them, the same for the same number.
     fn id(number: u64) -> Id {
-        let mut id = [0; 32];
-        let mut state = number;
-        for chunk in id.chunks_exact_mut(8) {
-            // SplitMix64.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut word = state;
-            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            chunk.copy_from_slice(&(word ^ (word >> 31)).to_le_bytes());
-        }
-        id
+        sha256::digest(&[&number.to_le_bytes()])
     }
 
     fn value(byte: u8, bytes: usize) -> Zeroizing<Vec<u8>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Next, Steady, Work, nanoseconds_since};
-use crate::args::HandshakeArgs;
+use crate::args::{HandshakeArgs, HandshakesArgs};
 use crate::connection::{Connection, Failure, Inbound, Progress};
 use crate::error::PerfError;
 use crate::measure::Tally;
@@ -15,7 +15,13 @@ use crate::report::{Report, Unit};
 const PROBE: [u8; 1] = *b"x";
 
 pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
-    let plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
+    let HandshakesArgs {
+        client,
+        connections,
+        rate,
+        count,
+    } = &args.handshakes;
+    let plan = ClientPlan::new(client, *connections, *rate)?;
     let after = match (args.exchange, args.expect_close) {
         (true, _) => After::exchange(),
         (false, true) => After::ExpectClose,
@@ -29,7 +35,7 @@ pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
     let steady = Steady {
         unit: Unit::Handshake,
         standing: false,
-        units_max: args.count,
+        units_max: *count,
         bytes_max: None,
         close_in_order: true,
     };

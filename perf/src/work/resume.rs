@@ -8,7 +8,7 @@ use rustls::client::Resumption;
 
 use super::handshake::HandshakeWork;
 use super::{Steady, Work};
-use crate::args::ResumeArgs;
+use crate::args::HandshakesArgs;
 use crate::engine::Engine;
 use crate::error::PerfError;
 use crate::measure::Tally;
@@ -19,7 +19,7 @@ use crate::sessions::Sessions;
 /// The share of measured connections that may be full handshakes. With more of them the figure is none of resumption.
 const FULL_MAX: f64 = 0.03;
 
-pub(super) fn run(args: &ResumeArgs) -> Result<Report, PerfError> {
+pub(super) fn run(args: &HandshakesArgs) -> Result<Report, PerfError> {
     let mut plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
     let sessions = Arc::new(Sessions::new(plan.connections));
     Arc::make_mut(&mut plan.tls).resumption = Resumption::store(sessions.clone());

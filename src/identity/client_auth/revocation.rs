@@ -10,7 +10,7 @@ use webpki::{CertRevocationList, Error, OwnedCertRevocationList};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use super::sha256;
+use crate::crypto::sha256;
 
 /// What a CA says it has revoked. Whether it was the CA that has said so is found out when a certificate of the CA is verified.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl RevocationList {
             next_update: next_update.timestamp(),
             source: source.to_owned(),
             is_replaced: false,
-            digest: sha256(der),
+            digest: sha256::digest(&[der]),
             signed: parsed.tbs_cert_list.as_ref().into(),
             signature: parsed.signature_value.data.as_ref().into(),
             signer: OnceLock::new(),
