@@ -1,13 +1,6 @@
 //! `accept_proxy`: the PROXY header of a balancer in front is believed, and nothing else is taken for one.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};

@@ -1,12 +1,6 @@
 //! What the engine computes in batches is what it computes one by one, whoever shares a batch with whom.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};

@@ -1,12 +1,6 @@
 //! A batch accepts a signature exactly when aws-lc does, whatever is wrong with it and whoever shares a call with whom.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::sync::LazyLock;
 

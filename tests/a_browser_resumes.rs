@@ -1,18 +1,10 @@
 //! Chromium loads a page whose images each need a connection of their own.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::sync::{Arc, Mutex};
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(chromium_resumes_for_the_images_of_a_page);
 

@@ -1,15 +1,8 @@
 //! How much of its stack a call of rustls uses that can be left in the middle, with everything that a handshake may ask for.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::*;
 use ::aws_lc_rs::signature::{KeyPair, ML_DSA_44_SIGNING, ML_DSA_87_SIGNING, PqdsaKeyPair};
 use ringlock::buffers::{Outbox, SendPool};
 use ringlock::crypto::suspend::Progress;
@@ -23,7 +16,6 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, SignatureScheme, SupportedProtocolVersion};
-use support::*;
 use tempfile::TempDir;
 
 /// A quarter stays free: frames differ between compilers and processors.

@@ -1,18 +1,10 @@
 //! Upstream servers that refuse, do not answer, fail again and again, or come back.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use socket2::{Domain, Socket, Type};
-use support::*;
 
 both_drivers!(
     the_next_server_serves_when_the_first_refuses,

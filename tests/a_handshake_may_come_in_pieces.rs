@@ -1,17 +1,9 @@
 //! How the bytes of a handshake are cut into segments and records does not matter.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::Write;
 
+use crate::support::*;
 use rustls::NamedGroup;
-use support::*;
 
 both_drivers!(
     a_handshake_is_accepted_byte_by_byte,

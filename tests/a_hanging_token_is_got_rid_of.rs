@@ -1,14 +1,7 @@
 //! A token whose calls do not return takes nothing with it: its signer is ended and started again, other tokens and keys serve on, and
 //! service returns with the token.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::time::Instant;
 

@@ -1,13 +1,6 @@
 //! Handshakes with a key that is in a token and nowhere else, for each kind of token that there is here.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 both_drivers!(our_own_module, softhsm, softhsm_behind_p11_kit, a_tpm);
 

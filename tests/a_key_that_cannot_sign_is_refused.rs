@@ -1,20 +1,12 @@
 //! A key in a token that cannot be used is found out before any client meets it: `check` and `run` refuse it, a reload keeps what is in
 //! force. What is said names token, object or mechanism, and what to do; a PIN is tried once, and is never shown.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 both_drivers!(
     a_reload_with_a_token_that_refuses_the_pin_keeps_what_is_in_force,

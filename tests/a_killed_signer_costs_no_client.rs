@@ -1,14 +1,7 @@
 //! A signer that is killed, or that its module takes down with it, is started again, and whoever waited for it does not fail: a
 //! handshake is asked once more, and takes longer.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     handshakes_live_through_signers_that_are_killed,

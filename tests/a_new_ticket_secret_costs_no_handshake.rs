@@ -1,14 +1,6 @@
 //! The secret of tickets is replaced, and configurations are reloaded, while clients come back all the time; and what is put in the
 //! place of a secret and is none.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -16,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use support::*;
+use crate::support::*;
 use tempfile::TempDir;
 
 both_drivers!(

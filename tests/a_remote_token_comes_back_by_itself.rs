@@ -1,16 +1,8 @@
 //! A token behind a server (`p11-kit server`) that is killed and started again while clients connect: service returns by itself.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     a_server_that_is_killed_and_started_again_is_used_again,

@@ -1,17 +1,9 @@
 //! RST from either side at every stage: the connection ends, nothing is left of it, and others go on.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     a_client_resets_at_every_stage,

@@ -1,17 +1,9 @@
 //! Backpressure: who reads nothing costs the gateway a bounded amount of memory, on either side.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     clients_that_do_not_read_cost_bounded_memory,

@@ -1,20 +1,12 @@
 //! The secret of tickets: what is refused in its place, who is warned of whom, and that nothing of it can be found where it should
 //! not be, or not any more.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     nothing_of_it_is_told,

@@ -1,14 +1,6 @@
 //! `isolation = "thread"`: the module is in the gateway's own process, and a token that fails heals all the same.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     no_process_is_started,

@@ -1,14 +1,7 @@
 //! A token that fails or goes away costs new handshakes only, which wait for it or fail at once, as configured; and when it is back
 //! it is used again without anybody's doing. After a refused PIN it is not: tokens lock themselves.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,14 +1,6 @@
 //! Keys in a TPM serve clients of TLS 1.2 and 1.3: ECDSA, and RSA, whose PSS has to have the salt that TLS wants.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(ecdsa_serves, rsa_serves);
 

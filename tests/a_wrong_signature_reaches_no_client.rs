@@ -1,14 +1,7 @@
 //! A token that signs wrongly is found out before a client sees anything: the handshake is refused, or the next token of the group
 //! makes the signature.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use rustls::AlertDescription;
 

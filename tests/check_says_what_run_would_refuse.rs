@@ -1,14 +1,7 @@
 //! `ringlock check` and what this machine, its files and its names have to do with the configuration. Messages about the
 //! text of the file alone have their tests beside the reader (`src/config/messages.rs`).
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

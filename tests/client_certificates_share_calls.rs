@@ -1,23 +1,14 @@
 //! Many clients with certificates at once, other people's clients, those that give up in the middle, and reloads.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::support::*;
 use rustix::process::Signal;
 use rustls::AlertDescription as Alert;
-use support::*;
 use tempfile::TempDir;
 
 both_drivers!(

@@ -1,21 +1,12 @@
 //! Other people's clients, many at once, agree on keys with the batch and verify its signatures.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::io::Write;
 use std::time::Duration;
 
+use crate::support::*;
 use rustls::NamedGroup;
-use support::*;
 
 both_drivers!(
     python_verifies_signatures_of_each_kind_of_key,

@@ -1,18 +1,10 @@
 //! Other people's clients resume what they keep: each says so itself, the gateway has counted it, and data gets through.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::support::*;
 use rustls::{HandshakeKind, NamedGroup};
-use support::*;
 
 both_drivers!(
     openssl_resumes_with_each_ticket_the_next_time,

@@ -1,23 +1,14 @@
 //! Client certificates: who is let in, who is not and what it is told, with and without batches.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use crate::support::*;
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, NameConstraints, SanType};
 use rustls::AlertDescription as Alert;
 use rustls_pki_types::CertificateDer;
-use support::*;
 use tempfile::TempDir;
 
 both_drivers!(

@@ -1,18 +1,10 @@
 //! Which server gets a connection, when it is connected, and that UNIX sockets are servers like others.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     round_robin_goes_in_turn,

@@ -1,18 +1,10 @@
 //! Ends of streams pass through: half-close both ways, truncation as a reset, a reset as truncation.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::mpsc;
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     a_client_that_ends_first_still_gets_the_answer,

@@ -1,14 +1,6 @@
 //! Early data can be replayed, so it is never taken: it is read over, and what follows the handshake is passed on.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     that_of_a_foreign_session_is_read_over,

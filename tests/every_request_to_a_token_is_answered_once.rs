@@ -1,11 +1,6 @@
 //! What a worker asks of tokens, against signers that a seed decides: slow, failing, signing wrongly, ending at any moment. Every handshake
 //! that waits hears once, in time, and never gets a wrong signature. `RINGLOCK_SEED=n` replays one seed.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

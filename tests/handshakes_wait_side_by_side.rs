@@ -1,11 +1,6 @@
 //! Handshakes that wait for answers: in any order, some to their end, some dropped, some panicking, none in the way of another; and
 //! their stacks are large enough.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
 use std::sync::Arc;
 
 use proptest::prelude::*;

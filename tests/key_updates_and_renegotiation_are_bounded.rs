@@ -1,14 +1,6 @@
 //! KeyUpdates are followed, a flood of them is not, and renegotiation is refused.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     openssl_cannot_renegotiate,

@@ -1,13 +1,6 @@
 //! `ringlock keys list`, `generate` and `csr`, with tokens of SoftHSM.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::path::{Path, PathBuf};
 

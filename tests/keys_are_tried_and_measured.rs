@@ -1,13 +1,6 @@
 //! `ringlock keys test` and `ringlock keys bench`, with tokens of SoftHSM and the one that fails on cue.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::fmt::Write as _;
 

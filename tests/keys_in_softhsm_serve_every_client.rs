@@ -1,17 +1,8 @@
 //! Keys of every kind in SoftHSM: every client gets through, by every signature scheme that such a key has.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
+use crate::support::multibuffer;
 
-#[macro_use]
-mod support;
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     openssl_is_served_by_every_scheme,

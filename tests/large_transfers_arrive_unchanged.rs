@@ -1,18 +1,10 @@
 //! A hundred megabytes each way, many small messages, and both directions at once.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::{ErrorKind, Read, Write};
 use std::sync::{Mutex, mpsc};
 
+use crate::support::*;
 use aws_lc_rs::digest::{Context, Digest, SHA256};
-use support::*;
 
 both_drivers!(
     a_download_of_100_mb,

@@ -1,14 +1,7 @@
 //! A small soak: idle connections, slow handshakes and traffic at once, twice; the second time takes no more memory than the
 //! first. `scripts/soak` is the large one.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,13 +1,6 @@
 //! What the admin server tells: metrics that a scraper can read and that add up, health, readiness, version.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;

@@ -1,17 +1,9 @@
 //! A real HTTP server behind the gateway: keep-alive, chunks, a large file, and its own end of connections.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::net::SocketAddr;
 use std::path::Path;
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     requests_share_a_connection,

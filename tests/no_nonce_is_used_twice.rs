@@ -1,21 +1,14 @@
 //! Two signatures with one nonce give the key away, and the nonce shows in `r`. No `r` comes twice: not from one process, not from
 //! what was made ahead, not over a reload or a restart.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-mod support;
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::support::*;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rcgen::KeyPair;
 use ringlock::crypto::batch::Engine;
@@ -26,7 +19,6 @@ use rustix::process::Signal;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
-use support::*;
 
 /// A million signatures from set-ups, over threads as they have a pool each, with pools that run empty, are filled, and get too old.
 #[test]

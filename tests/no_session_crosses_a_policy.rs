@@ -1,20 +1,12 @@
 //! A session is resumed under the policy that it was made under, and under no other: listener, CAs of clients and whether they
 //! are required, revocation lists, names that are allowed, identity. Wherever else it is offered a full handshake follows.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::support::*;
 use rcgen::{PublicKeyData as _, SanType};
 use rustls::AlertDescription as Alert;
-use support::*;
 use tempfile::TempDir;
 
 both_drivers!(

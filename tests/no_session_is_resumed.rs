@@ -1,14 +1,6 @@
 //! With `tickets = false` and no cache nothing is issued and nothing is resumed, whatever the client tries.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     openssl_reconnects_with_full_handshakes,

@@ -1,20 +1,12 @@
 //! A session ends with the first of these: its lifetime, counted from the full handshake it began with; a certificate of the
 //! client's chain; a revocation list that the client was looked up in. A full handshake follows, in which the client is judged anew.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::*;
 use rcgen::CertificateParams;
 use rustls::AlertDescription as Alert;
-use support::*;
 use tempfile::TempDir;
 
 both_drivers!(

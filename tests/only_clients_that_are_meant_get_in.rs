@@ -1,16 +1,9 @@
 //! Revocation lists, the length of chains, and the names of clients: who is refused, and what the client and the log are told.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use crate::support::*;
 use rcgen::{
     CertificateParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, DistinguishedName, DnType,
     KeyUsagePurpose, SanType,
@@ -18,7 +11,6 @@ use rcgen::{
 use rustix::process::Signal;
 use rustls::AlertDescription as Alert;
 use rustls_pki_types::CertificateDer;
-use support::*;
 use tempfile::TempDir;
 
 both_drivers!(

@@ -1,14 +1,6 @@
 //! openssl, curl, Python, GnuTLS and rustls reach an origin through the gateway.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     openssl_gets_an_echo_in_tls_1_2,

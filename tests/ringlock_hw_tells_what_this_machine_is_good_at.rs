@@ -1,15 +1,7 @@
 //! `ringlock hw` measures every operation and says what will be used; what the environment hides from AWS-LC is told by every command.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::multibuffer;
+use crate::support::*;
 
 use std::path::{Path, PathBuf};
 

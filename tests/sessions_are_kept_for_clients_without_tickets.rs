@@ -1,15 +1,7 @@
 //! The session cache: clients of TLS 1.2 that take no tickets resume by session id, and with `tickets = false` all clients do.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
+use crate::support::*;
 use rustls::HandshakeKind;
-use support::*;
 
 both_drivers!(
     openssl_without_tickets_resumes_in_tls_1_2,

@@ -1,23 +1,12 @@
 //! Tickets that are changed, cut off, somebody else's or for something else: a full handshake follows, none fails, and the metrics tell why.
 //! Only what TLS itself forbids is refused.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
-#[path = "support/pre_shared_keys.rs"]
-mod pre_shared_keys;
-
 use std::io::Write;
 use std::path::PathBuf;
 
-use pre_shared_keys::{Offer, ServerHello};
+use crate::support::pre_shared_keys::{Offer, ServerHello};
+use crate::support::*;
 use rustls::AlertDescription;
-use support::*;
 
 both_drivers!(
     a_changed_ticket_is_declined,

@@ -1,13 +1,6 @@
 //! SIGHUP: a whole new configuration for new connections, the old one for those that are open, and no connection lost.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::io::Read;
 use std::net::TcpStream;

@@ -1,14 +1,7 @@
 //! A signer serves for as long as its gateway needs it, and not a moment longer: whatever signals come, however the gateway ends, and
 //! whatever the configuration says next.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::time::Duration;
 

@@ -1,20 +1,12 @@
 //! `user` of a token: its signer runs as that user, from the start and when it is started again, also after the gateway has given up
 //! being root. These tests have to run as root.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
+use crate::support::*;
 use rustix::process::{Pid, Signal, kill_process};
-use support::*;
 
 both_drivers!(
     a_signer_is_its_user_while_the_gateway_stays_root,

@@ -1,13 +1,6 @@
 //! SIGTERM: nothing new is accepted, what is open is finished, and there is an end to the patience.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::io::ErrorKind;
 use std::net::TcpStream;

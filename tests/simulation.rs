@@ -1,24 +1,15 @@
 //! A real worker on a simulated kernel and network, 256 lives of it, each from one seed. `docs/simulator.md` is about this.
 //!
-//! `RINGLOCK_SEED=7 cargo nextest run --no-capture --test simulation` replays one seed and prints what happens.
+//! `RINGLOCK_SEED=7 cargo nextest run --no-capture simulation::` replays one seed and prints what happens.
 
-#[path = "simulation/client.rs"]
 mod client;
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
-#[path = "simulation/oracle.rs"]
+use crate::support::multibuffer;
 mod oracle;
-#[path = "simulation/plan.rs"]
 mod plan;
-#[path = "simulation/run.rs"]
 mod run;
-#[path = "simulation/rustls_tls.rs"]
 mod rustls_tls;
-#[path = "simulation/scripted_tls.rs"]
 mod scripted_tls;
-#[path = "simulation/server.rs"]
 mod server;
-#[path = "simulation/stream.rs"]
 mod stream;
 
 use client::ClientTls;

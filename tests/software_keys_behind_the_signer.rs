@@ -1,19 +1,11 @@
 //! `key_isolation = "process"`: a key in a file is in the signer's memory and not in the gateway's.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 both_drivers!(
     every_kind_of_key_serves,

@@ -1,10 +1,6 @@
 //! The tokens of the tests are what they are taken for: a key that is in one of them signs for the certificate that was issued for it.
 
-#![allow(clippy::unwrap_used, reason = "an error here is a failed test")]
-
-mod support;
-
-use support::*;
+use crate::support::*;
 
 /// Issues a certificate for a key in this token, signs with pkcs11-tool, and has openssl compare.
 fn signs(token: &dyn Token, kind: KeyKind, mechanism: &str) {

@@ -1,8 +1,6 @@
 //! The reader of metrics that the tests use refuses what a scraper would.
 
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 #[test]
 fn both_formats_are_read() {

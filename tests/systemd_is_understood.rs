@@ -1,13 +1,6 @@
 //! What systemd is told, and the sockets that it hands over.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;

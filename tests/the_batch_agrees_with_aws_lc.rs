@@ -1,13 +1,7 @@
 //! Every operation of the batch gives what aws-lc gives, with one lane used and with eight, and a lane that is refused leaves the
 //! others alone.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::collections::HashSet;
 use std::sync::LazyLock;

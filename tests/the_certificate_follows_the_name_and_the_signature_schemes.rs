@@ -1,17 +1,9 @@
 //! Which identity a client sees: by SNI, and by what it can verify.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
+use crate::support::*;
 use rustls::{AlertDescription, CipherSuite};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use support::*;
 
 both_drivers!(
     an_exact_name_a_wildcard_and_the_default_are_found,

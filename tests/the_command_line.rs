@@ -1,13 +1,6 @@
 //! What the program says about itself, and the schema of its configuration.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use serde_json::Value;
 

@@ -1,13 +1,6 @@
 //! `ringlock` without an argument: what it prints works as printed, and it leaves nothing behind.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -1,15 +1,7 @@
 //! Versions, suites, groups and application protocols: what is chosen, and what is refused with which alert.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
+use crate::support::*;
 use rustls::{AlertDescription, CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion};
-use support::*;
 
 both_drivers!(
     each_of_the_nine_suites_works,

@@ -1,13 +1,6 @@
 //! What the machine forbids or asks for: no io_uring, another user, few processors.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 both_drivers!(root_is_given_up_after_binding, each_worker_has_its_processor);
 

@@ -1,19 +1,11 @@
 //! What is wrong with a libcrypto_mb is said, and everything works without it.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-mod support;
-
-#[path = "support/multibuffer.rs"]
-mod multibuffer;
+use crate::support::multibuffer;
 
 use std::path::{Path, PathBuf};
 
+use crate::support::*;
 use ringlock::crypto::multibuffer::{LoadError, Multibuffer, Processor};
-use support::*;
 use tempfile::TempDir;
 
 /// Builds a library from C, as `libcrypto_mb.so.13` of a folder of its own.

@@ -1,13 +1,6 @@
 //! One line for each connection that ended, with everything that an operator asks for, and nothing that is secret.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::collections::BTreeSet;
 use std::io::Write;

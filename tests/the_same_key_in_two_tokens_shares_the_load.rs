@@ -1,18 +1,10 @@
 //! The same key in two tokens of a group: both sign, and while one of them is away no client notices.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     both_tokens_sign,

@@ -1,16 +1,9 @@
 //! What `hsm/setup-…` prints is all that a gateway needs to serve with the key that it has made.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-mod support;
-
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use support::*;
+use crate::support::*;
 
 /// A token as a script has described it.
 struct Printed {

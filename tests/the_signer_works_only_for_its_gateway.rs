@@ -1,10 +1,5 @@
 //! `ringlock signer`: a process that holds keys, obeys the process that started it, and has given up what it does not need.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -1,13 +1,6 @@
 //! `send_proxy`: a raw origin, nginx and HAProxy learn who the client is.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::net::SocketAddr;
 

@@ -1,17 +1,9 @@
 //! Processes with the same secret file accept each other's tickets, and their own after a restart, also when their clocks differ
 //! by up to one rotation. Where they do not agree a full handshake follows.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use support::*;
+use crate::support::*;
 use tempfile::TempDir;
 
 both_drivers!(

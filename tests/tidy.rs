@@ -4,15 +4,10 @@
 //!
 //! Rules see Rust as tokens, so that comments and strings can say what code may not.
 
-#[path = "tidy/code.rs"]
 mod code;
-#[path = "tidy/documents.rs"]
 mod documents;
-#[path = "tidy/imports.rs"]
 mod imports;
-#[path = "tidy/source.rs"]
 mod source;
-#[path = "tidy/texts.rs"]
 mod texts;
 
 use source::RustFile;
@@ -98,4 +93,36 @@ fn lines_of(findings: &[Finding]) -> Vec<usize> {
 /// The lines in which `rule` objects to a snippet.
 fn breaks(rule: impl Fn(&RustFile) -> Vec<Finding>, path: &str, text: &str) -> Vec<usize> {
     lines_of(&rule(&RustFile::new(path.to_owned(), text.to_owned())))
+}
+
+/// The files beside `tests/main.rs` that it does not name. They would never run.
+fn tests_left_out(main: &str, paths: &[&str]) -> Vec<Finding> {
+    let beside = paths.iter().filter_map(|path| {
+        let name = path.strip_prefix("tests/")?.strip_suffix(".rs")?;
+        (name != "main" && !name.contains('/')).then_some((path, name))
+    });
+    let lost = beside.filter(|(_, name)| !main.lines().any(|line| line == format!("mod {name};")));
+    lost.map(|(path, name)| finding(path, 1, format!("add `mod {name};` to tests/main.rs, or it never runs")))
+        .collect()
+}
+
+#[test]
+fn every_test_file_runs() {
+    let texts = tracked_texts();
+    let paths: Vec<_> = texts.iter().map(|(path, _)| path.as_str()).collect();
+    report(tests_left_out(include_str!("main.rs"), &paths));
+}
+
+#[test]
+fn the_rule_about_test_files_sees_one_that_is_left_out() {
+    let paths = ["tests/main.rs", "tests/a.rs", "tests/b.rs", "tests/a/c.rs", "src/d.rs"];
+    let findings = tests_left_out("mod a;\n// mod b;\n", &paths);
+    assert_eq!(
+        findings,
+        [finding(
+            "tests/b.rs",
+            1,
+            "add `mod b;` to tests/main.rs, or it never runs"
+        )]
+    );
 }

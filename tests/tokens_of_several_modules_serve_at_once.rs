@@ -1,19 +1,11 @@
 //! One configuration with several modules and tokens, and with a key in a file: each module has a process of its own, and PINs come from
 //! wherever the configuration says.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::os::unix::fs::PermissionsExt as _;
 
+use crate::support::*;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use support::*;
 
 both_drivers!(
     two_modules_with_three_tokens_and_a_file_serve_side_by_side,

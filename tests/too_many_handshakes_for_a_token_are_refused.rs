@@ -1,14 +1,7 @@
 //! More handshakes than a token can sign for: some wait, the others are refused at once, and nobody else is concerned: not another
 //! listener's handshakes, not keys in files, not established connections.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::net::SocketAddr;
 

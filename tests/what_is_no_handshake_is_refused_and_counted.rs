@@ -1,17 +1,9 @@
 //! Whoever sends nonsense gets the right alert, is counted by cause, and disturbs nobody.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::Write;
 
+use crate::support::*;
 use rustls::AlertDescription;
-use support::*;
 
 both_drivers!(
     other_protocols_get_no_alert,

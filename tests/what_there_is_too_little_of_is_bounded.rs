@@ -1,13 +1,6 @@
 //! `connections_max` and descriptors: what is too much is refused cheaply, and service goes on when there is room again.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-use support::*;
+use crate::support::*;
 
 use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};

@@ -1,17 +1,9 @@
 //! Timeouts: the handshake, idleness, and a peer that takes nothing.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[macro_use]
-mod support;
-
 use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-use support::*;
+use crate::support::*;
 
 both_drivers!(
     a_slow_loris_is_closed_by_the_handshake_timeout,

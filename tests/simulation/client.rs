@@ -8,8 +8,8 @@ use ringlock::net::sim::random::Random;
 use ringlock::net::sim::{Peer, SimDriver};
 use ringlock::tls::Tls;
 
-use crate::server::Server;
-use crate::stream;
+use super::server::Server;
+use super::stream;
 
 /// The client's end of a kind of TLS.
 pub(crate) trait ClientTls: Sized {

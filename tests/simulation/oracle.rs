@@ -6,10 +6,10 @@ use ringlock::error::Cause;
 use ringlock::net::sim::SimDriver;
 use ringlock::record::ConnectionRecord;
 
-use crate::client::{Client, ClientTls, Ends, Mischief};
-use crate::plan::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, SLACK, WRITE_TIMEOUT};
-use crate::run::World;
-use crate::server::Server;
+use super::client::{Client, ClientTls, Ends, Mischief};
+use super::plan::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, SLACK, WRITE_TIMEOUT};
+use super::run::World;
+use super::server::Server;
 
 /// Panics with what is wrong. Returns how many sessions had no excuse for anything but a perfect end.
 pub(crate) fn judge<C: ClientTls>(world: &World<C>, net: &SimDriver) -> u64 {

@@ -12,8 +12,8 @@ use ringlock::net::sim::random::Random;
 use ringlock::snapshot::Snapshot;
 use ringlock_hsm::custody::Custody;
 
-use crate::client::{self, ClientPlan, Ends, Hello};
-use crate::server::{self, Health, ServerPlan};
+use super::client::{self, ClientPlan, Ends, Hello};
+use super::server::{self, Health, ServerPlan};
 
 /// The timeouts of the configuration.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);

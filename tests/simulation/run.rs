@@ -21,13 +21,13 @@ use ringlock::record::ConnectionRecord;
 use ringlock::snapshot::Snapshot;
 use ringlock::worker::{Bound, Command, Shared, Worker};
 
-use crate::client::{Client, ClientPlan, ClientTls, Mischief};
-use crate::multibuffer;
-use crate::oracle;
-use crate::plan::{
+use super::client::{Client, ClientPlan, ClientTls, Mischief};
+use super::oracle;
+use super::plan::{
     Action, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, LINGER_TIMEOUT, Plan, SLACK, WRITE_TIMEOUT, listener_addresses,
 };
-use crate::server::{Health, Server};
+use super::server::{Health, Server};
+use crate::support::multibuffer;
 
 /// Virtual time within which every run is over.
 const RUN_MAX: Duration = Duration::from_secs(300);

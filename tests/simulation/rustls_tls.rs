@@ -14,8 +14,8 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use crate::client::{ClientTls, Heard, Hello};
-use crate::plan::SITE;
+use super::client::{ClientTls, Heard, Hello};
+use super::plan::SITE;
 
 /// See the module.
 pub(crate) struct RustlsClient {

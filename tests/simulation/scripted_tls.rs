@@ -20,7 +20,7 @@ use ringlock::tls::{Opened, Outboxes, Step, Tls};
 use rustls::NamedGroup;
 use rustls::crypto::CompletedKeyExchange;
 
-use crate::client::{ClientTls, Heard, Hello};
+use super::client::{ClientTls, Heard, Hello};
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringlock::net::sim::{Peer, SimDriver};
 
-use crate::stream;
+use super::stream;
 
 /// How a server address answers connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

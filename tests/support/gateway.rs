@@ -332,11 +332,6 @@ impl Gateway {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// True while the process lives.
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
     /// Waits for the process to end by itself, and gives its log. Checks nothing.
     #[track_caller]
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {

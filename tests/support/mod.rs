@@ -1,12 +1,10 @@
 //! What the black-box tests share: the real binary in a folder of its own, certificates, origins, clients and other people's
-//! tools. Nothing here links the gateway's library: the tests see what its users see.
+//! tools. But for `multibuffer`, nothing here links the gateway's library: the tests see what its users see.
 //!
 //! A test is a function that takes an [`Io`], and `both_drivers!(name, …)` runs it on io_uring and on epoll:
 //!
 //! ```ignore
-//! #[macro_use]
-//! mod support;
-//! use support::*;
+//! use crate::support::*;
 //!
 //! both_drivers!(an_echo_comes_back);
 //!
@@ -22,14 +20,6 @@
 //! A gateway that goes out of scope is sent SIGTERM; its exit code and its log are then checked. A program that is missing
 //! fails the test and says so: `scripts/setup` installs it.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    unused_macros,
-    clippy::unwrap_used,
-    reason = "every test uses a part of this, and an error here is a failed test"
-)]
-
 mod authority;
 mod balancers;
 mod certificates;
@@ -39,8 +29,10 @@ mod gateway;
 mod hello;
 mod load;
 mod metrics;
+pub(crate) mod multibuffer;
 mod operation;
 mod origin;
+pub(crate) mod pre_shared_keys;
 mod processes;
 mod proxy_header;
 mod saved_sessions;
@@ -59,7 +51,7 @@ pub(crate) use client::{Client, Connection, End};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
 pub(crate) use hello::{Alert, HANDSHAKE, Hello, read_alert, record};
-pub(crate) use load::{Load, under_load};
+pub(crate) use load::under_load;
 pub(crate) use metrics::Metrics;
 pub(crate) use operation::{
     cpu_time, echoes, exchange, handshake_kind, raw_request, reload, s_client_arguments, s_client_echo, try_exchange,
@@ -67,8 +59,8 @@ pub(crate) use operation::{
 };
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use processes::{
-    Process, children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib,
-    memory_holds, processes, signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
+    children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib, memory_holds,
+    signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use saved_sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};

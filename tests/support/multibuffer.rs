@@ -1,7 +1,5 @@
 //! The batch's library, and operations answered as a worker has them answered.
 
-#![allow(dead_code, reason = "every test uses a part of this")]
-
 use std::path::PathBuf;
 
 use ringlock::crypto::batch::{Engine, Queue};

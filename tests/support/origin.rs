@@ -73,19 +73,6 @@ impl Origin {
         Origin::start(drop)
     }
 
-    /// As [`Origin::echo`], but waits before each piece.
-    pub(crate) fn slow_echo(pause: Duration) -> Origin {
-        Origin::start(move |mut stream| {
-            let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                std::thread::sleep(pause);
-                if stream.write_all(&buffer[..length]).is_err() {
-                    return;
-                }
-            }
-        })
-    }
-
     /// A small HTTP/1.1 server: answers every request with 200 and `body`, and keeps the connection open.
     pub(crate) fn http(body: &str) -> Origin {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());

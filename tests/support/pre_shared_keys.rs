@@ -5,7 +5,7 @@ use std::io::Read;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
 
-use super::support::{HANDSHAKE, Hello, SITE, record};
+use super::{HANDSHAKE, Hello, SITE, record};
 
 const PRE_SHARED_KEY: u16 = 41;
 const MODES: u16 = 45;
