@@ -3,7 +3,6 @@
 //! `RINGLOCK_SEED=7 cargo nextest run --no-capture simulation::` replays one seed and prints what happens.
 
 mod client;
-use crate::support::multibuffer;
 mod oracle;
 mod plan;
 mod run;
@@ -100,7 +99,7 @@ fn every_planted_mutant_is_found() {
         if chosen.as_ref().is_some_and(|name| *name != format!("{mutant:?}")) {
             continue;
         }
-        if mutant == Mutant::NonceUsedTwice && multibuffer::library().is_none() {
+        if mutant == Mutant::NonceUsedTwice && crate::support::multibuffer::library().is_none() {
             continue;
         }
         plant(Some(mutant));
