@@ -166,12 +166,12 @@ impl Snapshot {
                 let what = format!("{} {what}", settings.certificate);
                 warnings.push(self.config.places.warning(key(), what, remedy));
             };
-            if identity.not_after < now {
+            if identity.facts.leaf().not_after < now {
                 warn("has expired: clients will refuse it", "renew it");
-            } else if identity.not_after < now + EXPIRY_WARNING_SECONDS {
+            } else if identity.facts.leaf().not_after < now + EXPIRY_WARNING_SECONDS {
                 warn("expires within a week", "renew it");
             }
-            if identity.not_before > now {
+            if identity.facts.leaf().not_before > now {
                 warn(
                     "is not valid yet: clients will refuse it",
                     "check the clock of this machine and of the issuer",

@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod client_auth;
+pub mod facts;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use self::facts::Facts;
 use crate::config::NamePattern;
 use crate::crypto::sha256;
 use crate::tls::resumption;
@@ -25,14 +27,8 @@ pub struct Identity {
     pub name: Arc<str>,
     /// The names of the leaf certificate.
     pub names: Vec<NamePattern>,
-    /// Last second of the leaf's validity, seconds since 1970.
-    pub not_after: i64,
-    /// First second of the leaf's validity, seconds since 1970.
-    pub not_before: i64,
-    /// Subject of the leaf, for people.
-    pub subject: String,
-    /// Serial number of the leaf in hexadecimal.
-    pub serial: String,
+    /// What is known of the chain.
+    pub facts: Facts,
     /// Of public key and names: what a session is bound to in which this was shown. A renewal that keeps both keeps sessions.
     digest: resumption::Digest,
     certified: Arc<CertifiedKey>,
@@ -50,26 +46,20 @@ pub enum ChainError {
 }
 
 impl Identity {
-    /// Builds an identity of a chain, leaf first, and whatever signs for it.
+    /// Builds an identity of a chain, leaf first, that came from `source`, and whatever signs for it.
     ///
     /// # Errors
     /// The chain is unusable, or the key belongs to another certificate.
     pub fn new(
         name: &str,
+        source: &str,
         chain: Vec<CertificateDer<'static>>,
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, ChainError> {
-        let leaf = chain
-            .first()
-            .ok_or_else(|| ChainError::Certificate("no certificate".into()))?;
+        let facts = Facts::of(&chain, source).map_err(ChainError::Certificate)?;
+        let leaf = &chain[0];
         let (_, parsed) = X509Certificate::from_der(leaf)
             .map_err(|error| ChainError::Certificate(format!("a malformed first certificate ({error})")))?;
-        let (not_before, not_after) = (
-            parsed.validity().not_before.timestamp(),
-            parsed.validity().not_after.timestamp(),
-        );
-        let subject = parsed.subject().to_string();
-        let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
         let digest = digest(parsed.public_key().raw, &names);
         let certified = CertifiedKey::new(chain, key);
@@ -83,10 +73,7 @@ impl Identity {
         Ok(Identity {
             name: name.into(),
             names,
-            not_after,
-            not_before,
-            subject,
-            serial,
+            facts,
             digest,
             certified: Arc::new(certified),
         })
@@ -296,7 +283,7 @@ mod tests {
         let identity = |chain: &[u8], key: &rcgen::KeyPair| {
             let key = Key::from_pem(key.serialize_pem().as_bytes()).unwrap();
             let chain = chain_from_pem(chain).unwrap();
-            Identity::new("a", chain, Arc::new(SuspendingKey(Arc::new(key))))
+            Identity::new("a", "a.pem", chain, Arc::new(SuspendingKey(Arc::new(key))))
         };
         let good = identity(one.cert.pem().as_bytes(), &one.signing_key).unwrap();
         assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);

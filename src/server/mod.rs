@@ -322,8 +322,8 @@ impl Service for Server {
         };
         let certificate = |identity: &Arc<crate::identity::Identity>| CertificateView {
             identity: identity.name.to_string(),
-            not_after_unix: identity.not_after,
-            serial: identity.serial.clone(),
+            not_after_unix: identity.facts.leaf().not_after,
+            serial: identity.facts.leaf().serial.clone(),
         };
         let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
             name: known.group.spec.name.clone(),

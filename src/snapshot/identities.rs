@@ -95,7 +95,8 @@ impl<'a> Identities<'a> {
                 self.chain_in_token(settings, object, &public.unwrap_or_default())?
             }
         };
-        let identity = chain.and_then(|chain| Identity::new(&settings.name, chain, key));
+        let source = settings.certificate.to_string();
+        let identity = chain.and_then(|chain| Identity::new(&settings.name, &source, chain, key));
         identity.map(Arc::new).map_err(|error| match &error {
             ChainError::Certificate(what) => self.of_certificate(settings, what),
             ChainError::Mismatch => self.problem(settings, "key", &error.to_string(), &settings.key.to_string(), PAIR),
