@@ -3,12 +3,14 @@
 
 mod client_auth;
 mod identities;
+mod renewal;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crossbeam::utils::CachePadded;
 use ringlock_hsm::custody::Custody;
 use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
@@ -17,6 +19,7 @@ use rustls::time_provider::DefaultTimeProvider;
 
 use self::identities::Identities;
 pub use self::identities::{files, token_spec};
+pub use self::renewal::{Failure, Renewal};
 
 use crate::address::ServerEndpoint;
 use crate::config::{
@@ -26,7 +29,7 @@ use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::SERVERS_PER_UPSTREAM_MAX;
-use crate::metrics::{KeyMetrics, ServerMetrics};
+use crate::metrics::{Counter, KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
 use crate::tls::resumption::Resumption;
 use crate::tls::session_cache::SessionCache;
@@ -52,12 +55,14 @@ pub struct Snapshot {
     pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
     pub key_groups: Vec<KeyGroup>,
+    /// Connections that were accepted under this snapshot and are open, of each worker (gauge).
+    pub connections: Box<[CachePadded<Counter>]>,
     /// Tokens that should have a key and do not show it, while another of their group does.
     absences: Vec<Warning>,
 }
 
 /// Tokens that hold the same keys, of a snapshot that uses them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyGroup {
     /// What workers ask.
     pub group: Arc<Group>,
@@ -66,24 +71,24 @@ pub struct KeyGroup {
 }
 
 /// One `[[listener]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Listener {
     /// As in the configuration.
     pub name: Arc<str>,
     /// TLS settings.
     pub policy: Arc<Policy>,
     /// The verification of client certificates; none when clients are not asked for any.
-    pub client_auth: Option<ClientAuth>,
+    pub client_auth: Option<Arc<ClientAuth>>,
     /// Which sessions are resumed.
     pub resumption: Arc<Resumption>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
-    routes: NameMap<UpstreamId>,
+    routes: Arc<NameMap<UpstreamId>>,
 }
 
 /// One `[[upstream]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Upstream {
     /// As in the configuration.
     pub settings: config::Upstream,
@@ -92,7 +97,7 @@ pub struct Upstream {
 }
 
 /// One address of an upstream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// For people and logs.
     pub label: Arc<str>,
@@ -114,6 +119,8 @@ impl Snapshot {
         previous: Option<&Snapshot>,
         custody: &mut Custody,
     ) -> Result<Snapshot, Vec<Problem>> {
+        // The operator's word that the PINs are right.
+        custody.forgive_pins();
         let mut problems = Vec::new();
         let places = &config.places;
         let mut loader = Identities::new(&config, custody);
@@ -123,7 +130,7 @@ impl Snapshot {
             load_upstream(upstream, places, workers, previous)
         });
         let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
-            client_auth::load(listener, places)
+            client_auth::load(listener, places).map(|loaded| loaded.map(Arc::new))
         })
         .into_iter();
         let tickets = previous
@@ -133,7 +140,7 @@ impl Snapshot {
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
                 let client_auth = client_auths.next().expect("each listener's was loaded");
-                let resumption = resumption(listener, client_auth.as_ref(), &config.tickets, &tickets, previous);
+                let resumption = resumption(listener, client_auth.as_deref(), &config.tickets, &tickets, previous);
                 load_listener(listener, client_auth, resumption, places, &identities, previous)
             });
         }
@@ -152,6 +159,7 @@ impl Snapshot {
                 .into_iter()
                 .map(|group| KeyGroup::new(group, workers, previous))
                 .collect(),
+            connections: connections(workers),
             absences,
         })
     }
@@ -284,6 +292,11 @@ impl Listener {
     }
 }
 
+/// None yet, of any worker.
+fn connections(workers: usize) -> Box<[CachePadded<Counter>]> {
+    (0..workers).map(|_| CachePadded::default()).collect()
+}
+
 fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(&T) -> Result<U, Problem>) -> Vec<U> {
     items
         .iter()
@@ -393,7 +406,7 @@ fn resumption(
 
 fn load_listener(
     settings: &config::Listener,
-    client_auth: Option<ClientAuth>,
+    client_auth: Option<Arc<ClientAuth>>,
     resumption: Arc<Resumption>,
     places: &Places,
     identities: &[Arc<Identity>],
@@ -415,7 +428,7 @@ fn load_listener(
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
     let policy = Policy::new(
         &settings.tls,
-        client_auth.as_ref(),
+        client_auth.as_deref(),
         selector,
         &resumption,
         Cpu::detect(),
@@ -441,6 +454,6 @@ fn load_listener(
         resumption,
         live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
-        routes,
+        routes: Arc::new(routes),
     })
 }
