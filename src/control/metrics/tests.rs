@@ -86,11 +86,20 @@ pub(in crate::control) fn busy() -> View {
             },
         }],
         epoch: 3,
-        reloads_succeeded: 2,
-        reloads_failed: 1,
+        connections_by_epoch: vec![(2, 4), (3, 0)],
+        reloads: reloads(),
         log_lines_lost: 9,
         started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
     }
+}
+
+fn reloads() -> Reloads {
+    let at = UNIX_EPOCH + Duration::from_secs(1_795_000_100);
+    let mut reloads = Reloads::new(UNIX_EPOCH);
+    reloads.count(Trigger::Signal, true, true, at);
+    reloads.count(Trigger::File, true, true, at);
+    reloads.count(Trigger::File, false, false, at);
+    reloads
 }
 
 fn key_metrics() -> Arc<KeyMetrics> {
@@ -364,6 +373,7 @@ fn the_fault_of_each_label_is_the_fault_of_its_cause() {
         Cause::UpstreamReset,
         Cause::Exhausted,
         Cause::Internal(""),
+        Cause::ConnectionAge,
     ] {
         assert_eq!(FAULTS[cause.index()], cause.fault().label(), "{cause:?}");
     }
