@@ -290,6 +290,18 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
         ),
         6.0
     );
+    assert_eq!(
+        value(&families, "ringlock_configuration_last_reload_timestamp_seconds", &[]),
+        1_795_000_100.0
+    );
+    assert_eq!(
+        value(&families, "ringlock_configuration_last_reload_successful", &[]),
+        0.0
+    );
+    assert_eq!(
+        value(&families, "ringlock_connections_by_epoch", &[("epoch", "2")]),
+        4.0
+    );
     let labels = [
         ("upstream", "a \"quoted\\ name\"\nof two lines"),
         ("server", "127.0.0.1:8080"),
@@ -300,7 +312,11 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
         2.0
     );
     assert_eq!(
-        value(&families, "ringlock_configuration_reloads", &[("result", "failed")]),
+        value(
+            &families,
+            "ringlock_configuration_reloads",
+            &[("result", "failed"), ("trigger", "file")]
+        ),
         1.0
     );
     assert_eq!(value(&families, "process_start_time_seconds", &[]), 1_795_000_000.25);
