@@ -342,3 +342,160 @@ impl Folders {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::config::Places;
+
+    fn set<const N: usize>(files: [&Path; N]) -> BTreeSet<PathBuf> {
+        files.map(Path::to_owned).into()
+    }
+
+    #[test]
+    fn links_are_followed_and_their_folders_are_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| fs::canonicalize(folder.path()).unwrap().join(path);
+        for made in ["volume/..1", "live/site", "archive/site", "folder"] {
+            fs::create_dir_all(at(made)).unwrap();
+        }
+        fs::write(at("volume/..1/tls.crt"), "").unwrap();
+        symlink("..1", at("volume/..data")).unwrap();
+        symlink("..data/tls.crt", at("volume/tls.crt")).unwrap();
+        symlink("../../archive/site/cert1.pem", at("live/site/cert.pem")).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        let of = |path: &str| folders_of(&set([&at(path)]));
+        assert_eq!(of("volume/tls.crt"), set([&at("volume"), &at("volume/..1")]));
+        assert_eq!(of("live/site/cert.pem"), set([&at("live/site"), &at("archive/site")]));
+        assert_eq!(
+            of("folder"),
+            set([&at(""), &at("folder")].map(|path| path.components().as_path()))
+        );
+        assert_eq!(of("missing/file"), set([&at("missing")]));
+        assert!(of("loop").len() == 1, "and it ends");
+    }
+
+    #[test]
+    fn the_kernel_tells_of_each_way_to_replace_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        let mut folders = Folders::new().unwrap();
+        folders.watch(set([folder.path()])).unwrap();
+        let told = || {
+            let mut events = [0; 4096];
+            let mut any = false;
+            while rustix::io::read(&folders.inotify, &mut events).is_ok_and(|bytes| bytes > 0) {
+                any = true;
+            }
+            any
+        };
+        assert!(!told());
+        let changes: [(&str, &dyn Fn()); 6] = [
+            ("made", &|| fs::write(at("a"), "1").unwrap()),
+            ("written to", &|| fs::write(at("a"), "2").unwrap()),
+            ("linked", &|| symlink("a", at("link")).unwrap()),
+            ("moved", &|| fs::rename(at("a"), at("b")).unwrap()),
+            ("permitted", &|| {
+                let mut permissions = fs::metadata(at("b")).unwrap().permissions();
+                permissions.set_readonly(true);
+                fs::set_permissions(at("b"), permissions).unwrap();
+            }),
+            ("removed", &|| fs::remove_file(at("b")).unwrap()),
+        ];
+        for (how, change) in changes {
+            change();
+            assert!(told(), "{how}");
+            assert!(!told(), "once");
+        }
+        fs::read_dir(folder.path()).unwrap().for_each(drop);
+        assert!(!told(), "that somebody looks is no change");
+    }
+
+    fn failure(file: &Path, found: &str) -> Failure {
+        Failure {
+            problem: Places::default().problem("identity \"a\": certificate", found, "a chain", "renew it"),
+            files: vec![file.to_owned()],
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_after_a_while_and_once_for_each_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.pem");
+        let all = set([&file]);
+        let start = Instant::now();
+        let mut watch = Watch::new(start);
+        watch.follow(Seen::now(all.clone()), start);
+        assert_eq!(watch.tick(start), set([]));
+
+        let change = |watch: &mut Watch, content: &str, at: Instant| {
+            fs::write(&file, content).unwrap();
+            watch.hinted(at);
+            assert_eq!(watch.tick(at), set([]), "it may be half-written");
+            let settled = at + FILES_SETTLE;
+            assert_eq!(watch.due(), Some(settled));
+            assert_eq!(watch.tick(settled), all);
+            settled
+        };
+        let first = change(&mut watch, "1", start + Duration::from_secs(30));
+        let verdict = watch.loaded(&all, vec![failure(&file, "half")], first);
+        assert_eq!((verdict.alarms.len(), verdict.not_yet.len()), (0, 1));
+        assert!(!watch.is_in_trouble());
+
+        // It is tried once more before it is an alarm.
+        let alarmed = first + FILES_ALARM_AFTER;
+        assert_eq!(watch.tick(alarmed - Duration::from_millis(1)), set([]));
+        assert_eq!(watch.tick(alarmed), all);
+        let verdict = watch.loaded(&all, vec![failure(&file, "half")], alarmed);
+        assert_eq!((verdict.alarms.len(), verdict.not_yet.len()), (1, 0));
+        assert!(verdict.alarms[0].contains("found half"), "{verdict:?}");
+        assert!(watch.is_in_trouble());
+
+        // Nor does the same content ever become another.
+        let again = alarmed + FILES_RETRY_INTERVAL;
+        assert_eq!(watch.tick(again), all);
+        let verdict = watch.loaded(&all, vec![failure(&file, "half")], again);
+        assert_eq!(verdict, Verdict::default());
+        assert!(watch.is_in_trouble());
+
+        // Another content that is as bad.
+        let next = change(&mut watch, "22", again + Duration::from_secs(30));
+        let verdict = watch.loaded(&all, vec![failure(&file, "half")], next);
+        assert_eq!(verdict.alarms.len(), 1);
+
+        let last = change(&mut watch, "333", next + Duration::from_secs(30));
+        assert_eq!(watch.loaded(&all, Vec::new(), last), Verdict::default());
+        assert!(!watch.is_in_trouble());
+        assert_eq!(watch.tick(last + FILES_RETRY_INTERVAL), set([]));
+    }
+
+    #[test]
+    fn what_is_in_a_folder_is_watched_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, one, two) = (
+            folder.path().to_owned(),
+            folder.path().join("1.pem"),
+            folder.path().join("2.pem"),
+        );
+        fs::write(&one, "1").unwrap();
+        let mut now = Instant::now();
+        let mut watch = Watch::new(now);
+        watch.follow(Seen::now(set([&root])), now);
+        assert_eq!(watch.tick(now), set([]));
+        let mut settled = |watch: &mut Watch| {
+            now += Duration::from_secs(10);
+            assert_eq!(watch.tick(now), set([]));
+            now += FILES_SETTLE;
+            watch.tick(now)
+        };
+        fs::write(&one, "11").unwrap();
+        assert_eq!(settled(&mut watch), set([&one]));
+        fs::write(&two, "2").unwrap();
+        assert_eq!(settled(&mut watch), set([&root, &two]));
+        fs::remove_file(&one).unwrap();
+        assert_eq!(settled(&mut watch), set([&root, &one]));
+        assert_eq!(settled(&mut watch), set([]));
+    }
+}
