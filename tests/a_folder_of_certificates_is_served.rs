@@ -8,6 +8,7 @@ both_drivers!(
     every_pair_is_served_by_its_name,
     keys_of_a_folder_may_be_behind_the_signer,
     a_reload_takes_what_has_come_and_leaves_what_has_gone,
+    what_changes_in_it_is_noticed_and_one_broken_pair_holds_up_no_other,
 );
 
 /// One listener with all of the folder.
@@ -65,6 +66,38 @@ fn a_reload_takes_what_has_come_and_leaves_what_has_gone(io: Io) {
     });
     let gone = pki.openssl(served.address, "p256.example");
     assert!(gone.text().contains("CN = p384.example"), "the default: {gone:?}");
+}
+
+/// In the folder itself and in a folder of it, as certbot has them.
+fn what_changes_in_it_is_noticed_and_one_broken_pair_holds_up_no_other(io: Io) {
+    let (origin, pki) = (Origin::echo(), Pki::new());
+    let served = pki.served("all", "certificates = \"PKI/folder\"");
+    let setup = Setup::new(io, &[origin.address()]).global("watch_files = true");
+    let gateway = setup.more(&served.toml).start();
+    let put = |from: &str, to: &str| std::fs::copy(pki.file(from), pki.file(to)).unwrap();
+    let served_as = |name: &str| {
+        eventually(name, || {
+            let ran = pki.openssl(served.address, name);
+            ran.text().contains("Verify return code: 0 (ok)").then_some(())
+        });
+    };
+    std::fs::write(pki.file("folder/haproxy.pem"), "broken").unwrap();
+    for extension in ["pem", "key"] {
+        put(
+            &format!("server/ed25519.{extension}"),
+            &format!("folder/new.{extension}"),
+        );
+    }
+    served_as("ed25519.example");
+    put("server/rsa3072.pem", "folder/certbot.example/fullchain.pem");
+    put("server/rsa3072.key", "folder/certbot.example/privkey.pem");
+    served_as("rsa3072.example");
+    let failed = [("result", "failed"), ("trigger", "file")];
+    wait_for_metric(&gateway, "ringlock_configuration_reloads_total", &failed, 1.0);
+    serves(&pki, &served, "p256.example");
+    put("formats/combined.pem", "folder/haproxy.pem");
+    wait_for_metric(&gateway, "ringlock_configuration_last_reload_successful", &[], 1.0);
+    serves(&pki, &served, "p256.example");
 }
 
 #[test]
