@@ -341,6 +341,7 @@ impl Server {
     fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
         let began = Instant::now();
         let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
+        let all_usable = failures.is_empty();
         let verdict = self.watch.loaded(changed, failures, at);
         for what in verdict.not_yet.iter().take(FOLDER_MESSAGES_MAX) {
             tracing::info!(
@@ -354,7 +355,13 @@ impl Server {
             }
             self.reloads.count(Trigger::File, false, false, now());
         }
-        let Some(snapshot) = snapshot else { return };
+        let Some(snapshot) = snapshot else {
+            if all_usable && !self.reloads.are_good() && !self.watch.is_in_trouble() {
+                self.reloads.count(Trigger::File, true, true, now());
+                tracing::info!("the files are again what is in use");
+            }
+            return;
+        };
         match self.put_in_force(snapshot, None) {
             Ok(()) => {
                 let good = !self.watch.is_in_trouble();

@@ -44,6 +44,12 @@ impl Reloads {
         }
     }
 
+    /// All that is in force was what the files held when the last one ended.
+    #[must_use]
+    pub fn are_good(&self) -> bool {
+        self.last_succeeded
+    }
+
     /// Counts one. `good` is whether all that is in force now is what the files hold.
     pub fn count(&mut self, trigger: Trigger, succeeded: bool, good: bool, at: SystemTime) {
         let counts = if succeeded {
