@@ -35,6 +35,8 @@ pub(super) struct Watch {
     look_at: Instant,
     /// Hints are not followed before: looking at many files takes its time.
     rested_at: Instant,
+    /// It has been told that some files cannot be looked at.
+    told_hidden: bool,
     troubles: Vec<Trouble>,
 }
 
@@ -84,6 +86,7 @@ impl Watch {
             folders: folders.ok(),
             look_at: now,
             rested_at: now,
+            told_hidden: false,
             troubles: Vec::new(),
         }
     }
@@ -104,6 +107,7 @@ impl Watch {
         self.roots = roots;
         self.files = files;
         self.troubles.clear();
+        self.told_hidden = false;
         self.look_at = now;
         self.follow_links();
     }
@@ -144,6 +148,15 @@ impl Watch {
             found.entry(path.clone()).or_insert(Some(None));
         }
         self.look_at = now + self.interval();
+        if !self.told_hidden
+            && let Some((path, _)) = found.iter().find(|(_, stamp)| stamp.is_none())
+        {
+            self.told_hidden = true;
+            tracing::warn!(
+                file = %path.display(),
+                "a file cannot be looked at, so that nobody will notice when it changes: make it and its folders readable for the user that the gateway has become"
+            );
+        }
         let mut settled = BTreeSet::new();
         let mut others = false;
         for (path, stamp) in found {
