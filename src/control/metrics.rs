@@ -578,6 +578,7 @@ fn transferred(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
 
 /// What the kernel tells of this process. Kept open: opening them may be given up (docs/security.md).
 struct ProcessFiles {
+    page_bytes: u64,
     statm: Option<File>,
     descriptors: Option<File>,
 }
@@ -591,6 +592,8 @@ pub fn open_process_files() {
 
 fn process_files() -> &'static ProcessFiles {
     PROCESS_FILES.get_or_init(|| ProcessFiles {
+        // The first time somebody asks rustix, it may have to read /proc/self/auxv.
+        page_bytes: rustix::param::page_size() as u64,
         statm: File::open("/proc/self/statm").ok(),
         descriptors: File::open("/proc/self/fd").ok(),
     })
@@ -627,10 +630,9 @@ fn encode_process(started: SystemTime, to: &mut Exposition<'_>) -> fmt::Result {
     let mut statm = [0; 128];
     let length = files.statm.as_ref().and_then(|file| file.read_at(&mut statm, 0).ok());
     let statm = String::from_utf8_lossy(&statm[..length.unwrap_or(0)]);
-    let page = rustix::param::page_size() as u64;
     let mut sizes = statm
         .split_ascii_whitespace()
-        .map(|pages| pages.parse::<u64>().map(|n| n * page));
+        .map(|pages| pages.parse::<u64>().map(|n| n * files.page_bytes));
     for (name, help) in [
         ("process_virtual_memory", "Virtual memory"),
         ("process_resident_memory", "Resident memory"),
