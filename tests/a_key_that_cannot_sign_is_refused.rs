@@ -387,7 +387,7 @@ fn refused_by_reload(gateway: &Gateway, section: &str, uri: &str, parts: &[&str]
     );
     gateway.edit_config("[[upstream]]", &identity);
     gateway.edit_config("identities = [\"site\"]", "identities = [\"site\", \"second\"]");
-    let before = signers(&gateway);
+    let before = signers(gateway);
     failing_reload(gateway);
     let line = gateway.wait_for_line("why not", |line| {
         line["level"] == "ERROR"
@@ -406,9 +406,7 @@ fn refused_by_reload(gateway: &Gateway, section: &str, uri: &str, parts: &[&str]
     assert_eq!(metrics.sum("ringlock_configuration_epoch", &[]), 1.0);
     let shown = Client::new(gateway).name(NEW_NAME).try_connect();
     assert!(shown.is_err(), "the new identity is not served");
-    eventually("the new signer to end", || {
-        (signers(&gateway) == before).then_some(())
-    });
+    eventually("the new signer to end", || (signers(gateway) == before).then_some(()));
 }
 
 #[track_caller]

@@ -105,7 +105,11 @@ fn a_signer_is_its_user_while_the_gateway_stays_root(io: Io) {
     let (origin, token) = (Origin::echo(), token_of(TOKENS));
     let gateway = gateway(io, &origin, &token, None);
     assert_eq!(user(gateway.pid()), 0);
-    assert_eq!(living_children(gateway.pid()), [launcher(&gateway)], "nothing else is needed");
+    assert_eq!(
+        living_children(gateway.pid()),
+        [launcher(&gateway)],
+        "nothing else is needed"
+    );
     serves_and_heals(&gateway);
 }
 

@@ -164,11 +164,7 @@ fn a_renewed_key_is_served_after_a_reload(io: Io) {
         exchange(&gateway);
     }
     assert_ne!(Client::new(&gateway).connect().certificate(), old_certificate);
-    assert_eq!(
-        signers(&gateway).len(),
-        1,
-        "the same signer serves old and new"
-    );
+    assert_eq!(signers(&gateway).len(), 1, "the same signer serves old and new");
     let _ = old.finish();
     // A key that does not fit is not taken over.
     let certificate = fs::read(gateway.ca.certificate_file("site")).unwrap();

@@ -12,8 +12,8 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    apply_filter_all_threads,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter_all_threads,
 };
 
 /// What no module needs to sign: starting programs, reading other processes, changing what the kernel or the file system is, and the
@@ -261,7 +261,10 @@ pub fn keep_system_calls(kept: impl IntoIterator<Item = Kept>) -> Result<(), San
     for one in kept {
         let (call, conditions) = one.conditions();
         let conditions: Result<Vec<_>, _> = conditions.into_iter().map(|one| SeccompRule::new(vec![one?])).collect();
-        rules.insert(call, conditions.map_err(|error| SandboxError::Seccomp(error.to_string()))?);
+        rules.insert(
+            call,
+            conditions.map_err(|error| SandboxError::Seccomp(error.to_string()))?,
+        );
     }
     filter(rules, unknown, SeccompAction::Allow)
 }

@@ -111,7 +111,9 @@ impl Logging {
                 .thread_name("log")
                 .finish(sink);
             self.guard = Some(guard);
-            queue.set(lines).expect("the sink was still here, so there was no queue");
+            queue
+                .set(lines)
+                .expect("the sink was still here, so there was no queue");
         }
     }
 
@@ -180,7 +182,9 @@ impl Write for OneLine<'_> {
                 }
                 // The thread has been started meanwhile, and the queue is set while the lock is held.
                 drop(direct);
-                way.queue.get().map_or(Ok(line.len()), |queue| queue.clone().write(line))
+                way.queue
+                    .get()
+                    .map_or(Ok(line.len()), |queue| queue.clone().write(line))
             }
         }
     }

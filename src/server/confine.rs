@@ -160,7 +160,10 @@ impl Confinement {
             problems.extend(reach::forbidden(config));
         }
         if self.files.is_in_force() || self.system_calls.is_in_force() {
-            let here = config.tokens.iter().filter(|token| token.isolation == Isolation::Thread);
+            let here = config
+                .tokens
+                .iter()
+                .filter(|token| token.isolation == Isolation::Thread);
             problems.extend(here.map(|token| {
                 config.places.problem(
                     token.key("isolation"),
@@ -198,7 +201,9 @@ fn become_user(config: &Config) -> Result<(), Problem> {
 /// # Errors
 /// There is none of that name.
 pub(super) fn group(config: &Config) -> Result<Option<Gid>, Problem> {
-    let Some(name) = &config.global.group else { return Ok(None) };
+    let Some(name) = &config.global.group else {
+        return Ok(None);
+    };
     let found = match Group::from_name(name) {
         Ok(Some(group)) => return Ok(Some(group.gid)),
         Ok(None) => format!("\"{name}\""),

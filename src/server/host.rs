@@ -330,7 +330,9 @@ pub fn check_users_of_signers(config: &Config, known: Option<&[String]>) -> Resu
             (Ok(user), None) if own.is_root() || own == user.uid => return None,
             (Ok(_), Some(known)) if known.contains(name) => return None,
             (Ok(_), _) => Refusal {
-                found: format!("\"{name}\", whom no signer of this process can become: it is not root, or has given that up"),
+                found: format!(
+                    "\"{name}\", whom no signer of this process can become: it is not root, or has given that up"
+                ),
                 expected: "a gateway that was started as root with this user in its configuration, or as that user"
                     .into(),
                 remedy: "restart it so, or leave the key out".into(),
@@ -359,8 +361,10 @@ pub fn launcher_process(config: &Config) -> Result<Launcher, Problem> {
     sandbox::allow_locked_memory();
     let mut users = users_of_signers(config);
     let user = &config.global.user;
+    // One that is not known is told of elsewhere.
+    let known = user.clone().filter(|user| find_user(user).is_ok());
     let whom = Whom {
-        process: user.clone().filter(|_| users.is_empty()),
+        process: known.filter(|_| users.is_empty()),
         itself: user.is_none(),
         users: {
             users.extend(user.clone());

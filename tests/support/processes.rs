@@ -68,7 +68,9 @@ fn is_launcher(process: &Process, gateway: u32) -> bool {
 /// The gateway's signers that live.
 pub(crate) fn signers(gateway: &Gateway) -> Vec<u32> {
     let all = children(gateway).into_iter();
-    all.filter(|process| !process.zombie).map(|process| process.pid).collect()
+    all.filter(|process| !process.zombie)
+        .map(|process| process.pid)
+        .collect()
 }
 
 /// The processes whose parent this one is, those that have ended left out.
@@ -137,6 +139,12 @@ print(found > 0)
         .chain(any_of.iter().map(hex))
         .collect();
     python(SCAN, &arguments).trim() == "True"
+}
+
+/// Whether this kernel has memory that only its process can read (memfd_secret).
+pub(crate) fn has_secret_memory() -> bool {
+    const TRY: &str = "import ctypes; print(ctypes.CDLL(None).syscall(447, 0) >= 0)";
+    python(TRY, &[] as &[&str]).trim() == "True"
 }
 
 /// The process that has loaded this token's module. There has to be one soon.

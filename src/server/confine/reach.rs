@@ -16,7 +16,14 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::config::{AdminAddress, Config, Problem};
 
 /// Read when host names are looked up again, and users: settings and modules of the C library. They are for everybody to read.
-const SYSTEM: &[&str] = &["/etc", "/usr", "/lib", "/lib64", "/run/systemd/resolve", "/run/NetworkManager"];
+const SYSTEM: &[&str] = &[
+    "/etc",
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+];
 
 /// A file that this is a link to is replaced by its makers.
 const RESOLVER: &str = "/etc/resolv.conf";
@@ -77,8 +84,7 @@ impl Reach {
             .add_rules(path_beneath_rules(&self.remove_folders, REMOVE_FOLDER))?
             .restrict_self()?;
         Ok(match (status.ruleset, status.landlock) {
-            (RulesetStatus::NotEnforced, _)
-            | (_, LandlockStatus::NotEnabled | LandlockStatus::NotImplemented) => None,
+            (RulesetStatus::NotEnforced, _) | (_, LandlockStatus::NotEnabled | LandlockStatus::NotImplemented) => None,
             (_, LandlockStatus::Available { effective_abi, .. }) => Some(effective_abi as i32),
         })
     }
@@ -135,13 +141,9 @@ const AT_START: &[&str] = &["global.log.file", "crypto.multibuffer"];
 pub(super) fn is_forbidden(path: &Path) -> bool {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(rustix::io::Errno::ACCESS) => rustix::fs::accessat(
-            CWD,
-            path,
-            rustix::fs::Access::READ_OK,
-            rustix::fs::AtFlags::empty(),
-        )
-        .is_ok(),
+        Err(rustix::io::Errno::ACCESS) => {
+            rustix::fs::accessat(CWD, path, rustix::fs::Access::READ_OK, rustix::fs::AtFlags::empty()).is_ok()
+        }
         Ok(_) | Err(_) => false,
     }
 }
