@@ -3,20 +3,26 @@
 
 mod client_auth;
 mod identities;
+mod renewal;
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crossbeam::utils::CachePadded;
 use ringlock_hsm::custody::Custody;
 use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
 use rustls::time_provider::DefaultTimeProvider;
+use zeroize::Zeroizing;
 
-use self::identities::Identities;
-pub use self::identities::{files, token_spec};
+use self::identities::{Identities, Loaded};
+pub use self::identities::{files, pairs, token_spec};
+pub use self::renewal::{Failure, Renewal};
 
 use crate::address::ServerEndpoint;
 use crate::config::{
@@ -24,16 +30,14 @@ use crate::config::{
 };
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::ClientAuth;
+use crate::identity::preflight::FileFacts;
 use crate::identity::{Identity, NameMap, Selector};
-use crate::limits::SERVERS_PER_UPSTREAM_MAX;
-use crate::metrics::{KeyMetrics, ServerMetrics};
+use crate::limits::{FOLDER_MESSAGES_MAX, SERVERS_PER_UPSTREAM_MAX};
+use crate::metrics::{Counter, KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
 use crate::tls::resumption::Resumption;
 use crate::tls::session_cache::SessionCache;
 use crate::tls::tickets::Tickets;
-
-/// A certificate that expires sooner than this is warned of.
-const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 3600;
 
 /// See the module.
 #[derive(Debug)]
@@ -46,18 +50,24 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// By [`UpstreamId`].
     pub upstreams: Vec<Upstream>,
-    /// By [`IdentityId`].
+    /// All, in the order of the file: of a folder as many as it has. [`Snapshot::identities_of`] has those of an [`IdentityId`].
     pub identities: Vec<Arc<Identity>>,
+    /// By [`IdentityId`]: which of the identities.
+    ranges: Vec<Range<usize>>,
+    /// By position in `identities`.
+    files: Vec<FileFacts>,
     /// What tickets are sealed with: the same through all reloads.
     pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
     pub key_groups: Vec<KeyGroup>,
+    /// Connections that were accepted under this snapshot and are open, of each worker (gauge).
+    pub connections: Box<[CachePadded<Counter>]>,
     /// Tokens that should have a key and do not show it, while another of their group does.
     absences: Vec<Warning>,
 }
 
 /// Tokens that hold the same keys, of a snapshot that uses them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyGroup {
     /// What workers ask.
     pub group: Arc<Group>,
@@ -66,24 +76,24 @@ pub struct KeyGroup {
 }
 
 /// One `[[listener]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Listener {
     /// As in the configuration.
     pub name: Arc<str>,
     /// TLS settings.
     pub policy: Arc<Policy>,
     /// The verification of client certificates; none when clients are not asked for any.
-    pub client_auth: Option<ClientAuth>,
+    pub client_auth: Option<Arc<ClientAuth>>,
     /// Which sessions are resumed.
     pub resumption: Arc<Resumption>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
-    routes: NameMap<UpstreamId>,
+    routes: Arc<NameMap<UpstreamId>>,
 }
 
 /// One `[[upstream]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Upstream {
     /// As in the configuration.
     pub settings: config::Upstream,
@@ -92,7 +102,7 @@ pub struct Upstream {
 }
 
 /// One address of an upstream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// For people and logs.
     pub label: Arc<str>,
@@ -114,16 +124,26 @@ impl Snapshot {
         previous: Option<&Snapshot>,
         custody: &mut Custody,
     ) -> Result<Snapshot, Vec<Problem>> {
+        // The operator's word that the PINs are right.
+        custody.forgive_pins();
         let mut problems = Vec::new();
         let places = &config.places;
-        let mut loader = Identities::new(&config, custody);
-        let identities = collect(&config.identities, &mut problems, |identity| loader.load(identity));
-        let (groups, absences) = loader.into_parts();
+        let mut loader = Identities::new(&config, custody, previous);
+        for settings in &config.identities {
+            problems.extend(told(loader.load(settings), settings, places));
+        }
+        let Loaded {
+            identities,
+            ranges,
+            files,
+            groups,
+            absences,
+        } = loader.into_loaded();
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
         let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
-            client_auth::load(listener, places)
+            client_auth::load(listener, places).map(|loaded| loaded.map(Arc::new))
         })
         .into_iter();
         let tickets = previous
@@ -133,8 +153,10 @@ impl Snapshot {
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
                 let client_auth = client_auths.next().expect("each listener's was loaded");
-                let resumption = resumption(listener, client_auth.as_ref(), &config.tickets, &tickets, previous);
-                load_listener(listener, client_auth, resumption, places, &identities, previous)
+                let resumption = resumption(listener, client_auth.as_deref(), &config.tickets, &tickets, previous);
+                let own = identities_of(&listener.identities, &ranges, &identities);
+                let own: Vec<_> = own.map(Arc::clone).collect();
+                load_listener(listener, client_auth, resumption, places, &own, previous)
             });
         }
         if !problems.is_empty() {
@@ -147,11 +169,14 @@ impl Snapshot {
             listeners,
             upstreams,
             identities,
+            ranges,
+            files,
             tickets,
             key_groups: groups
                 .into_iter()
                 .map(|group| KeyGroup::new(group, workers, previous))
                 .collect(),
+            connections: connections(workers),
             absences,
         })
     }
@@ -160,30 +185,7 @@ impl Snapshot {
     #[must_use]
     pub fn warnings(&self, now: i64) -> Vec<Warning> {
         let mut warnings = self.absences.clone();
-        for (identity, settings) in self.identities.iter().zip(&self.config.identities) {
-            let key = || format!("identity \"{}\": certificate", settings.name);
-            let mut warn = |what: &str, remedy| {
-                let what = format!("{} {what}", settings.certificate);
-                warnings.push(self.config.places.warning(key(), what, remedy));
-            };
-            if identity.not_after < now {
-                warn("has expired: clients will refuse it", "renew it");
-            } else if identity.not_after < now + EXPIRY_WARNING_SECONDS {
-                warn("expires within a week", "renew it");
-            }
-            if identity.not_before > now {
-                warn(
-                    "is not valid yet: clients will refuse it",
-                    "check the clock of this machine and of the issuer",
-                );
-            }
-            if identity.names.is_empty() {
-                warn(
-                    "has no DNS name (subjectAltName): no client can ask for it by name",
-                    "have it issued with the names that clients use",
-                );
-            }
-        }
+        warnings.extend(identities::warnings(self, now));
         for token in &self.config.tokens {
             if let Some(path) = token.pin.as_ref().and_then(PinSource::exposed) {
                 let what = format!("others than owner and group can read or write {}", path.display());
@@ -202,18 +204,6 @@ impl Snapshot {
             warnings.push(self.config.places.warning("tickets.secret", what, remedy));
         }
         for listener in &self.listeners {
-            for &IdentityId(position) in &listener.settings.identities {
-                let identity = &self.identities[position];
-                if listener.settings.tls.max_version == TlsVersion::Tls13 && !identity.signs_for_tls13() {
-                    let what = format!(
-                        "it cannot sign for TLS 1.3, which listener \"{}\" has enabled: its token has no RSA-PSS as TLS wants it",
-                        listener.name
-                    );
-                    let remedy = "use a key for ECDSA, or a token that can (`ringlock keys test --config FILE`)";
-                    let key = format!("identity \"{}\": key", identity.name);
-                    warnings.push(self.config.places.warning(key, what, remedy));
-                }
-            }
             if let Some(client_auth) = &listener.client_auth {
                 warnings.extend(client_auth::warnings(
                     &listener.settings,
@@ -224,6 +214,24 @@ impl Snapshot {
             }
         }
         warnings
+    }
+
+    /// Every identity with its name.
+    fn named(&self) -> impl Iterator<Item = (&str, &Arc<Identity>)> {
+        self.identities.iter().map(|identity| (&*identity.name, identity))
+    }
+
+    /// The identities by name, and what is known of their files.
+    fn by_name(&self) -> HashMap<&str, (&Arc<Identity>, &FileFacts)> {
+        let named = self.named().zip(&self.files);
+        named
+            .map(|((name, identity), files)| (name, (identity, files)))
+            .collect()
+    }
+
+    /// The identities of these, in their order.
+    pub fn identities_of<'a>(&'a self, ids: &'a [IdentityId]) -> impl Iterator<Item = &'a Arc<Identity>> + Clone {
+        identities_of(ids, &self.ranges, &self.identities)
     }
 
     fn listener(&self, name: &str) -> Option<&Listener> {
@@ -284,6 +292,32 @@ impl Listener {
     }
 }
 
+fn identities_of<'a>(
+    ids: &'a [IdentityId],
+    ranges: &'a [Range<usize>],
+    identities: &'a [Arc<Identity>],
+) -> impl Iterator<Item = &'a Arc<Identity>> + Clone {
+    ids.iter().flat_map(|id| &identities[ranges[id.0].clone()])
+}
+
+/// None yet, of any worker.
+fn connections(workers: usize) -> Box<[CachePadded<Counter>]> {
+    (0..workers).map(|_| CachePadded::default()).collect()
+}
+
+/// The problems of an `[[identity]]`, of which a folder may have thousands.
+fn told(failures: Vec<Failure>, settings: &config::Identity, places: &Places) -> Vec<Problem> {
+    let more = failures.len().saturating_sub(FOLDER_MESSAGES_MAX);
+    let first = failures.into_iter().take(FOLDER_MESSAGES_MAX);
+    let mut problems: Vec<Problem> = first.map(|failure| failure.problem).collect();
+    if more > 0 {
+        let key = format!("identity \"{}\": certificates", settings.name);
+        let found = format!("{more} more such files in {}", settings.certificate);
+        problems.push(places.problem(key, found, "certificates with their keys", "correct those above first"));
+    }
+    problems
+}
+
 fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(&T) -> Result<U, Problem>) -> Vec<U> {
     items
         .iter()
@@ -292,13 +326,8 @@ fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(
 }
 
 /// The bytes of a file of at most so many, or what was found in place of them.
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let unreadable = |error: std::io::Error| format!("nothing readable ({error})");
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > bytes_max {
-        return Err(format!("{size} bytes, more than {bytes_max},"));
-    }
-    std::fs::read(path).map_err(unreadable)
+fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    regular_file::read(path, bytes_max).map_err(|error| error.to_string())
 }
 
 fn load_upstream(
@@ -393,17 +422,12 @@ fn resumption(
 
 fn load_listener(
     settings: &config::Listener,
-    client_auth: Option<ClientAuth>,
+    client_auth: Option<Arc<ClientAuth>>,
     resumption: Arc<Resumption>,
     places: &Places,
-    identities: &[Arc<Identity>],
+    own: &[Arc<Identity>],
     previous: Option<&Snapshot>,
 ) -> Result<Listener, Problem> {
-    let own: Vec<_> = settings
-        .identities
-        .iter()
-        .map(|&IdentityId(position)| Arc::clone(&identities[position]))
-        .collect();
     if settings.tls.max_version == TlsVersion::Tls13 && !own.iter().any(|identity| identity.signs_for_tls13()) {
         return Err(places.problem(
             format!("listener \"{}\": identities", settings.name),
@@ -415,7 +439,7 @@ fn load_listener(
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
     let policy = Policy::new(
         &settings.tls,
-        client_auth.as_ref(),
+        client_auth.as_deref(),
         selector,
         &resumption,
         Cpu::detect(),
@@ -441,6 +465,6 @@ fn load_listener(
         resumption,
         live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
-        routes,
+        routes: Arc::new(routes),
     })
 }

@@ -40,6 +40,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         ),
         system_calls: !unsafe_flag(table, "unsafe_no_seccomp", "the gateway keeps all system calls"),
     };
+    let watch_files = table.read("watch_files", flag);
     let log = table.section("log", read_log);
     Some(Global {
         workers: workers?,
@@ -49,6 +50,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         user: user?,
         group: group?,
         given_up,
+        watch_files: watch_files?,
         log: log?,
     })
 }

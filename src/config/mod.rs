@@ -237,6 +237,8 @@ pub struct Global {
     pub group: Option<String>,
     /// What the process gives up after binding.
     pub given_up: GivenUp,
+    /// Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change.
+    pub watch_files: bool,
     /// `[global.log]`
     pub log: Log,
 }
@@ -411,6 +413,8 @@ pub struct Listener {
     pub write_timeout: Duration,
     /// `linger_timeout`: waiting for the peer's end after ours.
     pub linger_timeout: Duration,
+    /// `connection_age_max`: a connection of this age is closed in order; none for never.
+    pub connection_age_max: Option<Duration>,
     /// `congestion_control`: the system's when absent.
     pub congestion_control: Option<String>,
     /// `[listener.tls]`
@@ -472,15 +476,19 @@ pub struct Identity {
     pub name: String,
     /// `certificate`
     pub certificate: CertificateSource,
-    /// `key`, with `key_isolation`
+    /// `key`, with `key_isolation`; the path of the certificate, or of the folder, when absent.
     pub key: KeySource,
+    /// `passphrase_file`
+    pub passphrase: Option<PathBuf>,
 }
 
-/// `certificate`
+/// `certificate`, `certificates`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
-    /// A PEM chain, leaf first.
+    /// A file with a chain.
     File(PathBuf),
+    /// A folder with any number of chains and their keys; `key` is the folder, too.
+    Folder(PathBuf),
     /// In tokens.
     Tokens(InTokens),
 }
@@ -488,9 +496,9 @@ pub enum CertificateSource {
 /// `key`, with `key_isolation`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
-    /// A PEM file, whose key is used in this process.
+    /// A file, whose key is used in this process.
     File(PathBuf),
-    /// A PEM file that only the signer process reads.
+    /// A file that only the signer process reads.
     Signer(PathBuf),
     /// In tokens.
     Tokens(InTokens),
@@ -510,7 +518,7 @@ pub struct InTokens {
 impl fmt::Display for CertificateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CertificateSource::File(path) => path.display().fmt(f),
+            CertificateSource::File(path) | CertificateSource::Folder(path) => path.display().fmt(f),
             CertificateSource::Tokens(object) => f.write_str(&object.uri),
         }
     }

@@ -2,18 +2,21 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod chain;
 pub mod client_auth;
+pub mod facts;
+pub mod preflight;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use self::facts::Facts;
 use crate::config::NamePattern;
 use crate::crypto::sha256;
 use crate::tls::resumption;
@@ -25,14 +28,10 @@ pub struct Identity {
     pub name: Arc<str>,
     /// The names of the leaf certificate.
     pub names: Vec<NamePattern>,
-    /// Last second of the leaf's validity, seconds since 1970.
-    pub not_after: i64,
-    /// First second of the leaf's validity, seconds since 1970.
-    pub not_before: i64,
-    /// Subject of the leaf, for people.
-    pub subject: String,
-    /// Serial number of the leaf in hexadecimal.
-    pub serial: String,
+    /// What is known of the chain.
+    pub facts: Facts,
+    /// SHA-256 of the files that it was made of: with the same ones it need not be made again. None when its key is elsewhere.
+    pub content: Option<[u8; 32]>,
     /// Of public key and names: what a session is bound to in which this was shown. A renewal that keeps both keeps sessions.
     digest: resumption::Digest,
     certified: Arc<CertifiedKey>,
@@ -41,35 +40,34 @@ pub struct Identity {
 /// Why certificates and a key make no identity: what was found in place of one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
-    /// The certificate file is no valid PEM, or a certificate in it is malformed.
+    /// There is none, or one is malformed.
     #[error("{0}")]
     Certificate(String),
     /// The key belongs to another certificate.
-    #[error("a key that does not belong to the first certificate of the chain")]
+    #[error("a key that does not belong to any of the certificates")]
     Mismatch,
 }
 
 impl Identity {
-    /// Builds an identity of a chain, leaf first, and whatever signs for it.
+    /// Builds an identity of certificates in any order, which came from `source`, and whatever signs for one of them,
+    /// which is in `key_source`.
     ///
     /// # Errors
-    /// The chain is unusable, or the key belongs to another certificate.
+    /// There is no usable chain, or the key belongs to none of the certificates.
     pub fn new(
         name: &str,
-        chain: Vec<CertificateDer<'static>>,
+        source: &str,
+        key_source: &str,
+        certificates: &[CertificateDer<'_>],
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, ChainError> {
-        let leaf = chain
-            .first()
-            .ok_or_else(|| ChainError::Certificate("no certificate".into()))?;
+        let public_key = key.public_key().ok_or(ChainError::Mismatch)?;
+        let arranged = chain::arrange(certificates, &public_key)?;
+        let facts = Facts::of(&arranged, source, key_source).map_err(ChainError::Certificate)?;
+        let chain = arranged.chain;
+        let leaf = &chain[0];
         let (_, parsed) = X509Certificate::from_der(leaf)
             .map_err(|error| ChainError::Certificate(format!("a malformed first certificate ({error})")))?;
-        let (not_before, not_after) = (
-            parsed.validity().not_before.timestamp(),
-            parsed.validity().not_after.timestamp(),
-        );
-        let subject = parsed.subject().to_string();
-        let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let names = leaf_names(leaf)?;
         let digest = digest(parsed.public_key().raw, &names);
         let certified = CertifiedKey::new(chain, key);
@@ -83,10 +81,8 @@ impl Identity {
         Ok(Identity {
             name: name.into(),
             names,
-            not_after,
-            not_before,
-            subject,
-            serial,
+            facts,
+            content: None,
             digest,
             certified: Arc::new(certified),
         })
@@ -111,44 +107,6 @@ impl Identity {
     fn fits(&self, hello: &ClientHello<'_>) -> bool {
         self.certified.key.choose_scheme(hello.signature_schemes()).is_some()
     }
-}
-
-/// The certificates of a PEM file, in its order.
-///
-/// # Errors
-/// It is no valid PEM.
-pub fn chain_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| ChainError::Certificate(format!("text that is no valid PEM ({error})")))
-}
-
-/// Puts certificates in the order of a chain: the leaf, which has this public key, and each behind the one that it issued. What
-/// belongs to no chain stays out.
-///
-/// # Errors
-/// None has this key, or one is malformed.
-pub fn chain_of(certificates: &[Vec<u8>], public_key: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
-    let parsed = certificates
-        .iter()
-        .map(|der| X509Certificate::from_der(der).map(|(_, parsed)| parsed))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| ChainError::Certificate(format!("a malformed certificate ({error})")))?;
-    let is_leaf = |certificate: &&X509Certificate<'_>| certificate.public_key().raw == public_key;
-    let mut last = parsed.iter().find(is_leaf).ok_or(ChainError::Mismatch)?;
-    let mut chain = vec![last];
-    while chain.len() < parsed.len()
-        && let Some(issuer) = parsed.iter().find(|certificate| {
-            certificate.subject() == last.issuer() && !chain.iter().any(|known| known.as_ref() == certificate.as_ref())
-        })
-    {
-        chain.push(issuer);
-        last = issuer;
-    }
-    Ok(chain
-        .into_iter()
-        .map(|certificate| CertificateDer::from(certificate.as_ref().to_vec()))
-        .collect())
 }
 
 /// The DNS names a verifier would accept this leaf for.
@@ -211,8 +169,9 @@ impl<T> NameMap<T> {
 /// Chooses an identity by name and by what the client can verify: several identities may have one name (ECDSA and RSA).
 #[derive(Debug)]
 pub struct Selector {
-    /// In the order of the configuration: the first is the default.
-    identities: Vec<Arc<Identity>>,
+    /// The first identity of the configuration, and behind it those with the same names, for clients that cannot verify its kind of
+    /// key.
+    defaults: Vec<Arc<Identity>>,
     names: NameMap<Arc<Identity>>,
     strict: bool,
 }
@@ -220,8 +179,10 @@ pub struct Selector {
 impl Selector {
     /// The first identity is the default, unless `strict`.
     #[must_use]
-    pub fn new(identities: Vec<Arc<Identity>>, strict: bool) -> Selector {
+    pub fn new(identities: &[Arc<Identity>], strict: bool) -> Selector {
         // For one name an ECDSA certificate goes first: its signature costs a twentieth of RSA's.
+        let is_like_first = |other: &&Arc<Identity>| other.names == identities[0].names;
+        let defaults = identities.iter().filter(is_like_first).cloned().collect();
         let is_rsa = |identity: &&Arc<Identity>| identity.certified.key.algorithm() == rustls::SignatureAlgorithm::RSA;
         let (rsa, others): (Vec<_>, Vec<_>) = identities.iter().partition(is_rsa);
         let mut names = NameMap::default();
@@ -231,7 +192,7 @@ impl Selector {
             }
         }
         Selector {
-            identities,
+            defaults,
             names,
             strict,
         }
@@ -263,18 +224,14 @@ impl ResolvesServerCert for Selector {
 impl Selector {
     /// The default identity; when the client cannot verify its kind of key, one with the same names that it can.
     fn default_for(&self, hello: &ClientHello<'_>) -> Option<&Arc<Identity>> {
-        let default = self.identities.first()?;
-        if default.fits(hello) {
-            return Some(default);
-        }
-        self.identities
-            .iter()
-            .find(|other| other.names == default.names && other.fits(hello))
+        self.defaults.iter().find(|identity| identity.fits(hello))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ringlock_hsm::formats;
+
     use super::*;
     use crate::crypto::key::{Key, SuspendingKey};
 
@@ -295,14 +252,12 @@ mod tests {
         let (one, other) = (make(), make());
         let identity = |chain: &[u8], key: &rcgen::KeyPair| {
             let key = Key::from_pem(key.serialize_pem().as_bytes()).unwrap();
-            let chain = chain_from_pem(chain).unwrap();
-            Identity::new("a", chain, Arc::new(SuspendingKey(Arc::new(key))))
+            let chain = formats::certificates(chain, None).unwrap();
+            Identity::new("a", "a.pem", "a.key", &chain, Arc::new(SuspendingKey(Arc::new(key))))
         };
         let good = identity(one.cert.pem().as_bytes(), &one.signing_key).unwrap();
         assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);
         let bad = identity(one.cert.pem().as_bytes(), &other.signing_key);
         assert_eq!(bad.unwrap_err(), ChainError::Mismatch);
-        let none = identity(b"", &one.signing_key);
-        assert_eq!(none.unwrap_err(), ChainError::Certificate("no certificate".into()));
     }
 }
