@@ -3,6 +3,7 @@
 
 mod client_auth;
 mod identities;
+pub mod inventory;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;

@@ -30,6 +30,9 @@ impl Service for Fake {
     fn view(&self) -> View {
         busy()
     }
+    fn certificates(&self, _: Option<Duration>) -> InForce {
+        InForce::default()
+    }
     fn condition(&self) -> Condition {
         self.condition.clone()
     }

@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod client_auth;
+pub mod expiry;
 pub mod facts;
 
 use std::collections::HashMap;

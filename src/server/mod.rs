@@ -1,5 +1,6 @@
 //! The gateway as a whole: binds, drops privileges, starts the workers, hands them snapshots, joins them.
 
+mod expiry;
 pub mod host;
 mod listen;
 pub mod ticket_secret;
@@ -14,16 +15,19 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
 use ringlock_hsm::custody::Custody;
 
+use self::expiry::Expiries;
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use self::ticket_secret::TicketSecrets;
 use crate::config::{Config, Problem, Problems};
+use crate::control::certs::{InForce, Inventory, LastReload};
 use crate::control::log::{Collector, LinesLost};
 use crate::control::metrics::{
     CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
 };
+use crate::control::time::Timestamp;
 use crate::control::{Condition, Service};
-use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
+use crate::limits::{CERTIFICATE_NAMES_SHOWN_MAX, CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
 use crate::net::Waker;
 use crate::net::driver::Driver;
@@ -105,6 +109,12 @@ pub struct Server {
     /// Whom signers can become though the gateway is not root any more.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
+    /// When it was put in force.
+    loaded_at: Timestamp,
+    /// Its certificates, for metrics.
+    certificates: Arc<[CertificateView]>,
+    expiries: Expiries,
+    last_reload: Option<LastReload>,
     workers: Vec<WorkerHandle>,
     /// Addresses that the workers listen at.
     bound: Vec<SocketAddr>,
@@ -165,6 +175,11 @@ impl Server {
             custody,
             ticket_secrets,
             users_of_signers: host::users_of_signers(&snapshot.config),
+            loaded_at: Timestamp::now(),
+            certificates: certificates(&snapshot),
+            // `run` tells every warning of the snapshot that it starts with.
+            expiries: Expiries::told(&snapshot.identities, Timestamp::now().0),
+            last_reload: None,
             snapshot: Arc::clone(&snapshot),
             workers: Vec::new(),
             bound: Vec::new(),
@@ -285,6 +300,9 @@ impl Server {
             .reload(&snapshot.config.tickets, ticket_secret)
             .map_err(|error| StartError::Memory(error).to_string())?;
         self.serve(Arc::new(snapshot), sockets);
+        self.loaded_at = Timestamp::now();
+        self.certificates = certificates(&self.snapshot);
+        self.expiries.warn(&self.snapshot.identities, self.loaded_at.0, true);
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
         }
@@ -320,11 +338,6 @@ impl Service for Server {
                 })
                 .collect(),
         };
-        let certificate = |identity: &Arc<crate::identity::Identity>| CertificateView {
-            identity: identity.name.to_string(),
-            not_after_unix: identity.facts.leaf().not_after,
-            serial: identity.facts.leaf().serial.clone(),
-        };
         let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
             name: known.group.spec.name.clone(),
             workers: known.metrics.clone(),
@@ -343,7 +356,7 @@ impl Service for Server {
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
-            certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            certificates: Arc::clone(&self.certificates),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
             tickets: self.snapshot.tickets.in_use(),
@@ -353,6 +366,20 @@ impl Service for Server {
             reloads_failed: self.reloads_failed,
             log_lines_lost: self.lines_lost.value(),
             started: self.started,
+        }
+    }
+
+    fn certificates(&self, within: Option<Duration>) -> InForce {
+        let mut inventory = Inventory::of_snapshot(&self.snapshot, Timestamp::now().0, within);
+        if within.is_some() {
+            inventory.keep_due();
+        }
+        inventory.limit(CERTIFICATE_NAMES_SHOWN_MAX);
+        InForce {
+            epoch: self.snapshot.epoch,
+            loaded_at: self.loaded_at,
+            last_reload: self.last_reload.clone(),
+            inventory,
         }
     }
 
@@ -375,6 +402,7 @@ impl Service for Server {
         self.custody.tick(now);
         let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
         let tickets = self.ticket_secrets.tick(now);
+        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0, false);
         Some(custody.map_or(tickets, |custody| custody.min(tickets)))
     }
 
@@ -384,6 +412,7 @@ impl Service for Server {
             Ok(_) => self.reloads_succeeded += 1,
             Err(_) => self.reloads_failed += 1,
         }
+        self.last_reload = Some(LastReload::new(result.as_ref().err().map(String::as_str)));
         result
     }
 
@@ -413,6 +442,19 @@ impl Service for Server {
         }
         self.collector = None;
     }
+}
+
+fn certificates(snapshot: &Snapshot) -> Arc<[CertificateView]> {
+    let certificate = |identity: &Arc<crate::identity::Identity>| {
+        let leaf = identity.facts.leaf();
+        CertificateView {
+            identity: identity.name.to_string(),
+            not_before_unix: leaf.not_before,
+            not_after_unix: leaf.not_after,
+            serial: leaf.serial.clone(),
+        }
+    };
+    snapshot.identities.iter().map(certificate).collect()
 }
 
 /// New sockets by address, one for each worker.
