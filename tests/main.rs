@@ -32,6 +32,8 @@ mod a_token_in_this_process_works_and_heals;
 mod a_token_that_goes_away_comes_back;
 mod a_tpm_serves_both_versions;
 mod a_wrong_signature_reaches_no_client;
+mod certificates_are_listed;
+mod certificates_in_force_are_told;
 mod check_says_what_run_would_refuse;
 mod client_certificates_share_calls;
 mod clients_accept_what_batches_made;

@@ -177,11 +177,7 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     Ok(Listener::Unix(UnixListener::from(socket), file))
 }
 
-async fn accept<C>(
-    slots: Arc<Semaphore>,
-    sources: Rc<Sources>,
-    next: impl AsyncFn() -> io::Result<C>,
-) -> io::Result<()>
+async fn accept<C>(slots: Arc<Semaphore>, sources: Rc<Sources>, next: impl AsyncFn() -> io::Result<C>) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin + 'static,
 {

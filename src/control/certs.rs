@@ -15,8 +15,8 @@ use crate::identity::client_auth::ClientAuth;
 use crate::identity::expiry::{Stage, Validity};
 use crate::identity::facts::{CertificateFacts, Facts};
 use crate::limits::RELOAD_ERROR_BYTES_MAX;
-use crate::snapshot::inventory::{Clients, Entry, read_all};
 use crate::snapshot::Snapshot;
+use crate::snapshot::inventory::{Clients, Entry, read_all};
 
 /// A CA of clients says only when it ends: it is told of so long before.
 const AUTHORITY_DUE_SECONDS: i64 = 30 * 24 * 3600;
@@ -306,9 +306,12 @@ impl Inventory {
 
     /// Keeps what something is to be done about.
     pub fn keep_due(&mut self) {
-        self.certificates.retain(|certificate| certificate.state != State::Valid);
-        self.client_authorities.retain(|authority| authority.state != State::Valid);
-        self.revocation_lists.retain(|list| list.state != State::Valid && !list.replaced);
+        self.certificates
+            .retain(|certificate| certificate.state != State::Valid);
+        self.client_authorities
+            .retain(|authority| authority.state != State::Valid);
+        self.revocation_lists
+            .retain(|list| list.state != State::Valid && !list.replaced);
     }
 
     /// Leaves certificates out, those that end last, until there are at most so many names and certificates in all.
@@ -326,8 +329,14 @@ impl Inventory {
 
     /// Why something cannot be used.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
-        let certificates = self.certificates.iter().filter_map(|certificate| certificate.problem.as_deref());
-        let authorities = self.client_authorities.iter().filter_map(|authority| authority.problem.as_deref());
+        let certificates = self
+            .certificates
+            .iter()
+            .filter_map(|certificate| certificate.problem.as_deref());
+        let authorities = self
+            .client_authorities
+            .iter()
+            .filter_map(|authority| authority.problem.as_deref());
         certificates.chain(authorities)
     }
 
@@ -338,7 +347,11 @@ impl Inventory {
         let certificates = self.certificates.iter().map(|certificate| certificate.state);
         let authorities = self.client_authorities.iter().map(|authority| authority.state);
         let lists = self.revocation_lists.iter().filter(|list| !list.replaced);
-        match certificates.chain(authorities).chain(lists.map(|list| list.state)).min() {
+        match certificates
+            .chain(authorities)
+            .chain(lists.map(|list| list.state))
+            .min()
+        {
             Some(State::Unusable) => 1,
             Some(State::Expired | State::NotYetValid | State::Expiring) if strict => 2,
             Some(State::Expired | State::NotYetValid | State::Expiring | State::Valid) | None => 0,
@@ -414,9 +427,15 @@ impl Known {
             sha256: fingerprint.clone(),
             chain: Chain {
                 certificates: facts.chain.len(),
-                subjects: facts.chain[1..].iter().map(|certificate| certificate.subject.clone()).collect(),
+                subjects: facts.chain[1..]
+                    .iter()
+                    .map(|certificate| certificate.subject.clone())
+                    .collect(),
                 not_after: Timestamp(ends.min().unwrap_or(*not_after)),
-                ends_at: facts.chain.last().map_or_else(|| issuer.clone(), |last| last.issuer.clone()),
+                ends_at: facts
+                    .chain
+                    .last()
+                    .map_or_else(|| issuer.clone(), |last| last.issuer.clone()),
             },
             must_staple: facts.must_staple,
             ocsp: Ocsp {
@@ -448,7 +467,14 @@ fn uses(config: &Config, entries: &[Entry]) -> HashMap<usize, Vec<Use>> {
     }
     let mut all: HashMap<usize, Vec<Use>> = HashMap::new();
     for listener in &config.listeners {
-        let own = || listener.identities.iter().filter_map(|id| by_identity.get(id)).flatten().copied();
+        let own = || {
+            listener
+                .identities
+                .iter()
+                .filter_map(|id| by_identity.get(id))
+                .flatten()
+                .copied()
+        };
         let mut names = NameMap::default();
         for position in own() {
             for name in entries[position].facts.iter().flat_map(|facts| &facts.names) {

@@ -145,6 +145,9 @@ impl Service for Brief {
     fn view(&self) -> View {
         self.fake.view()
     }
+    fn certificates(&self, _: Option<Duration>) -> InForce {
+        InForce::default()
+    }
     fn condition(&self) -> Condition {
         match self.drained_at {
             Some(at) if Instant::now() >= at => Condition::Finished,

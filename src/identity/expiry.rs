@@ -128,7 +128,14 @@ mod tests {
     fn spans_are_whole_and_in_the_largest_unit() {
         let spans = [0, 1, 59, 60, 7199, DAY - 1, DAY, 400 * DAY].map(span);
         let expected = [
-            "0 seconds", "1 second", "59 seconds", "1 minute", "1 hour", "23 hours", "1 day", "400 days",
+            "0 seconds",
+            "1 second",
+            "59 seconds",
+            "1 minute",
+            "1 hour",
+            "23 hours",
+            "1 day",
+            "400 days",
         ];
         assert_eq!(spans, expected);
     }

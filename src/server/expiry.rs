@@ -87,5 +87,8 @@ fn line(identity: &Identity, certificate: &CertificateFacts, position: usize, no
             "renew it, and find out why that has not happened yet",
         ),
     };
-    format!("identity \"{}\": {} {whose}{end}; {remedy}", identity.name, identity.facts.source)
+    format!(
+        "identity \"{}\": {} {whose}{end}; {remedy}",
+        identity.name, identity.facts.source
+    )
 }

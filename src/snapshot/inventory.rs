@@ -71,7 +71,10 @@ pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients>) {
             problem,
         });
     }
-    let clients = config.listeners.iter().map(|listener| client_auth::load(listener, &config.places));
+    let clients = config
+        .listeners
+        .iter()
+        .map(|listener| client_auth::load(listener, &config.places));
     (entries, clients.collect())
 }
 
@@ -114,8 +117,14 @@ fn facts_without_key(config: &Config, settings: &config::Identity, modules: &mut
 
 /// The public key of the certificate that is probably the leaf: the first that is of no CA, otherwise the first.
 fn presumed_leaf(certificates: &[CertificateDer<'_>]) -> Option<Vec<u8>> {
-    let parsed = || certificates.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1));
-    let leaf = parsed().find(|certificate| !certificate.is_ca()).or_else(|| parsed().next())?;
+    let parsed = || {
+        certificates
+            .iter()
+            .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
+    };
+    let leaf = parsed()
+        .find(|certificate| !certificate.is_ca())
+        .or_else(|| parsed().next())?;
     Some(leaf.public_key().raw.to_vec())
 }
 

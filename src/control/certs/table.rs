@@ -15,7 +15,16 @@ impl fmt::Display for Inventory {
         let tables = [
             table(
                 &[
-                    "identity", "names", "issuer", "key", "until", "left", "chain", "OCSP", "listeners", "source",
+                    "identity",
+                    "names",
+                    "issuer",
+                    "key",
+                    "until",
+                    "left",
+                    "chain",
+                    "OCSP",
+                    "listeners",
+                    "source",
                 ],
                 self.certificates.iter().map(Certificate::row).collect(),
             ),
@@ -97,7 +106,7 @@ fn left(state: State, seconds_left: Option<i64>) -> String {
         State::Unusable if words.is_empty() => String::from("cannot be loaded"),
         State::Unusable => format!("{words}; cannot be loaded"),
         State::NotYetValid => String::from("not valid yet"),
-        State::Expiring => format!("{words}!"),
+        State::Expiring => format!("{words}: renew it"),
         State::Expired | State::Valid => words,
     }
 }
