@@ -299,6 +299,9 @@ impl Server {
         self.ticket_secrets
             .reload(&snapshot.config.tickets, ticket_secret)
             .map_err(|error| StartError::Memory(error).to_string())?;
+        for warning in snapshot.warnings(ticket_secret::unix_now().cast_signed()) {
+            tracing::warn!("{warning}");
+        }
         self.serve(Arc::new(snapshot), sockets);
         self.loaded_at = Timestamp::now();
         self.certificates = certificates(&self.snapshot);
