@@ -14,6 +14,7 @@ use crate::identity::NameMap;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::expiry::{Stage, Validity};
 use crate::identity::facts::{CertificateFacts, Facts};
+use crate::identity::preflight::{self, Check, FileFacts};
 use crate::limits::RELOAD_ERROR_BYTES_MAX;
 use crate::snapshot::Snapshot;
 use crate::snapshot::inventory::{Clients, Entry, read_all};
@@ -120,6 +121,8 @@ struct Known {
     seconds_left: i64,
     sha256: String,
     chain: Chain,
+    /// What is legal and probably not meant, with what to do.
+    warnings: Vec<String>,
     must_staple: bool,
     ocsp: Ocsp,
 }
@@ -128,6 +131,8 @@ struct Known {
 struct Chain {
     /// With the leaf.
     certificates: usize,
+    /// Nothing tells of an issuer that is missing.
+    complete: bool,
     /// Of those behind the leaf.
     subjects: Vec<String>,
     /// The end of the first of them to expire.
@@ -413,6 +418,7 @@ impl Known {
             fingerprint,
             ..
         } = facts.leaf();
+        let findings = preflight::of_chain(facts, &FileFacts::default(), clock.now);
         let ends = facts.chain.iter().map(|certificate| certificate.not_after);
         Known {
             names: facts.names.clone(),
@@ -427,6 +433,7 @@ impl Known {
             sha256: fingerprint.clone(),
             chain: Chain {
                 certificates: facts.chain.len(),
+                complete: findings.iter().all(|finding| finding.check != Check::Incomplete),
                 subjects: facts.chain[1..]
                     .iter()
                     .map(|certificate| certificate.subject.clone())
@@ -437,6 +444,10 @@ impl Known {
                     .last()
                     .map_or_else(|| issuer.clone(), |last| last.issuer.clone()),
             },
+            warnings: findings
+                .into_iter()
+                .map(|finding| format!("{}; {}", finding.what, finding.remedy))
+                .collect(),
             must_staple: facts.must_staple,
             ocsp: Ocsp {
                 state: OcspState::Off,

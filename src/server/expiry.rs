@@ -18,19 +18,25 @@ pub(super) struct Expiries {
 }
 
 impl Expiries {
-    /// Of certificates of which everything has been told at `now`, as the start does.
+    /// Of certificates of which everything has been told at `now`.
     pub(super) fn told(identities: &[Arc<Identity>], now: i64) -> Expiries {
         let mut expiries = Expiries {
             told: HashMap::new(),
             next: None,
         };
-        let _ = expiries.look(identities, now);
+        expiries.note(identities, now);
         expiries
     }
 
-    /// Warns of what has not been told. Cheap until something is to be told; also to be called when there are other `identities`.
-    pub(super) fn warn(&mut self, identities: &[Arc<Identity>], now: i64, others: bool) {
-        if !others && self.next.is_none_or(|next| now < next) {
+    /// There are other certificates, of which everything has been told at `now`.
+    pub(super) fn note(&mut self, identities: &[Arc<Identity>], now: i64) {
+        // Somebody else has said the same.
+        let _ = self.look(identities, now);
+    }
+
+    /// Warns of what has not been told. Costs nothing until there is something.
+    pub(super) fn warn(&mut self, identities: &[Arc<Identity>], now: i64) {
+        if self.next.is_none_or(|next| now < next) {
             return;
         }
         let lines = self.look(identities, now);

@@ -305,7 +305,8 @@ impl Server {
         self.serve(Arc::new(snapshot), sockets);
         self.loaded_at = Timestamp::now();
         self.certificates = certificates(&self.snapshot);
-        self.expiries.warn(&self.snapshot.identities, self.loaded_at.0, true);
+        // Every warning has just been told.
+        self.expiries.note(&self.snapshot.identities, self.loaded_at.0);
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
         }
@@ -405,7 +406,7 @@ impl Service for Server {
         self.custody.tick(now);
         let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
         let tickets = self.ticket_secrets.tick(now);
-        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0, false);
+        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0);
         Some(custody.map_or(tickets, |custody| custody.min(tickets)))
     }
 

@@ -126,6 +126,11 @@ impl<'a> Identities<'a> {
         self.loaded
     }
 
+    /// The identity that was loaded last.
+    pub(super) fn last(&self) -> Option<&Arc<Identity>> {
+        self.loaded.identities.last()
+    }
+
     /// Loads an identity, or those of its folder. Problems.
     pub(super) fn load(&mut self, settings: &config::Identity) -> Vec<Problem> {
         let first = self.loaded.identities.len();

@@ -8,15 +8,16 @@ use ringlock_hsm::custody::Custody;
 use ringlock_hsm::pkcs11::{Access, Pkcs11Module};
 use ringlock_hsm::protocol::Fault;
 use ringlock_hsm::token::Session;
+use ringlock_hsm::{formats, pin};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::identities::Identities;
+use super::identities::{Identities, pairs};
 use super::{Snapshot, client_auth, read};
 use crate::config::{self, CertificateSource, Config, IdentityId, InTokens, KeySource, Problem};
+use crate::identity::chain;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::facts::Facts;
-use crate::identity::{chain_from_pem, chain_of};
 use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 
 /// A certificate that is used, or was to be.
@@ -41,40 +42,15 @@ pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients>) {
     // Keys of this process need no signer, and others are not opened.
     let no_signer = |_: &_, _| Err(std::io::Error::other("no signer is started to read certificates"));
     let mut custody = Custody::new(1, Box::new(no_signer));
-    let mut loader = Identities::new(config, &mut custody);
-    let mut modules = BTreeMap::new();
-    let mut entries = Vec::new();
-    for (position, settings) in config.identities.iter().enumerate() {
-        let loaded = match settings.key {
-            KeySource::File(_) => loader.load(settings).map(Some),
-            KeySource::Signer(_) | KeySource::Tokens(_) => Ok(None),
-        };
-        let (facts, problem) = match loaded {
-            Ok(Some(identity)) => (Ok(identity.facts.clone()), None),
-            Ok(None) => (facts_without_key(config, settings, &mut modules), None),
-            Err(problem) => (facts_without_key(config, settings, &mut modules), Some(problem)),
-        };
-        let place = |found: String| {
-            let key = format!("identity \"{}\": certificate", settings.name);
-            let found = format!("{found} in {}", settings.certificate);
-            let remedy = "`ringlock check --config FILE` says more";
-            config.places.problem(key, found, "a certificate chain", remedy)
-        };
-        let (facts, problem) = match facts {
-            Ok(facts) => (Some(facts), problem),
-            Err(found) => (None, problem.or_else(|| Some(place(found)))),
-        };
-        entries.push(Entry {
-            name: settings.name.clone(),
-            of: IdentityId(position),
-            facts,
-            problem,
-        });
-    }
-    let clients = config
-        .listeners
-        .iter()
-        .map(|listener| client_auth::load(listener, &config.places));
+    let mut reader = Reader {
+        config,
+        loader: Identities::new(config, &mut custody, None),
+        modules: BTreeMap::new(),
+    };
+    let entries = (0..).map(IdentityId).zip(&config.identities);
+    let entries = entries.flat_map(|(of, settings)| reader.read(of, settings)).collect();
+    let listeners = config.listeners.iter();
+    let clients = listeners.map(|listener| client_auth::load(listener, &config.places));
     (entries, clients.collect())
 }
 
@@ -82,9 +58,12 @@ impl Snapshot {
     /// The certificates in force.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
-        (0..)
-            .map(IdentityId)
-            .zip(&self.identities)
+        let ids = (0..self.config.identities.len()).map(IdentityId);
+        let with_id = |of: IdentityId| {
+            let identities = &self.identities[self.ranges[of.0].clone()];
+            identities.iter().map(move |identity| (of, identity))
+        };
+        ids.flat_map(with_id)
             .map(|(of, identity)| Entry {
                 name: identity.name.to_string(),
                 of,
@@ -95,57 +74,118 @@ impl Snapshot {
     }
 }
 
-type Modules = BTreeMap<PathBuf, Result<Pkcs11Module, Fault>>;
+struct Reader<'a> {
+    config: &'a Config,
+    loader: Identities<'a>,
+    /// By path.
+    modules: BTreeMap<PathBuf, Result<Pkcs11Module, Fault>>,
+}
 
-/// What is known of a chain whose key is elsewhere, or cannot be used.
-fn facts_without_key(config: &Config, settings: &config::Identity, modules: &mut Modules) -> Result<Facts, String> {
-    let found = match &settings.certificate {
-        CertificateSource::File(path) => {
-            let bytes = read(path, CERTIFICATE_FILE_BYTES_MAX)?;
-            chain_from_pem(&bytes).map_err(|error| error.to_string())?
+impl Reader<'_> {
+    /// What an identity has: of a folder as many as there are.
+    fn read(&mut self, of: IdentityId, settings: &config::Identity) -> Vec<Entry> {
+        let CertificateSource::Folder(folder) = &settings.certificate else {
+            return vec![self.read_one(of, settings)];
+        };
+        let unusable = |found: String| Entry {
+            name: settings.name.clone(),
+            of,
+            facts: None,
+            problem: Some(self.config.places.problem(
+                format!("identity \"{}\": certificates", settings.name),
+                found,
+                "a folder with certificates and their keys",
+                "`ringlock check --config FILE` says more",
+            )),
+        };
+        let pairs = match pairs(settings, folder) {
+            Ok(pairs) => pairs,
+            Err(found) => return vec![unusable(format!("{found} in {}", folder.display()))],
+        };
+        let pairs: Vec<_> = pairs.into_iter().map(|pair| pair.map_err(unusable)).collect();
+        pairs
+            .into_iter()
+            .map(|pair| pair.map_or_else(|broken| broken, |pair| self.read_one(of, &pair)))
+            .collect()
+    }
+
+    fn read_one(&mut self, of: IdentityId, settings: &config::Identity) -> Entry {
+        let problem = match settings.key {
+            KeySource::File(_) => self.loader.load(settings).into_iter().next(),
+            KeySource::Signer(_) | KeySource::Tokens(_) => None,
+        };
+        let facts = match (&settings.key, &problem) {
+            (KeySource::File(_), None) => Ok(self.loader.last().expect("it was just loaded").facts.clone()),
+            (KeySource::File(_) | KeySource::Signer(_) | KeySource::Tokens(_), _) => self.facts_without_key(settings),
+        };
+        let place = |found: &String| {
+            self.config.places.problem(
+                format!("identity \"{}\": certificate", settings.name),
+                format!("{found} in {}", settings.certificate),
+                "a certificate chain",
+                "`ringlock check --config FILE` says more",
+            )
+        };
+        Entry {
+            name: settings.name.clone(),
+            of,
+            problem: problem.or_else(|| facts.as_ref().err().map(place)),
+            facts: facts.ok(),
         }
-        CertificateSource::Tokens(object) => {
-            let found = shown_by_tokens(config, object, modules).map_err(|fault| fault.to_string())?;
-            found.into_iter().map(CertificateDer::from).collect()
+    }
+
+    /// What is known of a chain whose key is elsewhere, or cannot be used.
+    fn facts_without_key(&mut self, settings: &config::Identity) -> Result<Facts, String> {
+        let found = match &settings.certificate {
+            CertificateSource::File(path) | CertificateSource::Folder(path) => {
+                let file = read(path, CERTIFICATE_FILE_BYTES_MAX)?;
+                let passphrase = settings.passphrase.as_deref().map(pin::passphrase).transpose();
+                let passphrase = passphrase.map_err(|fault| fault.found)?;
+                let passphrase = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
+                formats::certificates(&file, passphrase).map_err(|error| error.to_string())?
+            }
+            CertificateSource::Tokens(object) => {
+                let found = self.shown_by_tokens(object).map_err(|fault| fault.found)?;
+                found.into_iter().map(CertificateDer::from).collect()
+            }
+        };
+        let public_key = presumed_leaf(&found).ok_or("no certificate that can be read")?;
+        let arranged = chain::arrange(&found, &public_key).map_err(|error| error.to_string())?;
+        Facts::of(&arranged, &settings.certificate.to_string())
+    }
+
+    /// The certificates that the first of the tokens shows to everybody.
+    fn shown_by_tokens(&mut self, object: &InTokens) -> Result<Vec<Vec<u8>>, Fault> {
+        let mut first = None;
+        for token in object.tokens.iter().map(|token| &self.config.tokens[token.0]) {
+            let module = self
+                .modules
+                .entry(token.module.clone())
+                .or_insert_with(|| Pkcs11Module::load(&token.module));
+            let settings = super::token_spec(token, None).settings;
+            let found = match module {
+                Ok(module) => module
+                    .session(&settings, Access::Public)
+                    .and_then(|mut session| session.certificates(&object.object)),
+                Err(fault) => Err(fault.clone()),
+            };
+            match found {
+                Ok(found) => return Ok(found),
+                Err(fault) => first = first.or(Some(fault)),
+            }
         }
-    };
-    let public_key = presumed_leaf(&found).ok_or("no certificate that can be read")?;
-    let found: Vec<Vec<u8>> = found.iter().map(|certificate| certificate.to_vec()).collect();
-    let chain = chain_of(&found, &public_key).map_err(|error| error.to_string())?;
-    Facts::of(&chain, &settings.certificate.to_string())
+        Err(first.expect("an object is in at least one token"))
+    }
 }
 
 /// The public key of the certificate that is probably the leaf: the first that is of no CA, otherwise the first.
 fn presumed_leaf(certificates: &[CertificateDer<'_>]) -> Option<Vec<u8>> {
     let parsed = || {
-        certificates
-            .iter()
-            .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
+        let certificates = certificates.iter();
+        certificates.filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
     };
     let leaf = parsed()
         .find(|certificate| !certificate.is_ca())
         .or_else(|| parsed().next())?;
     Some(leaf.public_key().raw.to_vec())
-}
-
-/// The certificates that the first of the tokens shows to everybody.
-fn shown_by_tokens(config: &Config, object: &InTokens, modules: &mut Modules) -> Result<Vec<Vec<u8>>, Fault> {
-    let mut first = None;
-    for token in object.tokens.iter().map(|token| &config.tokens[token.0]) {
-        let module = modules
-            .entry(token.module.clone())
-            .or_insert_with(|| Pkcs11Module::load(&token.module));
-        let settings = super::token_spec(token, None).settings;
-        let found = match module {
-            Ok(module) => module
-                .session(&settings, Access::Public)
-                .and_then(|mut session| session.certificates(&object.object)),
-            Err(fault) => Err(fault.clone()),
-        };
-        match found {
-            Ok(found) => return Ok(found),
-            Err(fault) => first = first.or(Some(fault)),
-        }
-    }
-    Err(first.expect("an object is in at least one token"))
 }

@@ -57,7 +57,10 @@ impl Certificate {
             of(|known| known.key.clone()),
             of(|known| day(known.not_after)),
             left(self.state, known.map(|known| known.seconds_left)),
-            of(|known| known.chain.certificates.to_string()),
+            of(|known| match known.chain.complete {
+                true => known.chain.certificates.to_string(),
+                false => format!("{}, incomplete", known.chain.certificates),
+            }),
             of(|known| match known.ocsp.state {
                 OcspState::Off => String::from("off"),
             }),
