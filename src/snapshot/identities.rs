@@ -457,7 +457,7 @@ impl<'a> Identities<'a> {
 
     fn of_fault(&self, wanted: &Wanted<'_>, key: &'static str, fault: &Fault, place: &str) -> Problem {
         let (expected, remedy) = match (key, &wanted.settings.key) {
-            ("key", KeySource::Signer(_)) if fault.kind == FaultKind::Object => (KEY, KEY_REMEDY),
+            ("key", KeySource::Signer(_)) if is_of_file(fault.kind) => (KEY, KEY_REMEDY),
             ("key", _) => (
                 "a private key in a token that signs for the certificate",
                 remedy(fault.kind),
@@ -524,6 +524,14 @@ impl<'a> Wanted<'a> {
         } else {
             format!("{certificate}, key in {key}")
         }
+    }
+}
+
+/// The file is at fault, where the signer reads it.
+fn is_of_file(kind: FaultKind) -> bool {
+    match kind {
+        FaultKind::Module | FaultKind::Pin | FaultKind::Object | FaultKind::Mechanism => true,
+        FaultKind::Token | FaultKind::Device | FaultKind::Timeout | FaultKind::Signer => false,
     }
 }
 
