@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::time::Timestamp;
-use crate::config::{self, Config, IdentityId, KeySource, NamePattern};
+use crate::config::{self, Config, IdentityId, NamePattern};
 use crate::identity::NameMap;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::expiry::{Stage, Validity};
@@ -228,7 +228,6 @@ impl Inventory {
             .iter()
             .enumerate()
             .map(|(position, entry)| {
-                let settings = &config.identities[entry.of.0];
                 let facts = entry.facts.as_ref();
                 let state = match (facts, &entry.problem) {
                     (Some(facts), None) => clock.state(Validity::of(facts.leaf())),
@@ -238,8 +237,8 @@ impl Inventory {
                     identity: entry.name.clone(),
                     state,
                     problem: entry.problem.as_ref().map(ToString::to_string),
-                    source: facts.map_or_else(|| settings.certificate.to_string(), |facts| facts.source.clone()),
-                    key_source: shown_key(&settings.key),
+                    source: entry.source.clone(),
+                    key_source: entry.key_source.clone(),
                     used_by: uses.remove(&position).unwrap_or_default(),
                     known: facts.map(|facts| Known::of(facts, clock)),
                 }
@@ -461,13 +460,6 @@ impl Known {
 fn authorities_source(listener: &config::Listener) -> String {
     let settings = listener.client_auth.as_ref();
     settings.map_or_else(String::new, |settings| settings.ca.display().to_string())
-}
-
-fn shown_key(key: &KeySource) -> String {
-    match key {
-        KeySource::File(path) | KeySource::Signer(path) => path.display().to_string(),
-        KeySource::Tokens(object) => object.uri.clone(),
-    }
 }
 
 /// Which listeners use each of these certificates, by their positions.

@@ -31,6 +31,8 @@ pub struct Identity {
     pub names: Vec<NamePattern>,
     /// What is known of the chain.
     pub facts: Facts,
+    /// Where the key came from, for people, when that is known.
+    pub key_source: Option<String>,
     /// SHA-256 of the files that it was made of: with the same ones it need not be made again. None when its key is elsewhere.
     pub content: Option<[u8; 32]>,
     /// Of public key and names: what a session is bound to in which this was shown. A renewal that keeps both keeps sessions.
@@ -81,6 +83,7 @@ impl Identity {
             name: name.into(),
             names,
             facts,
+            key_source: None,
             content: None,
             digest,
             certified: Arc::new(certified),

@@ -238,7 +238,9 @@ impl<'a> Identities<'a> {
             &sha256::digest(&[&file]),
             &sha256::digest(&[&key_file]),
             &sha256::digest(&[passphrase.as_ref().map_or(&[], |passphrase| passphrase.as_slice())]),
-            wanted.source().as_bytes(),
+            certificate.as_os_str().as_encoded_bytes(),
+            b"\0",
+            key.as_os_str().as_encoded_bytes(),
         ]);
         if let Some(known) = self.known.get(wanted.settings.name.as_str())
             && known.content == Some(content)
@@ -273,7 +275,13 @@ impl<'a> Identities<'a> {
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, Problem> {
         let settings = wanted.settings;
-        Identity::new(&settings.name, &wanted.source(), certificates, key).map_err(|error| match &error {
+        let source = settings.certificate.to_string();
+        let identity = Identity::new(&settings.name, &source, certificates, key);
+        let identity = identity.map(|mut identity| {
+            identity.key_source = Some(settings.key.to_string());
+            identity
+        });
+        identity.map_err(|error| match &error {
             ChainError::Certificate(what) => self.of_certificate(wanted, what, CHAIN_REMEDY),
             ChainError::Mismatch => {
                 let found = format!("{error} in {}", settings.key);
@@ -513,17 +521,6 @@ impl<'a> Wanted<'a> {
 
     fn own_key(&self, key: &'static str) -> String {
         format!("identity \"{}\": {key}", self.configured)
-    }
-
-    /// For people: certificate and key.
-    fn source(&self) -> String {
-        let config::Identity { certificate, key, .. } = self.settings;
-        let (certificate, key) = (certificate.to_string(), key.to_string());
-        if certificate == key {
-            certificate
-        } else {
-            format!("{certificate}, key in {key}")
-        }
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Entry {
     pub name: String,
     /// Which `[[identity]]` it comes from.
     pub of: IdentityId,
+    /// Where its key is.
+    pub key_source: String,
+    /// Where it is.
+    pub source: String,
     /// What is known of it; nothing when it cannot be read.
     pub facts: Option<Facts>,
     /// Why `run` would refuse it.
@@ -67,6 +71,8 @@ impl Snapshot {
             .map(|(of, identity)| Entry {
                 name: identity.name.to_string(),
                 of,
+                source: identity.facts.source.clone(),
+                key_source: identity.key_source.clone().unwrap_or_default(),
                 facts: Some(identity.facts.clone()),
                 problem: None,
             })
@@ -90,6 +96,8 @@ impl Reader<'_> {
         let unusable = |found: String| Entry {
             name: settings.name.clone(),
             of,
+            source: settings.certificate.to_string(),
+            key_source: settings.key.to_string(),
             facts: None,
             problem: Some(self.config.places.problem(
                 format!("identity \"{}\": certificates", settings.name),
@@ -129,6 +137,8 @@ impl Reader<'_> {
         Entry {
             name: settings.name.clone(),
             of,
+            source: settings.certificate.to_string(),
+            key_source: settings.key.to_string(),
             problem: problem.or_else(|| facts.as_ref().err().map(place)),
             facts: facts.ok(),
         }
