@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use ringlock_hsm::formats;
 
-use super::super::read;
 use crate::identity::facts::CertificateFacts;
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, IDENTITIES_PER_FOLDER_MAX};
+use crate::snapshot::read;
 
 /// Files of certificates in a sub-folder, or alone in a folder, each with that of its key: certbot, Kubernetes.
 const BY_NAME: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
