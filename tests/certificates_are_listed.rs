@@ -291,3 +291,37 @@ fn certificates_of_keys_in_tokens_are_shown_without_pin() {
             .contains("nothing")
     );
 }
+
+#[test]
+fn a_folder_has_a_row_for_each_of_its_certificates() {
+    let setup = setup();
+    let folder = setup.folder().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["one", "two", "three"] {
+        setup.ca().issue(name, &[&format!("{name}.example")], KeyKind::Ecdsa);
+        for file in [setup.ca().certificate_file(name), setup.ca().key_file(name)] {
+            std::fs::rename(&file, folder.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::write(folder.join("three.key"), "nothing").unwrap();
+    let setup = setup.more(&format!(
+        "[[identity]]\nname = \"many\"\ncertificates = \"folder\"\n\n\
+         [[listener]]\nname = \"second\"\naddress = \"{}\"\nidentities = [\"many\"]\nupstream = \"app\"\n",
+        free_address()
+    ));
+    let (inventory, code) = listed(&setup, &[]);
+    assert_eq!(code, 1, "{inventory:#}");
+    for (name, state) in [("one", "valid"), ("two", "valid"), ("three", "unusable")] {
+        let found = certificate(&inventory, &format!("many/{name}.pem"));
+        assert_eq!(found["state"], state);
+        assert_eq!(found["names"][0], format!("{name}.example"));
+        assert_eq!(found["source"], folder.join(format!("{name}.pem")).to_str().unwrap());
+        assert_eq!(
+            found["key_source"],
+            folder.join(format!("{name}.key")).to_str().unwrap()
+        );
+        assert_eq!(found["used_by"][0]["listener"], "second");
+        // The first by name.
+        assert_eq!(found["used_by"][0]["default"], name == "one");
+    }
+}

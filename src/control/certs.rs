@@ -517,3 +517,61 @@ fn shown_pattern(name: &NamePattern) -> String {
         NamePattern::Wildcard(parent) => format!("*.{parent}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(identity: &str, names: usize) -> Certificate {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names: Vec<String> = (0..names)
+            .map(|number| format!("{number}.{identity}.example"))
+            .collect();
+        let made = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        let public_key = rcgen::PublicKeyData::subject_public_key_info(&key);
+        let arranged = crate::identity::chain::arrange(&[made.der().clone()], &public_key).unwrap();
+        let facts = Facts::of(&arranged, "a.pem").unwrap();
+        Certificate {
+            identity: identity.to_owned(),
+            state: State::Valid,
+            problem: None,
+            source: "a.pem".to_owned(),
+            key_source: "a.key".to_owned(),
+            used_by: Vec::new(),
+            known: Some(Known::of(&facts, Clock::new(0, None))),
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_loses_its_end_and_says_so() {
+        let identities = |inventory: &Inventory| -> Vec<String> {
+            let certificates = inventory.certificates.iter();
+            certificates.map(|certificate| certificate.identity.clone()).collect()
+        };
+        let all = Inventory {
+            certificates: vec![certificate("a", 3), certificate("b", 10), certificate("c", 1)],
+            ..Inventory::default()
+        };
+        for (names_max, kept, left_out) in [
+            (17, &["a", "b", "c"][..], 0),
+            (16, &["a", "b"], 1),
+            (14, &["a"], 2),
+            (0, &[], 3),
+        ] {
+            let mut inventory = all.clone();
+            inventory.limit(names_max);
+            assert_eq!(
+                (identities(&inventory), inventory.left_out),
+                (kept.iter().map(ToString::to_string).collect(), left_out)
+            );
+        }
+    }
+
+    #[test]
+    fn a_long_error_is_cut_between_characters() {
+        let long = "ä".repeat(RELOAD_ERROR_BYTES_MAX);
+        let cut = LastReload::new(Some(&format!("x{long}"))).error.unwrap();
+        assert_eq!(cut.len(), RELOAD_ERROR_BYTES_MAX - 1);
+        assert!(LastReload::new(None).succeeded);
+    }
+}
