@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::metrics::Trigger;
 use super::time::Timestamp;
 use crate::config::{self, Config, IdentityId, NamePattern};
 use crate::identity::NameMap;
@@ -52,6 +53,8 @@ pub struct InForce {
 #[derive(Clone, Debug, Serialize)]
 pub struct LastReload {
     at: Timestamp,
+    /// What has asked for it: "signal" or "file".
+    trigger: &'static str,
     succeeded: bool,
     /// Why not: what was in force before still is.
     error: Option<String>,
@@ -69,9 +72,10 @@ impl InForce {
 impl LastReload {
     /// One of this moment, that failed with this error.
     #[must_use]
-    pub fn new(error: Option<&str>) -> LastReload {
+    pub fn new(trigger: Trigger, error: Option<&str>) -> LastReload {
         LastReload {
             at: Timestamp::now(),
+            trigger: trigger.label(),
             succeeded: error.is_none(),
             error: error.map(|error| error[..error.floor_char_boundary(RELOAD_ERROR_BYTES_MAX)].to_owned()),
         }
@@ -570,8 +574,8 @@ mod tests {
     #[test]
     fn a_long_error_is_cut_between_characters() {
         let long = "ä".repeat(RELOAD_ERROR_BYTES_MAX);
-        let cut = LastReload::new(Some(&format!("x{long}"))).error.unwrap();
+        let cut = LastReload::new(Trigger::File, Some(&format!("x{long}"))).error.unwrap();
         assert_eq!(cut.len(), RELOAD_ERROR_BYTES_MAX - 1);
-        assert!(LastReload::new(None).succeeded);
+        assert!(LastReload::new(Trigger::Signal, None).succeeded);
     }
 }

@@ -34,6 +34,11 @@ impl Expiries {
         let _ = self.look(identities, now);
     }
 
+    /// There are other certificates, of which nothing has been told.
+    pub(super) fn look_again(&mut self) {
+        self.next = Some(i64::MIN);
+    }
+
     /// Warns of what has not been told. Costs nothing until there is something.
     pub(super) fn warn(&mut self, identities: &[Arc<Identity>], now: i64) {
         if self.next.is_none_or(|next| now < next) {

@@ -119,7 +119,10 @@ impl Reader<'_> {
 
     fn read_one(&mut self, of: IdentityId, settings: &config::Identity) -> Entry {
         let problem = match settings.key {
-            KeySource::File(_) => self.loader.load(settings).into_iter().next(),
+            KeySource::File(_) => {
+                let failures = self.loader.load(settings);
+                failures.into_iter().next().map(|failure| failure.problem)
+            }
             KeySource::Signer(_) | KeySource::Tokens(_) => None,
         };
         let facts = match (&settings.key, &problem) {
