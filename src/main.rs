@@ -1,17 +1,19 @@
-//! The gateway's command line: `run`, `check`, `hw`, `keys`, `config schema`, and the demo.
+//! The gateway's command line: `run`, `check`, `certs`, `hw`, `keys`, `config schema`, and the demo.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Parser;
 use ringlock::cli::{self, Args, Command, ConfigCommand, KeysCommand, Style};
 use ringlock::config::{self, Problem, Warning};
 use ringlock::control::admin::Admin;
+use ringlock::control::certs::Inventory;
 use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
+use ringlock::control::time::Timestamp;
 use ringlock::control::{
     self,
     demo::{self, Demo},
@@ -25,6 +27,12 @@ fn main() -> ExitCode {
         None => run_demo(),
         Some(Command::Run { config }) => run(&config, None),
         Some(Command::Check { config, strict }) => check(&config, strict),
+        Some(Command::Certs {
+            config,
+            json,
+            expires_within,
+            strict,
+        }) => certs(&config, json, expires_within, strict),
         Some(Command::Hw { config, json }) => hardware(config.as_deref(), json),
         Some(Command::Keys { command }) => keys(&command),
         Some(Command::Config {
@@ -102,6 +110,27 @@ fn check(path: &Path, strict: bool) -> ExitCode {
     ExitCode::from(cli::check_exit_code(&problems, &warnings, strict))
 }
 
+/// The certificates that a configuration uses.
+fn certs(path: &Path, json: bool, within: Option<Duration>, strict: bool) -> ExitCode {
+    let config = match config::load(path) {
+        Ok((config, _)) => config,
+        Err(problems) => return refuse(problems.as_slice(), &[]),
+    };
+    let mut inventory = Inventory::of_config(&config, unix_now(), within);
+    if within.is_some() {
+        inventory.keep_due();
+    }
+    let text = if json { inventory.json() } else { inventory.to_string() };
+    for problem in inventory.problems() {
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(std::io::stderr(), "error: {problem}");
+    }
+    match print(&text) {
+        ExitCode::SUCCESS => ExitCode::from(inventory.exit_code(strict)),
+        code => code,
+    }
+}
+
 /// What this machine is good at; with the settings of a file, or with "auto".
 fn hardware(config: Option<&Path>, json: bool) -> ExitCode {
     let settings = match config.map(|path| config::load(path).map(|(config, _)| Settings::of(path, &config))) {
@@ -163,6 +192,5 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    Timestamp::now().0
 }

@@ -35,6 +35,8 @@ mod a_tpm_serves_both_versions;
 mod a_wrong_signature_reaches_no_client;
 mod certificates_and_keys_of_every_format_serve;
 mod certificates_are_checked_before_they_are_used;
+mod certificates_are_listed;
+mod certificates_in_force_are_told;
 mod changed_files_are_loaded_by_themselves;
 mod check_says_what_run_would_refuse;
 mod client_certificates_share_calls;

@@ -32,7 +32,7 @@ pub struct View {
     /// Of the current snapshot, in file order.
     pub upstreams: Vec<UpstreamView>,
     /// Certificates in use, one entry for each identity.
-    pub certificates: Vec<CertificateView>,
+    pub certificates: Arc<[CertificateView]>,
     /// Groups of tokens that the current snapshot has keys in.
     pub key_groups: Vec<KeyGroupView>,
     /// Tokens in use.
@@ -89,6 +89,8 @@ pub struct ServerView {
 pub struct CertificateView {
     /// Name of the identity in the configuration.
     pub identity: String,
+    /// Beginning of its validity in seconds since 1970.
+    pub not_before_unix: i64,
     /// End of its validity in seconds since 1970.
     pub not_after_unix: i64,
     /// Its serial number in hexadecimal.
@@ -440,22 +442,43 @@ impl View {
                 .map(|&(what, in_force)| (vec![("what", what.into())], u64::from(in_force)))
                 .collect(),
         })?;
-        to.gauge(Family {
-            name: "ringlock_certificate_expiry_timestamp",
-            help: "End of validity of the certificate in use, in Unix time",
+        to.gauge(self.of_certificates(
+            "ringlock_certificate_not_before",
+            "First second of the validity of the certificate in use, in Unix time",
+            |certificate| certificate.not_before_unix,
+        ))?;
+        to.gauge(self.of_certificates(
+            "ringlock_certificate_not_after",
+            "Last second of the validity of the certificate in use, in Unix time",
+            |certificate| certificate.not_after_unix,
+        ))?;
+        to.gauge(self.of_certificates(
+            "ringlock_certificate_expiry_timestamp",
+            "The same as ringlock_certificate_not_after_seconds",
+            |certificate| certificate.not_after_unix,
+        ))
+    }
+
+    /// One sample for each certificate.
+    fn of_certificates(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        value: impl Fn(&CertificateView) -> i64,
+    ) -> Family<'_, i64> {
+        let samples = self.certificates.iter().map(|certificate| {
+            let labels = vec![
+                ("identity", Cow::Borrowed(certificate.identity.as_str())),
+                ("serial", Cow::Borrowed(certificate.serial.as_str())),
+            ];
+            (labels, value(certificate))
+        });
+        Family {
+            name,
+            help,
             unit: Some(Unit::Seconds),
-            samples: self
-                .certificates
-                .iter()
-                .map(|certificate| {
-                    let labels = vec![
-                        ("identity", certificate.identity.as_str().into()),
-                        ("serial", certificate.serial.as_str().into()),
-                    ];
-                    (labels, certificate.not_after_unix)
-                })
-                .collect(),
-        })
+            samples: samples.collect(),
+        }
     }
 }
 

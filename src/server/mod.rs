@@ -1,6 +1,7 @@
 //! The gateway as a whole: binds, drops privileges, starts the workers, hands them snapshots, joins them.
 
 pub mod confine;
+mod expiry;
 pub mod host;
 mod listen;
 mod stamp;
@@ -21,18 +22,21 @@ use crossbeam::queue::ArrayQueue;
 use ringlock_hsm::custody::{Custody, Launcher};
 
 use self::confine::{ConfineError, Confinement};
+use self::expiry::Expiries;
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use self::ticket_secret::TicketSecrets;
 use self::watch::{Seen, Watch};
 use crate::config::{Config, Problem, Problems};
+use crate::control::certs::{InForce, Inventory, LastReload};
 use crate::control::log::{Collector, LinesLost, Logging};
 use crate::control::metrics::{
     self, CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
     WorkerView,
 };
+use crate::control::time::Timestamp;
 use crate::control::{Condition, Service};
-use crate::limits::{CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
+use crate::limits::{CERTIFICATE_NAMES_SHOWN_MAX, CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
 use crate::net::Waker;
 use crate::net::driver::Driver;
@@ -142,6 +146,12 @@ pub struct Server {
     /// Whom signers can become besides the gateway's user.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
+    /// When it was put in force.
+    loaded_at: Timestamp,
+    /// Its certificates, for metrics.
+    certificates: Arc<[CertificateView]>,
+    expiries: Expiries,
+    last_reload: Option<LastReload>,
     /// Earlier ones that sessions still use. They end here, not in a worker: letting go of thousands of certificates takes its time.
     retired: Vec<Arc<Snapshot>>,
     workers: Vec<WorkerHandle>,
@@ -214,6 +224,11 @@ impl Server {
             ticket_secrets,
             watch,
             users_of_signers: host::users_of_signers(&snapshot.config),
+            loaded_at: Timestamp::now(),
+            certificates: certificates(&snapshot),
+            // `run` tells every warning of the snapshot that it starts with.
+            expiries: Expiries::told(&snapshot.identities, Timestamp::now().0),
+            last_reload: None,
             snapshot: Arc::clone(&snapshot),
             retired: Vec::new(),
             workers: Vec::new(),
@@ -340,6 +355,8 @@ impl Server {
             tracing::warn!("{warning}");
         }
         self.put_in_force(snapshot, Some(ticket_secret))?;
+        // Every warning has just been told.
+        self.expiries.note(&self.snapshot.identities, self.loaded_at.0);
         self.watch.follow(seen, Instant::now());
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -369,6 +386,8 @@ impl Server {
         }
         self.retired.push(Arc::clone(&self.snapshot));
         self.serve(Arc::new(snapshot), sockets);
+        self.loaded_at = Timestamp::now();
+        self.certificates = certificates(&self.snapshot);
         Ok(())
     }
 
@@ -396,9 +415,13 @@ impl Server {
             }
             self.reloads.count(Trigger::File, false, false, now());
         }
+        if !verdict.alarms.is_empty() {
+            self.last_reload = Some(LastReload::new(Trigger::File, Some(&lines(&verdict.alarms))));
+        }
         let Some(snapshot) = snapshot else {
             if all_usable && !self.reloads.are_good() && !self.watch.is_in_trouble() {
                 self.reloads.count(Trigger::File, true, true, now());
+                self.last_reload = Some(LastReload::new(Trigger::File, None));
                 tracing::info!("the files are again what is in use");
             }
             return;
@@ -407,6 +430,10 @@ impl Server {
             Ok(()) => {
                 let good = !self.watch.is_in_trouble();
                 self.reloads.count(Trigger::File, true, good, now());
+                if good {
+                    self.last_reload = Some(LastReload::new(Trigger::File, None));
+                }
+                self.expiries.look_again();
                 let files: Vec<String> = changed
                     .iter()
                     .take(FILES_TOLD)
@@ -421,6 +448,7 @@ impl Server {
                 );
             }
             Err(why) => {
+                self.last_reload = Some(LastReload::new(Trigger::File, Some(&why)));
                 tracing::error!(why, "changed files cannot be put in use");
                 self.reloads.count(Trigger::File, false, false, now());
             }
@@ -446,11 +474,6 @@ impl Service for Server {
                 })
                 .collect(),
         };
-        let certificate = |identity: &Arc<crate::identity::Identity>| CertificateView {
-            identity: identity.name.to_string(),
-            not_after_unix: identity.facts.leaf().not_after,
-            serial: identity.facts.leaf().serial.clone(),
-        };
         let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
             name: known.group.spec.name.clone(),
             workers: known.metrics.clone(),
@@ -473,7 +496,7 @@ impl Service for Server {
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
-            certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            certificates: Arc::clone(&self.certificates),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
             tickets: self.snapshot.tickets.in_use(),
@@ -484,6 +507,20 @@ impl Service for Server {
             log_lines_lost: self.lines_lost.value(),
             confinement: self.confinement.in_force(),
             started: self.started,
+        }
+    }
+
+    fn certificates(&self, within: Option<Duration>) -> InForce {
+        let mut inventory = Inventory::of_snapshot(&self.snapshot, Timestamp::now().0, within);
+        if within.is_some() {
+            inventory.keep_due();
+        }
+        inventory.limit(CERTIFICATE_NAMES_SHOWN_MAX);
+        InForce {
+            epoch: self.snapshot.epoch,
+            loaded_at: self.loaded_at,
+            last_reload: self.last_reload.clone(),
+            inventory,
         }
     }
 
@@ -511,6 +548,7 @@ impl Service for Server {
         if !changed.is_empty() && !self.draining {
             self.renew(&changed, now);
         }
+        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0);
         let files = self.watch.due().map(|due| due.saturating_duration_since(now));
         [custody, files].into_iter().flatten().chain([tickets]).min()
     }
@@ -527,6 +565,10 @@ impl Service for Server {
         let result = self.try_reload();
         let good = result.is_ok();
         self.reloads.count(Trigger::Signal, good, good, now());
+        self.last_reload = Some(LastReload::new(
+            Trigger::Signal,
+            result.as_ref().err().map(String::as_str),
+        ));
         result
     }
 
@@ -556,6 +598,19 @@ impl Service for Server {
         }
         self.collector = None;
     }
+}
+
+fn certificates(snapshot: &Snapshot) -> Arc<[CertificateView]> {
+    let certificate = |identity: &Arc<crate::identity::Identity>| {
+        let leaf = identity.facts.leaf();
+        CertificateView {
+            identity: identity.name.to_string(),
+            not_before_unix: leaf.not_before,
+            not_after_unix: leaf.not_after,
+            serial: leaf.serial.clone(),
+        }
+    };
+    snapshot.identities.iter().map(certificate).collect()
 }
 
 /// The files that a configuration has watched, as they are before they are read.

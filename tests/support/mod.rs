@@ -68,7 +68,7 @@ pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use saved_sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};
 pub(crate) use sessions::{Session, Visit, Wallet};
 pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};
-pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
+pub(crate) use tools::{Program, Ran, faked_clocks, python, run, run_with, tool};
 
 /// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -19,6 +19,12 @@ pub enum Trigger {
 
 impl Trigger {
     const LABELS: [&'static str; 2] = ["signal", "file"];
+
+    /// In metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        Trigger::LABELS[self as usize]
+    }
 }
 
 /// What came of reloads since start.
