@@ -35,6 +35,8 @@ pub struct Connection {
     offered_version: u16,
     /// Where the record ends that completes the ClientHello.
     hello_end: usize,
+    /// The client is asked for certificates, and rustls verifies signatures of its.
+    asks_for_certificates: bool,
 }
 
 enum State {
@@ -109,6 +111,7 @@ impl Tls for Connection {
             attempt: None,
             offered_version: 0,
             hello_end: 0,
+            asks_for_certificates: false,
         }
     }
 
@@ -365,8 +368,10 @@ impl Connection {
         {
             return Err(HandshakeFailure::NoSharedSuite);
         }
-        let config = self.policy.config(hello.prefers_chacha());
-        let rustls = UnbufferedServerConnection::new(Arc::clone(config))
+        // By the name of this ClientHello, which is that of the connection: rustls refuses a second one with another.
+        let configs = self.policy.configs(self.server_name.as_deref());
+        self.asks_for_certificates = configs.asks_for_certificates;
+        let rustls = UnbufferedServerConnection::new(Arc::clone(configs.config(hello.prefers_chacha())))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
         self.attempt = Some(Box::new(Attempt::new(!tls13, hello.takes_tickets())));
@@ -402,7 +407,7 @@ impl Connection {
                 };
                 return (at.used, Step::NeedsInput);
             };
-            let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
+            let verifies = self.asks_for_certificates && is_handshake(&received[at.end..end]);
             at.end = end;
             let given = &mut received[at.used..end];
             let attempt = self.take_attempt();
