@@ -49,6 +49,7 @@ mod keys_in_softhsm_serve_every_client;
 mod large_transfers_arrive_unchanged;
 mod many_connections_leave_nothing_behind;
 mod metrics_count_what_happened;
+mod names_have_rules_of_their_own;
 mod nginx_serves_through_the_gateway;
 mod no_nonce_is_used_twice;
 mod no_session_crosses_a_policy;

@@ -7,7 +7,8 @@ use std::time::Instant;
 use rustls::crypto::CompletedKeyExchange;
 use rustls::server::UnbufferedServerConnection;
 use rustls::{
-    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, ProtocolVersion,
+    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, PeerMisbehaved,
+    ProtocolVersion,
 };
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
@@ -496,6 +497,9 @@ impl Connection {
         if processed.error.as_ref().is_some_and(is_key_failure) {
             // rustls has no alert for it. Its ServerHello is kept back, so that the client reads ours in the clear.
             sealed.write(&fatal(AlertDescription::InternalError));
+        } else if processed.error.as_ref().is_some_and(is_other_name) {
+            // For this one neither.
+            sealed.write(&fatal(AlertDescription::IllegalParameter));
         } else {
             sealed.write(&processed.output);
         }
@@ -553,6 +557,11 @@ impl Connection {
 /// The key has not signed.
 fn is_key_failure(error: &Error) -> bool {
     matches!(error, Error::Other(OtherError(error)) if error.is::<KeyFailure>())
+}
+
+/// The second ClientHello has another name than the first: RFC 8446 section 4.1.2 forbids it.
+fn is_other_name(error: &Error) -> bool {
+    *error == Error::PeerMisbehaved(PeerMisbehaved::ServerNameDifferedOnRetry)
 }
 
 /// A fatal alert before anything is encrypted, with its record.
