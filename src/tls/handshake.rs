@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustls::crypto::CompletedKeyExchange;
+use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use rustls::{
     AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, PeerMisbehaved,
@@ -101,6 +102,8 @@ struct Established {
     negotiated: Option<Negotiated>,
     resumptions: Resumptions,
     alpn: Option<Box<[u8]>>,
+    /// Until it is taken.
+    client_certificate: Option<Box<CertificateDer<'static>>>,
 }
 
 impl Tls for Connection {
@@ -204,6 +207,13 @@ impl Tls for Connection {
 
     fn negotiated(&self) -> Option<Negotiated> {
         self.established()?.negotiated
+    }
+
+    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>> {
+        let State::Established(this) = &mut self.state else {
+            return None;
+        };
+        this.client_certificate.take().map(|certificate| *certificate)
     }
 
     fn resumptions(&self) -> Resumptions {
@@ -430,6 +440,7 @@ impl Connection {
         let negotiated = negotiated(&rustls);
         let resumptions = self.take_attempt().outcome(is_resumed(&rustls));
         let alpn = rustls.alpn_protocol().map(Into::into);
+        let client_certificate = rustls.peer_certificates().and_then(<[_]>::first).cloned().map(Box::new);
         match Records::new(*rustls) {
             Ok(records) => {
                 self.state = State::Established(Box::new(Established {
@@ -437,6 +448,7 @@ impl Connection {
                     negotiated,
                     resumptions,
                     alpn,
+                    client_certificate,
                 }));
                 (at.end, Step::Established)
             }
