@@ -503,7 +503,12 @@ mod tests {
             authority: None,
             ..TLS
         };
-        assert!(write_v2(address("[2001:db8::1]:258"), address("192.0.2.1:772"), &tls, &mut out));
+        assert!(write_v2(
+            address("[2001:db8::1]:258"),
+            address("192.0.2.1:772"),
+            &tls,
+            &mut out
+        ));
         let header = out.strip_prefix(b"before").unwrap();
         assert_eq!(&header[12..18], [0x21, 0x21, 0, 36 + 3 + 40, 0x20, 0x01]);
         assert_eq!(&header[42..53], [0xff, 0xff, 192, 0, 2, 1, 1, 2, 3, 4, TLV_SSL]);
