@@ -4,12 +4,14 @@
 mod admissions;
 mod client_auth;
 mod identities;
+mod renewal;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crossbeam::utils::CachePadded;
 use ringlock_hsm::custody::Custody;
 use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
@@ -18,6 +20,7 @@ use ringlock_hsm::uri::PinSource;
 use self::admissions::Destination;
 use self::identities::Identities;
 pub use self::identities::{files, token_spec};
+pub use self::renewal::{Failure, Renewal};
 
 use crate::address::ServerEndpoint;
 use crate::config::{
@@ -26,7 +29,7 @@ use crate::config::{
 use crate::crypto::cpu::Cpu;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::SERVERS_PER_UPSTREAM_MAX;
-use crate::metrics::{KeyMetrics, ServerMetrics};
+use crate::metrics::{Counter, KeyMetrics, ServerMetrics};
 use crate::tls::policy::{Admission, AdmissionId, Policy};
 use crate::tls::session_cache::SessionCache;
 use crate::tls::tickets::Tickets;
@@ -51,12 +54,14 @@ pub struct Snapshot {
     pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
     pub key_groups: Vec<KeyGroup>,
+    /// Connections that were accepted under this snapshot and are open, of each worker (gauge).
+    pub connections: Box<[CachePadded<Counter>]>,
     /// Tokens that should have a key and do not show it, while another of their group does.
     absences: Vec<Warning>,
 }
 
 /// Tokens that hold the same keys, of a snapshot that uses them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyGroup {
     /// What workers ask.
     pub group: Arc<Group>,
@@ -65,7 +70,7 @@ pub struct KeyGroup {
 }
 
 /// One `[[listener]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Listener {
     /// As in the configuration.
     pub name: Arc<str>,
@@ -76,11 +81,11 @@ pub struct Listener {
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
-    routes: NameMap<Destination>,
+    routes: Arc<NameMap<Destination>>,
 }
 
 /// One `[[upstream]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Upstream {
     /// As in the configuration.
     pub settings: config::Upstream,
@@ -89,7 +94,7 @@ pub struct Upstream {
 }
 
 /// One address of an upstream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// For people and logs.
     pub label: Arc<str>,
@@ -111,6 +116,8 @@ impl Snapshot {
         previous: Option<&Snapshot>,
         custody: &mut Custody,
     ) -> Result<Snapshot, Vec<Problem>> {
+        // The operator's word that the PINs are right.
+        custody.forgive_pins();
         let mut problems = Vec::new();
         let places = &config.places;
         let mut loader = Identities::new(&config, custody);
@@ -121,7 +128,7 @@ impl Snapshot {
         });
         let load_client_auths = |listener| {
             collect(&admissions::settings(listener), &mut problems, |settings| {
-                client_auth::load(settings.client_auth, &settings.table, places)
+                client_auth::load(settings.client_auth, &settings.table, places).map(|loaded| loaded.map(Arc::new))
             })
         };
         let client_auths: Vec<_> = config.listeners.iter().map(load_client_auths).collect();
@@ -153,6 +160,7 @@ impl Snapshot {
                 .into_iter()
                 .map(|group| KeyGroup::new(group, workers, previous))
                 .collect(),
+            connections: connections(workers),
             absences,
         })
     }
@@ -306,6 +314,11 @@ impl Listener {
     }
 }
 
+/// None yet, of any worker.
+fn connections(workers: usize) -> Box<[CachePadded<Counter>]> {
+    (0..workers).map(|_| CachePadded::default()).collect()
+}
+
 fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(&T) -> Result<U, Problem>) -> Vec<U> {
     items
         .iter()
@@ -430,6 +443,6 @@ fn load_listener(
         admissions,
         live: previous.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
-        routes: admissions::by_name(settings, |destination| destination),
+        routes: Arc::new(admissions::by_name(settings, |destination| destination)),
     })
 }

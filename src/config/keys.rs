@@ -243,6 +243,12 @@ static GLOBAL: Section = Section {
             Presence::Optional,
             "User to become after binding.",
         ),
+        key(
+            "watch_files",
+            Kind::Flag,
+            Presence::Default("true"),
+            "Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change. The configuration file is not.",
+        ),
         key("log", Kind::Section(&LOG), Presence::Optional, "Logging."),
     ],
 };
@@ -366,6 +372,12 @@ static LISTENER: Section = Section {
             Kind::Duration { zero: true },
             Presence::Default(r#""5s""#),
             "How long the peer's end of stream is waited for after ours.",
+        ),
+        key(
+            "connection_age_max",
+            Kind::Duration { zero: false },
+            Presence::Optional,
+            "A connection that is open for this long is closed in order. Absent: none is.",
         ),
         key(
             "congestion_control",

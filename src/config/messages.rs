@@ -109,9 +109,9 @@ messages! { refused:
     a_misspelt_key: in_listener(r#"handshake_timeot = "10s""#) =>
         r#"ringlock.toml:6: listener "edge": handshake_timeot: found an unknown key, expected "handshake_timeout" (the nearest legal key); correct its name or remove it"#;
     a_key_that_resembles_none: in_listener("banana = 1") =>
-        r#"ringlock.toml:6: listener "edge": banana: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "congestion_control", "tls" or "client_auth"; correct its name or remove it"#;
+        r#"ringlock.toml:6: listener "edge": banana: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "connection_age_max", "congestion_control", "tls" or "client_auth"; correct its name or remove it"#;
     a_key_of_another_table: in_listener(r#"servers = ["127.0.0.1:1"]"#) =>
-        r#"ringlock.toml:6: listener "edge": servers: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "congestion_control", "tls" or "client_auth"; move it to [[upstream]] or remove it"#;
+        r#"ringlock.toml:6: listener "edge": servers: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "connection_age_max", "congestion_control", "tls" or "client_auth"; move it to [[upstream]] or remove it"#;
     a_misspelt_table: replaced("[[upstream]]", "[[upstreams]]") =>
         "ringlock.toml:5: listener \"edge\": upstream: found \"app\", expected the name of an [[upstream]], of which there is none; correct the name, or add an [[upstream]] with it\nringlock.toml:12: upstreams: found an unknown key, expected \"upstream\" (the nearest legal key); correct its name or remove it";
     a_misspelt_key_in_a_sub_table: in_tls(r#"min_verson = "1.3""#) =>

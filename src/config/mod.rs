@@ -233,6 +233,8 @@ pub struct Global {
     pub drain_timeout: Duration,
     /// User to become after binding.
     pub user: Option<String>,
+    /// Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change.
+    pub watch_files: bool,
     /// `[global.log]`
     pub log: Log,
 }
@@ -394,6 +396,8 @@ pub struct Listener {
     pub write_timeout: Duration,
     /// `linger_timeout`: waiting for the peer's end after ours.
     pub linger_timeout: Duration,
+    /// `connection_age_max`: a connection of this age is closed in order; none for never.
+    pub connection_age_max: Option<Duration>,
     /// `congestion_control`: the system's when absent.
     pub congestion_control: Option<String>,
     /// `[listener.tls]`

@@ -2,9 +2,14 @@
 
 pub mod host;
 mod listen;
+mod stamp;
 pub mod ticket_secret;
+mod watch;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,10 +22,12 @@ use ringlock_hsm::custody::Custody;
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use self::ticket_secret::TicketSecrets;
+use self::watch::{Seen, Watch};
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
 use crate::control::metrics::{
-    CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
+    CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
+    WorkerView,
 };
 use crate::control::{Condition, Service};
 use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
@@ -29,9 +36,12 @@ use crate::net::Waker;
 use crate::net::driver::Driver;
 use crate::net::epoll::EpollDriver;
 use crate::net::uring::UringDriver;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Renewal, Snapshot};
 use crate::tls::handshake::Connection;
 use crate::worker::{Bound, Command, Shared, Worker};
+
+/// Changed files that a log line names.
+const FILES_TOLD: usize = 4;
 
 /// Loads the configuration again, for a reload.
 pub type Loader = Box<dyn FnMut() -> Result<Config, Problems>>;
@@ -69,6 +79,7 @@ pub fn load(config: Config) -> Result<Loaded, Vec<Problem>> {
     }
     let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
     let mut custody = Custody::new(workers, launcher);
+    let seen = seen(&config);
     let snapshot = Snapshot::load(config, workers, None, &mut custody);
     match (plan, snapshot, ticket_secret) {
         (Ok(plan), Ok(snapshot), Ok(ticket_secret)) => Ok(Loaded {
@@ -76,6 +87,7 @@ pub fn load(config: Config) -> Result<Loaded, Vec<Problem>> {
             snapshot,
             custody,
             ticket_secret,
+            seen,
         }),
         (plan, snapshot, ticket_secret) => {
             let problems = plan.err().into_iter().chain(snapshot.err()).flatten();
@@ -94,6 +106,8 @@ pub struct Loaded {
     pub custody: Custody,
     /// What tickets are to be sealed with.
     pub ticket_secret: ticket_secret::Loaded,
+    /// Files that are to be watched, as they were before they were read.
+    seen: Seen,
 }
 
 /// See the module.
@@ -102,9 +116,12 @@ pub struct Server {
     plan: Plan,
     custody: Custody,
     ticket_secrets: TicketSecrets,
+    watch: Watch,
     /// Whom signers can become though the gateway is not root any more.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
+    /// Earlier ones that sessions still use. They end here, not in a worker: letting go of thousands of certificates takes its time.
+    retired: Vec<Arc<Snapshot>>,
     workers: Vec<WorkerHandle>,
     /// Addresses that the workers listen at.
     bound: Vec<SocketAddr>,
@@ -114,8 +131,7 @@ pub struct Server {
     lines_lost: LinesLost,
     started: SystemTime,
     draining: bool,
-    reloads_succeeded: u64,
-    reloads_failed: u64,
+    reloads: Reloads,
 }
 
 struct WorkerHandle {
@@ -152,6 +168,7 @@ impl Server {
             snapshot,
             custody,
             ticket_secret,
+            seen,
         } = load(config)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
@@ -159,22 +176,26 @@ impl Server {
         host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
         let ticket_secrets = TicketSecrets::new(Arc::clone(&snapshot.tickets), &snapshot.config.tickets, ticket_secret)
             .map_err(StartError::Memory)?;
+        let mut watch = Watch::new(Instant::now());
+        watch.follow(seen, Instant::now());
+        let started = now();
         let mut server = Server {
             loader,
             plan,
             custody,
             ticket_secrets,
+            watch,
             users_of_signers: host::users_of_signers(&snapshot.config),
             snapshot: Arc::clone(&snapshot),
+            retired: Vec::new(),
             workers: Vec::new(),
             bound: Vec::new(),
             inherited,
             collector: None,
             lines_lost,
-            started: now(),
+            started,
             draining: false,
-            reloads_succeeded: 0,
-            reloads_failed: 0,
+            reloads: Reloads::new(started),
         };
         server.start_workers()?;
         server.hand_out_channels();
@@ -277,14 +298,11 @@ impl Server {
         host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
+        let seen = seen(&config);
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
         let snapshot = snapshot.map_err(|problems| lines(&problems))?;
-        let sockets =
-            bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
-        self.ticket_secrets
-            .reload(&snapshot.config.tickets, ticket_secret)
-            .map_err(|error| StartError::Memory(error).to_string())?;
-        self.serve(Arc::new(snapshot), sockets);
+        self.put_in_force(snapshot, Some(ticket_secret))?;
+        self.watch.follow(seen, Instant::now());
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
         }
@@ -299,6 +317,61 @@ impl Server {
         Ok(format!(
             "epoch {epoch}: {listeners} listeners, {identities} identities, {upstreams} upstreams"
         ))
+    }
+
+    /// New connections are served by this snapshot from now on; those that are open keep theirs.
+    fn put_in_force(&mut self, snapshot: Snapshot, ticket_secret: Option<ticket_secret::Loaded>) -> Result<(), String> {
+        let workers = self.plan.cpus.len();
+        let sockets =
+            bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
+        if let Some(ticket_secret) = ticket_secret {
+            self.ticket_secrets
+                .reload(&snapshot.config.tickets, ticket_secret)
+                .map_err(|error| StartError::Memory(error).to_string())?;
+        }
+        self.retired.push(Arc::clone(&self.snapshot));
+        self.serve(Arc::new(snapshot), sockets);
+        Ok(())
+    }
+
+    /// Loads again what these files belong to. What they have made unusable stays as it was.
+    fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
+        let began = Instant::now();
+        let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
+        let verdict = self.watch.loaded(changed, failures, at);
+        for what in &verdict.not_yet {
+            tracing::info!(
+                what,
+                "a changed file cannot be used yet, the old one stays in use; perhaps more of them are about to change"
+            );
+        }
+        for why in &verdict.alarms {
+            tracing::error!(why, "a changed file cannot be used, the old one stays in use");
+            self.reloads.count(Trigger::File, false, false, now());
+        }
+        let Some(snapshot) = snapshot else { return };
+        match self.put_in_force(snapshot, None) {
+            Ok(()) => {
+                let good = !self.watch.is_in_trouble();
+                self.reloads.count(Trigger::File, true, good, now());
+                let files: Vec<String> = changed
+                    .iter()
+                    .take(FILES_TOLD)
+                    .map(|file| file.display().to_string())
+                    .collect();
+                tracing::info!(
+                    epoch = self.snapshot.epoch,
+                    changed = changed.len(),
+                    files = files.join(", "),
+                    took_ms = began.elapsed().as_millis() as u64,
+                    "changed files are in use"
+                );
+            }
+            Err(why) => {
+                tracing::error!(why, "changed files cannot be put in use");
+                self.reloads.count(Trigger::File, false, false, now());
+            }
+        }
     }
 }
 
@@ -340,6 +413,10 @@ impl Service for Server {
                 usage: listener.session_cache()?.usage(),
             })
         };
+        let connections = |snapshot: &Arc<Snapshot>| {
+            let workers = snapshot.connections.iter();
+            (snapshot.epoch, workers.map(|counter| counter.value()).sum())
+        };
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
@@ -349,8 +426,8 @@ impl Service for Server {
             tickets: self.snapshot.tickets.in_use(),
             session_caches: self.snapshot.listeners.iter().filter_map(session_cache).collect(),
             epoch: self.snapshot.epoch,
-            reloads_succeeded: self.reloads_succeeded,
-            reloads_failed: self.reloads_failed,
+            connections_by_epoch: self.retired.iter().chain([&self.snapshot]).map(connections).collect(),
+            reloads: self.reloads.clone(),
             log_lines_lost: self.lines_lost.value(),
             started: self.started,
         }
@@ -375,15 +452,27 @@ impl Service for Server {
         self.custody.tick(now);
         let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
         let tickets = self.ticket_secrets.tick(now);
-        Some(custody.map_or(tickets, |custody| custody.min(tickets)))
+        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        let changed = self.watch.tick(now);
+        if !changed.is_empty() && !self.draining {
+            self.renew(&changed, now);
+        }
+        let files = self.watch.due().map(|due| due.saturating_duration_since(now));
+        [custody, files].into_iter().flatten().chain([tickets]).min()
+    }
+
+    fn hints(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.hints()
+    }
+
+    fn hinted(&mut self, now: Instant) {
+        self.watch.hinted(now);
     }
 
     fn reload(&mut self) -> Result<String, String> {
         let result = self.try_reload();
-        match &result {
-            Ok(_) => self.reloads_succeeded += 1,
-            Err(_) => self.reloads_failed += 1,
-        }
+        let good = result.is_ok();
+        self.reloads.count(Trigger::Signal, good, good, now());
         result
     }
 
@@ -413,6 +502,12 @@ impl Service for Server {
         }
         self.collector = None;
     }
+}
+
+/// The files that a configuration has watched, as they are before they are read.
+fn seen(config: &Config) -> Seen {
+    let files = config.global.watch_files.then(|| Snapshot::files(config));
+    Seen::now(files.unwrap_or_default())
 }
 
 /// New sockets by address, one for each worker.

@@ -73,7 +73,7 @@ pub(super) fn by_name<T>(listener: &config::Listener, of: impl Fn(Destination) -
 /// With what was loaded for each of [`settings`]. Sessions are kept in one cache, which stays through reloads unless its size is another now.
 pub(super) fn load(
     listener: &config::Listener,
-    client_auths: Vec<Option<ClientAuth>>,
+    client_auths: Vec<Option<Arc<ClientAuth>>>,
     tickets: &config::Tickets,
     sealing: &Arc<Tickets>,
     previous: Option<&Listener>,
@@ -83,10 +83,10 @@ pub(super) fn load(
         let known = same.and_then(|same| same.session_cache().cloned());
         known.unwrap_or_else(|| Arc::new(SessionCache::new(bytes)))
     });
-    let admission = |client_auth: Option<ClientAuth>| {
+    let admission = |client_auth: Option<Arc<ClientAuth>>| {
         let sealing = listener.tls.tickets.then(|| Arc::clone(sealing));
         let clock = Arc::new(DefaultTimeProvider);
-        let resumption = Resumption::new(&listener.name, client_auth.as_ref(), tickets.lifetime, sealing, clock);
+        let resumption = Resumption::new(&listener.name, client_auth.as_deref(), tickets.lifetime, sealing, clock);
         Admission {
             client_auth,
             resumption: Arc::new(match &cache {
@@ -110,7 +110,7 @@ pub(super) fn warnings(snapshot: &Snapshot, listener: &Listener) -> Vec<Warning>
     let all: Vec<_> = std::iter::once((None, own)).chain(of_routes).collect();
     let policy = |AdmissionId(position): AdmissionId| {
         let admission = &listener.admissions[position];
-        admission.client_auth.as_ref().map(ClientAuth::policy)
+        admission.client_auth.as_ref().map(|client_auth| client_auth.policy())
     };
     let mut warnings = Vec::new();
     for (position, settings) in settings(&listener.settings).into_iter().enumerate() {

@@ -56,7 +56,6 @@ pub(super) struct Identities<'a> {
 
 impl<'a> Identities<'a> {
     pub(super) fn new(config: &'a Config, custody: &'a mut Custody) -> Identities<'a> {
-        custody.forgive_pins();
         Identities {
             config,
             custody,

@@ -29,10 +29,10 @@ pub struct Policy {
 }
 
 /// Who is let in, and which sessions can be resumed: what a listener may have differently for some names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Admission {
     /// The verification of client certificates; none when clients are not asked for any.
-    pub client_auth: Option<ClientAuth>,
+    pub client_auth: Option<Arc<ClientAuth>>,
     /// Sessions of those who were let in.
     pub resumption: Arc<Resumption>,
 }

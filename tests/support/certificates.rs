@@ -9,6 +9,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
     PublicKeyData, RsaKeySize, SignatureAlgorithm,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 
 /// The kind of an identity's key.
@@ -82,7 +84,7 @@ impl Ca {
     }
 
     /// Its certificate.
-    pub(crate) fn der(&self) -> rustls_pki_types::CertificateDer<'static> {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.issuer.der().clone()
     }
 
@@ -130,6 +132,11 @@ impl Ca {
         let certificate = params.signed_by(key, &self.issuer).unwrap();
         std::fs::write(self.certificate_file(name), certificate.pem()).unwrap();
     }
+}
+
+/// The first certificate of a PEM file.
+pub(crate) fn leaf_in(file: &Path) -> Vec<u8> {
+    CertificateDer::from_pem_file(file).unwrap().to_vec()
 }
 
 fn params(dns_names: &[&str], common_name: &str) -> CertificateParams {

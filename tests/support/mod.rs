@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use authority::{Authority, DAY, Shown, pem_of_list};
 pub(crate) use balancers::Balancer;
-pub(crate) use certificates::{Ca, KeyKind};
+pub(crate) use certificates::{Ca, KeyKind, leaf_in};
 pub(crate) use client::{Client, Connection, End};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};

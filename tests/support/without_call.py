@@ -1,4 +1,4 @@
-"""Runs its arguments as a program for which io_uring_setup(2) is forbidden, as containers do."""
+"""NUMBER PROGRAM ARGUMENT...: runs a program for which the system call of this number is forbidden, as containers do."""
 import ctypes
 import os
 import struct
@@ -6,7 +6,7 @@ import sys
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 LOAD_NUMBER, JUMP_EQUAL, RETURN = 0x20, 0x15, 0x06
-IO_URING_SETUP, EPERM = 425, 1
+EPERM = 1
 RETURN_ERRNO, RETURN_ALLOW = 0x00050000, 0x7FFF0000
 
 
@@ -16,7 +16,7 @@ class Program(ctypes.Structure):
 
 instructions = [
     (LOAD_NUMBER, 0, 0, 0),
-    (JUMP_EQUAL, 0, 1, IO_URING_SETUP),
+    (JUMP_EQUAL, 0, 1, int(sys.argv[1])),
     (RETURN, 0, 0, RETURN_ERRNO | EPERM),
     (RETURN, 0, 0, RETURN_ALLOW),
 ]
@@ -27,4 +27,4 @@ if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
     sys.exit("no_new_privs: " + os.strerror(ctypes.get_errno()))
 if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
     sys.exit("seccomp: " + os.strerror(ctypes.get_errno()))
-os.execv(sys.argv[1], sys.argv[1:])
+os.execv(sys.argv[2], sys.argv[2:])
