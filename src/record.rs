@@ -25,6 +25,10 @@ pub struct ConnectionRecord {
     pub negotiated: Option<Negotiated>,
     /// Why the session that the client wanted to resume was not.
     pub declined: Option<Declined>,
+    /// Subject of the client's certificate, as its CA has written it: cut where it is long.
+    pub client_subject: Option<String>,
+    /// Serial number of the client's certificate in hexadecimal.
+    pub client_serial: Option<String>,
     /// Address of the upstream server that was connected.
     pub server: Option<Arc<str>>,
     /// Plaintext bytes from the client to the upstream.

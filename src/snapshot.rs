@@ -1,6 +1,7 @@
 //! The whole configuration as loaded: files read, names resolved, keys checked. Immutable, built whole or not at all, swapped by
 //! one `Arc`. A session keeps the one it started with.
 
+mod admissions;
 mod client_auth;
 mod identities;
 pub mod inventory;
@@ -18,9 +19,9 @@ use ringlock_hsm::custody::Custody;
 use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
-use rustls::time_provider::DefaultTimeProvider;
 use zeroize::Zeroizing;
 
+use self::admissions::Destination;
 use self::identities::{Identities, Loaded};
 pub use self::identities::{files, pairs, token_spec};
 pub use self::renewal::{Failure, Renewal};
@@ -30,13 +31,11 @@ use crate::config::{
     self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
 };
 use crate::crypto::cpu::Cpu;
-use crate::identity::client_auth::ClientAuth;
 use crate::identity::preflight::FileFacts;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::{FOLDER_MESSAGES_MAX, SERVERS_PER_UPSTREAM_MAX};
 use crate::metrics::{Counter, KeyMetrics, ServerMetrics};
-use crate::tls::policy::Policy;
-use crate::tls::resumption::Resumption;
+use crate::tls::policy::{Admission, AdmissionId, Policy};
 use crate::tls::session_cache::SessionCache;
 use crate::tls::tickets::Tickets;
 
@@ -83,14 +82,12 @@ pub struct Listener {
     pub name: Arc<str>,
     /// TLS settings.
     pub policy: Arc<Policy>,
-    /// The verification of client certificates; none when clients are not asked for any.
-    pub client_auth: Option<Arc<ClientAuth>>,
-    /// Which sessions are resumed.
-    pub resumption: Arc<Resumption>,
+    /// Who is let in: the first is for all names but those of routes that have one of their own.
+    admissions: Vec<Admission>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
-    routes: Arc<NameMap<UpstreamId>>,
+    routes: Arc<NameMap<Destination>>,
 }
 
 /// One `[[upstream]]`.
@@ -143,21 +140,25 @@ impl Snapshot {
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
-        let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
-            client_auth::load(listener, places).map(|loaded| loaded.map(Arc::new))
-        })
-        .into_iter();
+        let load_client_auths = |listener| {
+            collect(&admissions::settings(listener), &mut problems, |settings| {
+                client_auth::load(settings.client_auth, &settings.table, places).map(|loaded| loaded.map(Arc::new))
+            })
+        };
+        let client_auths: Vec<_> = config.listeners.iter().map(load_client_auths).collect();
+        let mut client_auths = client_auths.into_iter();
         let tickets = previous
             .map(|snapshot| Arc::clone(&snapshot.tickets))
             .unwrap_or_default();
         let mut listeners = Vec::new();
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
-                let client_auth = client_auths.next().expect("each listener's was loaded");
-                let resumption = resumption(listener, client_auth.as_deref(), &config.tickets, &tickets, previous);
+                let client_auths = client_auths.next().expect("each listener's were loaded");
+                let previous = previous.and_then(|snapshot| snapshot.listener(&listener.name));
+                let admissions = admissions::load(listener, client_auths, &config.tickets, &tickets, previous);
                 let own = identities_of(&listener.identities, &ranges, &identities);
                 let own: Vec<_> = own.map(Arc::clone).collect();
-                load_listener(listener, client_auth, resumption, places, &own, previous)
+                load_listener(listener, admissions, places, &own, previous)
             });
         }
         if !problems.is_empty() {
@@ -205,14 +206,14 @@ impl Snapshot {
             warnings.push(self.config.places.warning("tickets.secret", what, remedy));
         }
         for listener in &self.listeners {
-            if let Some(client_auth) = &listener.client_auth {
-                warnings.extend(client_auth::warnings(
-                    &listener.settings,
-                    client_auth,
-                    &self.config.places,
-                    now,
-                ));
+            let settings = admissions::settings(&listener.settings);
+            for (admissions::Settings { table, client_auth }, admission) in settings.iter().zip(&listener.admissions) {
+                if let (Some(settings), Some(client_auth)) = (client_auth, &admission.client_auth) {
+                    let places = &self.config.places;
+                    warnings.extend(client_auth::warnings(settings, client_auth, table, places, now));
+                }
             }
+            warnings.extend(admissions::warnings(self, listener));
         }
         warnings
     }
@@ -237,6 +238,13 @@ impl Snapshot {
 
     fn listener(&self, name: &str) -> Option<&Listener> {
         self.listeners.iter().find(|listener| *listener.name == *name)
+    }
+
+    /// A server that both groups have, for people.
+    fn shared_server(&self, one: UpstreamId, other: UpstreamId) -> Option<&str> {
+        let [one, other] = [one, other].map(|UpstreamId(position)| &self.upstreams[position].servers);
+        let is_shared = |server: &&Server| other.iter().any(|other| other.endpoint == server.endpoint);
+        one.iter().find(is_shared).map(|server| &*server.label)
     }
 
     /// The server that an id of this snapshot's balancer means.
@@ -273,7 +281,21 @@ impl Listener {
     #[must_use]
     pub fn route(&self, name: Option<&str>) -> UpstreamId {
         let routed = name.and_then(|name| self.routes.find(name).first());
-        routed.copied().unwrap_or(self.settings.upstream)
+        routed.map_or(self.settings.upstream, |destination| destination.upstream)
+    }
+
+    /// How clients that ask for this lower-case name are let in.
+    #[must_use]
+    pub fn admission(&self, name: Option<&str>) -> &Admission {
+        let routed = name.and_then(|name| self.routes.find(name).first());
+        let AdmissionId(position) = routed.map_or(AdmissionId::default(), |destination| destination.admission);
+        &self.admissions[position]
+    }
+
+    /// For sessions that clients do not keep themselves: one for all names.
+    #[must_use]
+    pub fn session_cache(&self) -> Option<&Arc<SessionCache>> {
+        self.admissions[0].resumption.cache()
     }
 
     /// Counts a connection in, unless there are `connections_max` already.
@@ -400,34 +422,12 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-/// The sessions of a listener; those in its cache stay, unless its policy or its cache is another now.
-fn resumption(
-    settings: &config::Listener,
-    client_auth: Option<&ClientAuth>,
-    tickets: &config::Tickets,
-    sealing: &Arc<Tickets>,
-    previous: Option<&Snapshot>,
-) -> Arc<Resumption> {
-    let sealing = settings.tls.tickets.then(|| Arc::clone(sealing));
-    let clock = Arc::new(DefaultTimeProvider);
-    let new = Resumption::new(&settings.name, client_auth, tickets.lifetime, sealing, clock);
-    let Some(bytes) = settings.tls.session_cache else {
-        return Arc::new(new);
-    };
-    let known = previous
-        .and_then(|snapshot| snapshot.listener(&settings.name))
-        .filter(|known| known.settings.tls.session_cache == Some(bytes) && known.resumption.is_like(&new))
-        .and_then(|known| known.resumption.cache().cloned());
-    Arc::new(new.with_cache(known.unwrap_or_else(|| Arc::new(SessionCache::new(bytes)))))
-}
-
 fn load_listener(
     settings: &config::Listener,
-    client_auth: Option<Arc<ClientAuth>>,
-    resumption: Arc<Resumption>,
+    admissions: Vec<Admission>,
     places: &Places,
     own: &[Arc<Identity>],
-    previous: Option<&Snapshot>,
+    previous: Option<&Listener>,
 ) -> Result<Listener, Problem> {
     if settings.tls.max_version == TlsVersion::Tls13 && !own.iter().any(|identity| identity.signs_for_tls13()) {
         return Err(places.problem(
@@ -438,13 +438,8 @@ fn load_listener(
         ));
     }
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
-    let policy = Policy::new(
-        &settings.tls,
-        client_auth.as_deref(),
-        selector,
-        &resumption,
-        Cpu::detect(),
-    );
+    let names = admissions::by_name(settings, |destination| destination.admission);
+    let policy = Policy::new(&settings.tls, &admissions, names, selector, Cpu::detect());
     let policy = policy.map_err(|error| {
         let key = format!("listener \"{}\": tls", settings.name);
         places.problem(
@@ -454,18 +449,12 @@ fn load_listener(
             "leave out cipher_suites and groups",
         )
     })?;
-    let mut routes = NameMap::default();
-    for route in &settings.routes {
-        routes.insert(&route.sni, route.upstream);
-    }
-    let same = previous.and_then(|snapshot| snapshot.listener(&settings.name));
     Ok(Listener {
         name: settings.name.as_str().into(),
         policy: Arc::new(policy),
-        client_auth,
-        resumption,
-        live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
+        admissions,
+        live: previous.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
-        routes: Arc::new(routes),
+        routes: Arc::new(admissions::by_name(settings, |destination| destination)),
     })
 }

@@ -22,6 +22,7 @@ use crate::buffers::SendPool;
 use crate::crypto::batch::Engine;
 use crate::crypto::{pool, suspend};
 use crate::error::{Cause, IoError};
+use crate::identity::client_auth::ClientSubject;
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -570,6 +571,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             alpn: session.tls().alpn().map(Into::into),
             negotiated: session.tls().negotiated(),
             declined: session.tls().resumptions().declined.map(|(_, why)| why),
+            client_subject: session.client().and_then(ClientSubject::shown),
+            client_serial: session.client().map(ClientSubject::serial),
             server,
             received,
             sent,

@@ -18,6 +18,7 @@ both_drivers!(
     a_file_that_is_gone_may_come_back,
     one_broken_certificate_of_many_holds_up_no_other,
     a_revocation_list_is_in_force_by_itself,
+    the_ca_of_a_route_is_in_force_by_itself,
     open_connections_count_under_their_epoch,
 );
 
@@ -341,6 +342,42 @@ fn a_revocation_list_is_in_force_by_itself(io: Io) {
     fs::write(&crl, &whole).unwrap();
     eventually("the new list", || try_exchange(&one).err());
     try_exchange(&other).unwrap();
+}
+
+fn the_ca_of_a_route_is_in_force_by_itself(io: Io) {
+    let origin = Origin::echo();
+    let (before, after) = (Authority::root("before"), Authority::root("after"));
+    let setup = watching(io, &origin).identity("admin", &["admin.example"], KeyKind::Ecdsa);
+    let [own, ca] = ["own.pem", "admin.ca.pem"].map(|name| setup.folder().join(name));
+    for file in [&own, &ca] {
+        fs::write(file, before.pem()).unwrap();
+    }
+    let gateway = setup
+        .listener(&format!(
+            "client_auth = {{ mode = \"required\", ca = {own:?} }}\n\
+             routes = [{{ sni = \"admin.example\", upstream = \"app\", client_auth = {{ mode = \"required\", ca = {ca:?} }} }}]"
+        ))
+        .start();
+    let [old, new] = [before.client(), after.client()].map(|shown| Client::new(&gateway).shows(&shown));
+    let admin = |client: &Client<'_>| try_exchange(&client.clone().name("admin.example"));
+    admin(&old).unwrap();
+    admin(&new).unwrap_err();
+    fs::write(&ca, after.pem()).unwrap();
+    eventually("the new CA", || admin(&new).ok());
+    admin(&old).unwrap_err();
+    // The listener's own has not changed.
+    try_exchange(&old).unwrap();
+    try_exchange(&new).unwrap_err();
+    // One that is broken stays as it was, also when the other changes.
+    fs::write(&ca, "nothing").unwrap();
+    gateway.wait_for_line("that it cannot be used yet", |line| {
+        let what = line["what"].as_str().unwrap_or_default();
+        what.contains("routes[0].client_auth.ca")
+    });
+    fs::write(&own, after.pem()).unwrap();
+    eventually("the listener's new CA", || try_exchange(&new).ok());
+    admin(&new).unwrap();
+    admin(&old).unwrap_err();
 }
 
 fn open_connections_count_under_their_epoch(io: Io) {

@@ -371,7 +371,7 @@ static LISTENER: Section = Section {
             "routes",
             Kind::Sections(&ROUTE),
             Presence::Optional,
-            "Upstreams by SNI; the first route that matches wins.",
+            "Upstreams by SNI, and who gets there; an exact name beats a wildcard.",
         ),
         key(
             "connections_max",
@@ -435,15 +435,21 @@ static ROUTE: Section = Section {
     keys: &[
         key(
             "sni",
-            Kind::Text(NAME_PATTERN),
+            Kind::TextOrTexts(NAME_PATTERN),
             Presence::Required,
-            "Host name, or a wildcard for exactly one leftmost label.",
+            "Host name, or a wildcard for exactly one leftmost label; or a list of them.",
         ),
         key(
             "upstream",
             Kind::Text("the name of an [[upstream]]"),
             Presence::Required,
             "Where these names go.",
+        ),
+        key(
+            "client_auth",
+            Kind::Section(&CLIENT_AUTH),
+            Presence::Optional,
+            "Client certificates of those who ask for these names. Absent: as the listener has it.",
         ),
     ],
 };
@@ -711,9 +717,9 @@ static UPSTREAM: Section = Section {
         ),
         key(
             "send_proxy",
-            Kind::Word(&[word("off"), word("v1"), word("v2")]),
+            Kind::Word(&[word("off"), word("v1"), word("v2"), word("v2_certificate")]),
             Presence::Default(r#""off""#),
-            "PROXY protocol header to the server: v1 is text, v2 binary with TLS details.",
+            "PROXY protocol header to the server: v1 is text, v2 binary with TLS details, v2_certificate the same with the client's certificate.",
         ),
     ],
 };

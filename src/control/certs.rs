@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::metrics::Trigger;
 use super::time::Timestamp;
-use crate::config::{self, Config, IdentityId, NamePattern};
+use crate::config::{Config, IdentityId, NamePattern};
 use crate::identity::NameMap;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::expiry::{Stage, Validity};
@@ -210,23 +210,18 @@ impl Inventory {
     #[must_use]
     pub fn of_config(config: &Config, now: i64, within: Option<Duration>) -> Inventory {
         let (entries, clients) = read_all(config);
-        let clients: Vec<_> = config.listeners.iter().zip(&clients).collect();
+        let clients: Vec<_> = clients.iter().map(Clients::as_ref).collect();
         Inventory::new(config, &entries, &clients, Clock::new(now, within))
     }
 
     /// What is in force.
     #[must_use]
     pub fn of_snapshot(snapshot: &Snapshot, now: i64, within: Option<Duration>) -> Inventory {
-        let mut inventory = Inventory::new(&snapshot.config, &snapshot.entries(), &[], Clock::new(now, within));
-        for listener in &snapshot.listeners {
-            if let Some(client_auth) = &listener.client_auth {
-                inventory.add_clients(listener.settings(), client_auth, Clock::new(now, within));
-            }
-        }
-        inventory
+        let clock = Clock::new(now, within);
+        Inventory::new(&snapshot.config, &snapshot.entries(), &snapshot.clients(), clock)
     }
 
-    fn new(config: &Config, entries: &[Entry], clients: &[(&config::Listener, &Clients)], clock: Clock) -> Inventory {
+    fn new(config: &Config, entries: &[Entry], clients: &[Clients<&ClientAuth>], clock: Clock) -> Inventory {
         let mut uses = uses(config, entries);
         let mut certificates: Vec<Certificate> = entries
             .iter()
@@ -259,15 +254,19 @@ impl Inventory {
             client_authorities: Vec::new(),
             revocation_lists: Vec::new(),
         };
-        for (listener, clients) in clients {
-            match clients {
-                Ok(Some(client_auth)) => inventory.add_clients(listener, client_auth, clock),
-                Ok(None) => {}
+        for Clients {
+            listener,
+            source,
+            loaded,
+        } in clients
+        {
+            match loaded {
+                Ok(client_auth) => inventory.add_clients(listener, source, client_auth, clock),
                 Err(problem) => inventory.client_authorities.push(Authority {
-                    listener: listener.name.clone(),
+                    listener: listener.clone(),
                     state: State::Unusable,
                     problem: Some(problem.to_string()),
-                    source: authorities_source(listener),
+                    source: source.clone(),
                     known: None,
                 }),
             }
@@ -275,18 +274,18 @@ impl Inventory {
         inventory
     }
 
-    fn add_clients(&mut self, listener: &config::Listener, client_auth: &ClientAuth, clock: Clock) {
+    fn add_clients(&mut self, listener: &str, source: &str, client_auth: &ClientAuth, clock: Clock) {
         for authority in client_auth.authorities() {
             let seconds_left = authority.not_after.saturating_sub(clock.now);
             self.client_authorities.push(Authority {
-                listener: listener.name.clone(),
+                listener: listener.to_owned(),
                 state: match seconds_left {
                     ..0 => State::Expired,
                     left if left < clock.within.unwrap_or(AUTHORITY_DUE_SECONDS) => State::Expiring,
                     _ => State::Valid,
                 },
                 problem: None,
-                source: authorities_source(listener),
+                source: source.to_owned(),
                 known: Some(KnownAuthority {
                     subject: authority.subject.clone(),
                     not_after: Timestamp(authority.not_after),
@@ -300,7 +299,7 @@ impl Inventory {
                 until: list.next_update,
             };
             self.revocation_lists.push(List {
-                listener: listener.name.clone(),
+                listener: listener.to_owned(),
                 state: clock.state(validity),
                 source: list.source.clone(),
                 issuer: list.issuer.clone(),
@@ -461,11 +460,6 @@ impl Known {
     }
 }
 
-fn authorities_source(listener: &config::Listener) -> String {
-    let settings = listener.client_auth.as_ref();
-    settings.map_or_else(String::new, |settings| settings.ca.display().to_string())
-}
-
 /// Which listeners use each of these certificates, by their positions.
 fn uses(config: &Config, entries: &[Entry]) -> HashMap<usize, Vec<Use>> {
     let mut by_identity: HashMap<IdentityId, Vec<usize>> = HashMap::new();
@@ -491,9 +485,10 @@ fn uses(config: &Config, entries: &[Entry]) -> HashMap<usize, Vec<Use>> {
         let mut routes: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         for route in &listener.routes {
             // A pattern is found by itself: no name begins with an asterisk.
-            let name = shown_pattern(&route.sni);
-            for &position in names.find(&name) {
-                routes.entry(position).or_default().push(name.clone());
+            for name in route.sni.iter().map(shown_pattern) {
+                for &position in names.find(&name) {
+                    routes.entry(position).or_default().push(name.clone());
+                }
             }
         }
         for (number, position) in own().enumerate() {

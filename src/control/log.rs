@@ -369,6 +369,8 @@ fn write_record(record: &ConnectionRecord) {
                 suite = kind.map(|kind| SUITES[usize::from(kind.suite)]),
                 group = kind.map(|kind| GROUPS[usize::from(kind.group)]),
                 resumed = kind.map(|kind| kind.resumption != 0),
+                client_subject = record.client_subject.as_deref(),
+                client_serial = record.client_serial.as_deref(),
                 not_resumed = record.declined.map(|why| Declined::LABELS[why as usize]),
                 upstream = record.server.as_deref(),
                 received = record.received,
@@ -420,6 +422,8 @@ mod tests {
                 resumption: 1,
             }),
             declined: None,
+            client_subject: None,
+            client_serial: None,
             server: Some("127.0.0.1:8080".into()),
             received: 517,
             sent: 90_000,
@@ -486,7 +490,16 @@ mod tests {
         let text = logged(LogFormat::Json, || write_record(&unknown));
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         for absent in [
-            "peer", "sni", "alpn", "version", "suite", "group", "resumed", "upstream",
+            "peer",
+            "sni",
+            "alpn",
+            "version",
+            "suite",
+            "group",
+            "resumed",
+            "upstream",
+            "client_subject",
+            "client_serial",
         ] {
             assert!(line.get(absent).is_none(), "{absent}: {text}");
         }
@@ -518,12 +531,13 @@ mod tests {
         let hostile = ConnectionRecord {
             server_name: Some(evil.into()),
             alpn: Some(evil.as_bytes().iter().copied().chain([0, 0xff]).collect()),
+            client_subject: Some(evil.into()),
             ..record(Cause::Record(evil.to_owned()))
         };
         let json = logged(LogFormat::Json, || write_record(&hostile));
         assert_eq!(json.matches('\n').count(), 1, "{json}");
         let line: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(line["sni"], evil);
+        assert_eq!((&line["sni"], &line["client_subject"]), (&evil.into(), &evil.into()));
         assert_eq!(line["level"], "INFO");
         assert_eq!(line["fault"], "peer");
 

@@ -17,6 +17,7 @@ use crate::buffers::{SendBuffer, SendPool};
 use crate::config::UpstreamId;
 use crate::crypto::{CryptoOp, CryptoResult, OpId};
 use crate::error::{Cause, IoError};
+use crate::identity::client_auth::ClientSubject;
 use crate::metrics::WorkerMetrics;
 use crate::mutants::{Mutant, active};
 use crate::snapshot::Snapshot;
@@ -161,6 +162,8 @@ pub struct Session<T> {
     connect: Option<ServerId>,
     crypto: Option<CryptoOp>,
     next_op: u32,
+    /// Of a client that has shown a certificate.
+    client: Option<Box<ClientSubject>>,
     /// The client has sent something.
     heard: bool,
     received: u64,
@@ -197,6 +200,7 @@ impl<T: Tls> Session<T> {
             connect: None,
             crypto: None,
             next_op: 0,
+            client: None,
             heard: false,
             received: 0,
             sent: 0,
@@ -366,6 +370,12 @@ impl<T: Tls> Session<T> {
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {
         self.endpoints.map(|endpoints| endpoints.peer)
+    }
+
+    /// Whom the client's certificate names, once the handshake is complete.
+    #[must_use]
+    pub fn client(&self) -> Option<&ClientSubject> {
+        self.client.as_deref()
     }
 
     /// The TLS of the session.

@@ -486,7 +486,7 @@ impl Service for Server {
         let session_cache = |listener: &crate::snapshot::Listener| {
             Some(SessionCacheView {
                 listener: listener.name.to_string(),
-                usage: listener.resumption.cache()?.usage(),
+                usage: listener.session_cache()?.usage(),
             })
         };
         let connections = |snapshot: &Arc<Snapshot>| {

@@ -12,6 +12,7 @@ use ringlock_hsm::{formats, pin};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::admissions::{self, Settings};
 use super::identities::{Identities, pairs};
 use super::{Snapshot, client_auth, read};
 use crate::config::{self, CertificateSource, Config, IdentityId, InTokens, KeySource, Problem};
@@ -37,12 +38,32 @@ pub struct Entry {
     pub problem: Option<Problem>,
 }
 
-/// What a listener's clients are verified with; nothing when they are not asked for certificates.
-pub type Clients = Result<Option<ClientAuth>, Problem>;
+/// What the clients of a listener, or of some of its names, are verified with.
+#[derive(Debug)]
+pub struct Clients<C> {
+    /// The listener.
+    pub listener: String,
+    /// The file with the CAs.
+    pub source: String,
+    /// What is in the files, or why `run` would refuse it.
+    pub loaded: Result<C, Problem>,
+}
 
-/// Reads the certificates of every identity, and what each listener's clients are verified with.
+impl Clients<ClientAuth> {
+    /// The same for whoever only looks.
+    #[must_use]
+    pub fn as_ref(&self) -> Clients<&ClientAuth> {
+        Clients {
+            listener: self.listener.clone(),
+            source: self.source.clone(),
+            loaded: self.loaded.as_ref().map_err(Problem::clone),
+        }
+    }
+}
+
+/// Reads the certificates of every identity, and what clients are verified with.
 #[must_use]
-pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients>) {
+pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients<ClientAuth>>) {
     // Keys of this process need no signer, and others are not opened.
     let no_signer = |_: &_, _| Err(std::io::Error::other("no signer is started to read certificates"));
     let mut custody = Custody::new(1, Box::new(no_signer));
@@ -53,12 +74,41 @@ pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients>) {
     };
     let entries = (0..).map(IdentityId).zip(&config.identities);
     let entries = entries.flat_map(|(of, settings)| reader.read(of, settings)).collect();
-    let listeners = config.listeners.iter();
-    let clients = listeners.map(|listener| client_auth::load(listener, &config.places));
+    let clients = config.listeners.iter().flat_map(|listener| {
+        admissions::settings(listener)
+            .into_iter()
+            .filter_map(|Settings { table, client_auth }| {
+                Some(Clients {
+                    listener: listener.name.clone(),
+                    source: client_auth?.ca.display().to_string(),
+                    loaded: client_auth::load(client_auth, &table, &config.places).transpose()?,
+                })
+            })
+    });
     (entries, clients.collect())
 }
 
 impl Snapshot {
+    /// What clients are verified with.
+    #[must_use]
+    pub fn clients(&self) -> Vec<Clients<&ClientAuth>> {
+        let listeners = self.listeners.iter().flat_map(|listener| {
+            let settings = admissions::settings(listener.settings());
+            listener
+                .admissions
+                .iter()
+                .zip(settings)
+                .filter_map(|(admission, settings)| {
+                    Some(Clients {
+                        listener: listener.name.to_string(),
+                        source: settings.client_auth?.ca.display().to_string(),
+                        loaded: Ok(admission.client_auth.as_deref()?),
+                    })
+                })
+        });
+        listeners.collect()
+    }
+
     /// The certificates in force.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {

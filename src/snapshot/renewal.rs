@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use ringlock_hsm::custody::Custody;
 
+use super::admissions::{self, Settings};
 use super::identities::{Identities, Loaded, files_of};
-use super::{Snapshot, client_auth, connections, identities_of, load_listener, resumption};
+use super::{Snapshot, client_auth, connections, identities_of, load_listener};
 use crate::config::{self, Config, Problem};
 use crate::identity::Identity;
 
@@ -67,34 +68,36 @@ impl Snapshot {
         };
         let mut listeners = self.listeners.clone();
         for (settings, listener) in config.listeners.iter().zip(&mut listeners) {
-            let files = of_listener(settings);
-            let mut client_auth = listener.client_auth.clone();
-            if concerns(changed, &files) {
-                match client_auth::load(settings, &config.places) {
-                    Ok(loaded) => client_auth = loaded.map(Arc::new),
-                    Err(problem) => fail(problem, &files),
+            let mut client_auths = Vec::new();
+            let mut same_clients = true;
+            for (Settings { table, client_auth }, admission) in
+                admissions::settings(settings).iter().zip(&listener.admissions)
+            {
+                let mut in_force = admission.client_auth.clone();
+                let files = client_auth.map(of_client_auth).unwrap_or_default();
+                if concerns(changed, &files) {
+                    match client_auth::load(*client_auth, table, &config.places) {
+                        Ok(loaded) => {
+                            in_force = loaded.map(Arc::new);
+                            same_clients = false;
+                        }
+                        Err(problem) => fail(problem, &files),
+                    }
                 }
+                client_auths.push(in_force);
             }
             let own: Vec<_> = identities_of(&settings.identities, &ranges, &identities)
                 .map(Arc::clone)
                 .collect();
-            let same = are_same(&own, self.identities_of(&settings.identities));
-            let same_clients = client_auth.as_ref().map(Arc::as_ptr) == listener.client_auth.as_ref().map(Arc::as_ptr);
-            if same_clients && same {
+            if same_clients && are_same(&own, self.identities_of(&settings.identities)) {
                 continue;
             }
-            let resumption = resumption(
-                settings,
-                client_auth.as_deref(),
-                &config.tickets,
-                &self.tickets,
-                Some(self),
-            );
-            match load_listener(settings, client_auth, resumption, &config.places, &own, Some(self)) {
+            let admissions = admissions::load(settings, client_auths, &config.tickets, &self.tickets, Some(&*listener));
+            match load_listener(settings, admissions, &config.places, &own, Some(&*listener)) {
                 Ok(loaded) => *listener = loaded,
                 Err(problem) => {
                     let identities = settings.identities.iter().map(|id| &config.identities[id.0]);
-                    let files: Vec<&Path> = identities.flat_map(files_of).chain(files).collect();
+                    let files: Vec<&Path> = identities.flat_map(files_of).chain(of_listener(settings)).collect();
                     fail(problem, &files);
                 }
             }
@@ -136,9 +139,14 @@ fn are_same<'a>(identities: &'a [Arc<Identity>], others: impl Iterator<Item = &'
 }
 
 fn of_listener(settings: &config::Listener) -> Vec<&Path> {
-    let Some(settings) = &settings.client_auth else {
-        return Vec::new();
-    };
+    let admissions = admissions::settings(settings).into_iter();
+    admissions
+        .filter_map(|settings| settings.client_auth)
+        .flat_map(of_client_auth)
+        .collect()
+}
+
+fn of_client_auth(settings: &config::ClientAuth) -> Vec<&Path> {
     let lists = settings.crl.iter().map(PathBuf::as_path);
     lists.chain([settings.ca.as_path()]).collect()
 }

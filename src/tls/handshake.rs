@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustls::crypto::CompletedKeyExchange;
+use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use rustls::{
-    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, ProtocolVersion,
+    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, PeerMisbehaved,
+    ProtocolVersion,
 };
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
@@ -35,6 +37,8 @@ pub struct Connection {
     offered_version: u16,
     /// Where the record ends that completes the ClientHello.
     hello_end: usize,
+    /// The client is asked for certificates, and rustls verifies signatures of its.
+    asks_for_certificates: bool,
 }
 
 enum State {
@@ -98,6 +102,8 @@ struct Established {
     negotiated: Option<Negotiated>,
     resumptions: Resumptions,
     alpn: Option<Box<[u8]>>,
+    /// Until it is taken.
+    client_certificate: Option<Box<CertificateDer<'static>>>,
 }
 
 impl Tls for Connection {
@@ -109,6 +115,7 @@ impl Tls for Connection {
             attempt: None,
             offered_version: 0,
             hello_end: 0,
+            asks_for_certificates: false,
         }
     }
 
@@ -200,6 +207,13 @@ impl Tls for Connection {
 
     fn negotiated(&self) -> Option<Negotiated> {
         self.established()?.negotiated
+    }
+
+    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>> {
+        let State::Established(this) = &mut self.state else {
+            return None;
+        };
+        this.client_certificate.take().map(|certificate| *certificate)
     }
 
     fn resumptions(&self) -> Resumptions {
@@ -365,8 +379,10 @@ impl Connection {
         {
             return Err(HandshakeFailure::NoSharedSuite);
         }
-        let config = self.policy.config(hello.prefers_chacha());
-        let rustls = UnbufferedServerConnection::new(Arc::clone(config))
+        // By the name of this ClientHello, which is that of the connection: rustls refuses a second one with another.
+        let configs = self.policy.configs(self.server_name.as_deref());
+        self.asks_for_certificates = configs.asks_for_certificates;
+        let rustls = UnbufferedServerConnection::new(Arc::clone(configs.config(hello.prefers_chacha())))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
         self.attempt = Some(Box::new(Attempt::new(!tls13, hello.takes_tickets())));
@@ -402,7 +418,7 @@ impl Connection {
                 };
                 return (at.used, Step::NeedsInput);
             };
-            let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
+            let verifies = self.asks_for_certificates && is_handshake(&received[at.end..end]);
             at.end = end;
             let given = &mut received[at.used..end];
             let attempt = self.take_attempt();
@@ -424,6 +440,7 @@ impl Connection {
         let negotiated = negotiated(&rustls);
         let resumptions = self.take_attempt().outcome(is_resumed(&rustls));
         let alpn = rustls.alpn_protocol().map(Into::into);
+        let client_certificate = rustls.peer_certificates().and_then(<[_]>::first).cloned().map(Box::new);
         match Records::new(*rustls) {
             Ok(records) => {
                 self.state = State::Established(Box::new(Established {
@@ -431,6 +448,7 @@ impl Connection {
                     negotiated,
                     resumptions,
                     alpn,
+                    client_certificate,
                 }));
                 (at.end, Step::Established)
             }
@@ -491,6 +509,9 @@ impl Connection {
         if processed.error.as_ref().is_some_and(is_key_failure) {
             // rustls has no alert for it. Its ServerHello is kept back, so that the client reads ours in the clear.
             sealed.write(&fatal(AlertDescription::InternalError));
+        } else if processed.error.as_ref().is_some_and(is_other_name) {
+            // For this one neither.
+            sealed.write(&fatal(AlertDescription::IllegalParameter));
         } else {
             sealed.write(&processed.output);
         }
@@ -548,6 +569,11 @@ impl Connection {
 /// The key has not signed.
 fn is_key_failure(error: &Error) -> bool {
     matches!(error, Error::Other(OtherError(error)) if error.is::<KeyFailure>())
+}
+
+/// The second ClientHello has another name than the first: RFC 8446 section 4.1.2 forbids it.
+fn is_other_name(error: &Error) -> bool {
+    *error == Error::PeerMisbehaved(PeerMisbehaved::ServerNameDifferedOnRetry)
 }
 
 /// A fatal alert before anything is encrypted, with its record.

@@ -16,6 +16,8 @@ mod unbuffered;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustls::pki_types::CertificateDer;
+
 use crate::buffers::{Outbox, SendPool, Sink};
 use crate::crypto::{CryptoOp, CryptoResult};
 use crate::error::{Cause, HandshakeFailure};
@@ -55,6 +57,10 @@ pub trait Tls: Sized {
 
     /// What was agreed on, once the handshake is complete.
     fn negotiated(&self) -> Option<Negotiated>;
+
+    /// Gives away the certificate that the client has shown in this handshake, or in the one whose session it resumes: once, when the
+    /// handshake is complete. It has been verified.
+    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>>;
 
     /// What became of sessions, once the handshake is complete.
     fn resumptions(&self) -> Resumptions;

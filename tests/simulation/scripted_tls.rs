@@ -19,6 +19,7 @@ use ringlock::tls::records::record_end;
 use ringlock::tls::{Opened, Outboxes, Step, Tls};
 use rustls::NamedGroup;
 use rustls::crypto::CompletedKeyExchange;
+use rustls::pki_types::CertificateDer;
 
 use super::client::{ClientTls, Heard, Hello};
 
@@ -261,6 +262,10 @@ impl Tls for ScriptedServer {
     }
 
     fn alpn(&self) -> Option<&[u8]> {
+        None
+    }
+
+    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>> {
         None
     }
 

@@ -71,7 +71,7 @@ fn of_listener(snapshot: &Snapshot, listener: &crate::config::Listener, warnings
             warnings.push(places.warning(key, what, remedy));
         }
     }
-    let routes = listener.routes.iter().map(|route| &route.sni);
+    let routes = listener.routes.iter().flat_map(|route| &route.sni);
     let findings = preflight::of_listener(identities().map(|identity| &**identity), routes, listener.strict_sni);
     let of_listener = |key: &str| format!("listener \"{}\": {key}", listener.name);
     let mut duplicates = 0;
