@@ -48,6 +48,25 @@ pub enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Show the certificates that a configuration uses: names, how long they are valid, where they are used
+    ///
+    /// Also the CAs and revocation lists that clients are verified with. Reads what `run` would load; keys in tokens are not opened, so no
+    /// PIN is used. What cannot be loaded comes first, then what ends first. The exit code is 1 when something cannot be loaded, and 2
+    /// when --strict is given and something shown has expired, is not valid yet, or should have been renewed.
+    Certs {
+        /// Configuration file (TOML)
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Show only what ends within this time, such as 30d, has expired, is not valid yet or cannot be loaded
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        expires_within: Option<Duration>,
+        /// Exit with code 2 when something has expired, is not valid yet, or ends soon
+        #[arg(long)]
+        strict: bool,
+    },
     /// Show what this processor is good at, measured, and what Ringlock will use of it
     ///
     /// Takes less than five seconds. The figures are those of one core that does nothing else: stop what else runs on this
@@ -86,9 +105,15 @@ pub enum Command {
         /// What it signs with, for whoever looks at the list of processes
         module: Option<PathBuf>,
     },
-    /// Start signers as these users; started by ringlock itself
+    /// Start signers for a gateway that starts no programs any more; started by ringlock itself
     #[command(hide = true)]
     SignerLauncher {
+        /// Whom to become first
+        #[arg(long)]
+        user: Option<String>,
+        /// Signers may stay whom this process is
+        #[arg(long)]
+        itself: bool,
         /// Whom signers may become
         users: Vec<String>,
     },
@@ -481,8 +506,10 @@ mod tests {
             })
         );
         assert_eq!(
-            command(&["signer-launcher", "keys", "other"]),
+            command(&["signer-launcher", "--itself", "keys", "other"]),
             Some(Command::SignerLauncher {
+                user: None,
+                itself: true,
                 users: vec!["keys".to_owned(), "other".to_owned()]
             })
         );

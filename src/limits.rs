@@ -123,6 +123,15 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// What an admin request may take, from accept to the last byte of the answer.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Names and certificates that `/certs` shows in all, some 100 bytes each; those that end last are left out.
+pub const CERTIFICATE_NAMES_SHOWN_MAX: usize = 100_000;
+
+/// What `/certs` tells at most of why a reload has failed.
+pub const RELOAD_ERROR_BYTES_MAX: usize = 16 * 1024;
+
+/// Lines that the log gets at once of certificates that near their end: many are issued, and so end, together.
+pub const EXPIRY_LINES_MAX: usize = 100;
+
 /// Longest request head the admin server reads: the least that hyper allows.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 8 * 1024;
 

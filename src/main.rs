@@ -1,46 +1,62 @@
-//! The gateway's command line: `run`, `check`, `hw`, `keys`, `config schema`, and the demo.
+//! The gateway's command line: `run`, `check`, `certs`, `hw`, `keys`, `config schema`, and the demo.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Parser;
 use ringlock::cli::{self, Args, Command, ConfigCommand, KeysCommand, Style};
 use ringlock::config::{self, Problem, Warning};
 use ringlock::control::admin::Admin;
+use ringlock::control::certs::Inventory;
 use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
-use ringlock::control::{self, demo};
+use ringlock::control::time::Timestamp;
+use ringlock::control::{
+    self,
+    demo::{self, Demo},
+};
 use ringlock::server::{self, Inherited, Server, StartError, host};
-use ringlock_hsm::{launcher, signer};
+use ringlock_hsm::launcher::{self, Whom};
+use ringlock_hsm::signer;
 
 fn main() -> ExitCode {
     match Args::parse().command {
         None => run_demo(),
         Some(Command::Run { config }) => run(&config, None),
         Some(Command::Check { config, strict }) => check(&config, strict),
+        Some(Command::Certs {
+            config,
+            json,
+            expires_within,
+            strict,
+        }) => certs(&config, json, expires_within, strict),
         Some(Command::Hw { config, json }) => hardware(config.as_deref(), json),
         Some(Command::Keys { command }) => keys(&command),
         Some(Command::Config {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
         Some(Command::Signer { user, gateway, .. }) => signer::main(user.as_deref(), gateway),
-        Some(Command::SignerLauncher { users }) => launcher::main(&users),
+        Some(Command::SignerLauncher { user, itself, users }) => launcher::main(&Whom {
+            process: user,
+            itself,
+            users,
+        }),
     }
 }
 
 fn run_demo() -> ExitCode {
     match demo::prepare() {
         // The demo's files and its origin go when it is dropped, after the gateway has ended.
-        Ok(demo) => run(&demo.configuration(), Some(&demo.banner())),
+        Ok(demo) => run(&demo.configuration(), Some(&demo)),
         Err(error) => fail(&error),
     }
 }
 
-/// The gateway, until a signal or a failure ends it. The banner is printed once it listens.
-fn run(path: &Path, banner: Option<&str>) -> ExitCode {
+/// The gateway, until a signal or a failure ends it. The demo's banner is printed once it listens.
+fn run(path: &Path, demo: Option<&Demo>) -> ExitCode {
     // First, while every other descriptor is still closed.
     let inherited = Inherited::take();
     let (config, warnings) = match config::load(path) {
@@ -60,16 +76,17 @@ fn run(path: &Path, banner: Option<&str>) -> ExitCode {
     };
     let file = path.to_owned();
     let loader = Box::new(move || config::load(&file).map(|(config, _)| config));
-    let server = match Server::start(config, inherited, loader, logging.lines_lost()) {
+    let temporary = demo.map(Demo::folder);
+    let server = match Server::start(config, inherited, loader, &mut logging, temporary) {
         Ok(server) => server,
         Err(StartError::Problems(problems)) => return refuse(&problems, &[]),
-        Err(error @ (StartError::Thread(_) | StartError::Memory(_))) => return fail(&error),
+        Err(error @ (StartError::Thread(_) | StartError::Confine(_) | StartError::Memory(_))) => return fail(&error),
     };
     for warning in server.snapshot().warnings(unix_now()) {
         tracing::warn!("{warning}");
     }
-    if let Some(banner) = banner {
-        print(banner);
+    if let Some(demo) = demo {
+        print(&demo.banner());
     }
     control::run(server, admin, &mut logging).unwrap_or_else(|error| fail(&error))
 }
@@ -91,6 +108,27 @@ fn check(path: &Path, strict: bool) -> ExitCode {
     show(&problems, &warnings);
     print(&cli::summary(path, &problems, &warnings));
     ExitCode::from(cli::check_exit_code(&problems, &warnings, strict))
+}
+
+/// The certificates that a configuration uses.
+fn certs(path: &Path, json: bool, within: Option<Duration>, strict: bool) -> ExitCode {
+    let config = match config::load(path) {
+        Ok((config, _)) => config,
+        Err(problems) => return refuse(problems.as_slice(), &[]),
+    };
+    let mut inventory = Inventory::of_config(&config, unix_now(), within);
+    if within.is_some() {
+        inventory.keep_due();
+    }
+    let text = if json { inventory.json() } else { inventory.to_string() };
+    for problem in inventory.problems() {
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(std::io::stderr(), "error: {problem}");
+    }
+    match print(&text) {
+        ExitCode::SUCCESS => ExitCode::from(inventory.exit_code(strict)),
+        code => code,
+    }
 }
 
 /// What this machine is good at; with the settings of a file, or with "auto".
@@ -154,6 +192,5 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    Timestamp::now().0
 }

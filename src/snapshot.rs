@@ -3,6 +3,7 @@
 
 mod client_auth;
 mod identities;
+pub mod inventory;
 mod renewal;
 
 use std::collections::HashMap;

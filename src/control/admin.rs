@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -20,7 +21,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
-use crate::config::AdminAddress;
+use crate::config::{AdminAddress, parse_duration};
+use crate::control::certs::InForce;
 use crate::control::metrics::{self, View};
 use crate::limits::{ACCEPT_BACKOFF, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_REQUEST_TIMEOUT};
 
@@ -124,21 +126,21 @@ impl Admin {
         }
     }
 
-    /// Answers requests from what `status` says at the time. Runs in a `LocalSet` until it is dropped.
+    /// Answers requests from what the sources say at the time. Runs in a `LocalSet` until it is dropped.
     ///
     /// # Errors
     ///
     /// When the socket cannot be given to the runtime.
-    pub async fn serve(self, status: Rc<dyn Fn() -> Status>) -> io::Result<()> {
+    pub async fn serve(self, sources: Rc<Sources>) -> io::Result<()> {
         let slots = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
         match self.listener {
             Listener::Tcp(listener, _) => {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                accept(slots, status, async || Ok(listener.accept().await?.0)).await
+                accept(slots, sources, async || Ok(listener.accept().await?.0)).await
             }
             Listener::Unix(listener, _file) => {
                 let listener = tokio::net::UnixListener::from_std(listener)?;
-                accept(slots, status, async || Ok(listener.accept().await?.0)).await
+                accept(slots, sources, async || Ok(listener.accept().await?.0)).await
             }
         }
     }
@@ -175,11 +177,7 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     Ok(Listener::Unix(UnixListener::from(socket), file))
 }
 
-async fn accept<C>(
-    slots: Arc<Semaphore>,
-    status: Rc<dyn Fn() -> Status>,
-    next: impl AsyncFn() -> io::Result<C>,
-) -> io::Result<()>
+async fn accept<C>(slots: Arc<Semaphore>, sources: Rc<Sources>, next: impl AsyncFn() -> io::Result<C>) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -190,9 +188,9 @@ where
             .expect("the semaphore is never closed");
         match next().await {
             Ok(connection) => {
-                let status = Rc::clone(&status);
+                let sources = Rc::clone(&sources);
                 tokio::task::spawn_local(async move {
-                    converse(connection, status).await;
+                    converse(connection, sources).await;
                     drop(slot);
                 });
             }
@@ -205,9 +203,9 @@ where
 }
 
 /// One request and its answer, within [`ADMIN_REQUEST_TIMEOUT`] in all.
-async fn converse(connection: impl AsyncRead + AsyncWrite + Unpin + 'static, status: Rc<dyn Fn() -> Status>) {
+async fn converse(connection: impl AsyncRead + AsyncWrite + Unpin + 'static, sources: Rc<Sources>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&request, &*status);
+        let response = respond(&request, &sources);
         async move { Ok::<_, Infallible>(response) }
     });
     let exchange = hyper::server::conn::http1::Builder::new()
@@ -219,6 +217,14 @@ async fn converse(connection: impl AsyncRead + AsyncWrite + Unpin + 'static, sta
         Ok(Err(error)) => tracing::debug!(error = %error, "admin request failed"),
         Err(_) => tracing::debug!("admin request took too long"),
     }
+}
+
+/// What the admin server asks when it is asked.
+pub struct Sources {
+    /// How the gateway is.
+    pub status: Box<dyn Fn() -> Status>,
+    /// The certificates in force: of those that end within this time, or of all.
+    pub certificates: Box<dyn Fn(Option<Duration>) -> InForce>,
 }
 
 /// What the admin server tells.
@@ -243,9 +249,10 @@ pub enum Readiness {
     Failed(String),
 }
 
-fn respond<B>(request: &Request<B>, status: &dyn Fn() -> Status) -> Response<Full<Bytes>> {
-    const PATHS: [&str; 4] = ["/metrics", "/healthz", "/readyz", "/version"];
+fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> {
+    const PATHS: [&str; 5] = ["/metrics", "/healthz", "/readyz", "/version", "/certs"];
     const PLAIN: &str = "text/plain; charset=utf-8";
+    const JSON: &str = "application/json";
     let path = request.uri().path();
     if !PATHS.contains(&path) {
         return response(
@@ -261,7 +268,13 @@ fn respond<B>(request: &Request<B>, status: &dyn Fn() -> Status) -> Response<Ful
             .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return refusal;
     }
-    let status = status();
+    if path == "/certs" {
+        return match within(request.uri().query()) {
+            Ok(within) => response(StatusCode::OK, JSON, (sources.certificates)(within).json()),
+            Err(remedy) => response(StatusCode::BAD_REQUEST, PLAIN, format!("{remedy}\n")),
+        };
+    }
+    let status = (sources.status)();
     match path {
         "/metrics" => {
             let exposition = metrics::render(status.view);
@@ -291,9 +304,20 @@ fn respond<B>(request: &Request<B>, status: &dyn Fn() -> Status) -> Response<Ful
                 "workers": status.view.workers.iter().map(|worker| worker.cpu).collect::<Vec<_>>(),
                 "epoch": status.view.epoch,
             });
-            response(StatusCode::OK, "application/json", format!("{version}\n"))
+            response(StatusCode::OK, JSON, format!("{version}\n"))
         }
         other => unreachable!("{other} is in PATHS and has no answer"),
+    }
+}
+
+/// What `/certs` is to be about.
+fn within(query: Option<&str>) -> Result<Option<Duration>, String> {
+    match query {
+        None | Some("") => Ok(None),
+        Some(query) => match query.strip_prefix("expires_within=").map(parse_duration) {
+            Some(Ok(within)) => Ok(Some(within)),
+            Some(Err(_)) | None => Err(format!("found ?{query}, expected a time, such as ?expires_within=30d")),
+        },
     }
 }
 
@@ -320,7 +344,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
 
     use super::*;
     use crate::control::metrics::tests::busy;
@@ -334,11 +357,15 @@ mod tests {
                 .enable_all()
                 .build()
                 .unwrap();
-            let status = Rc::new(move || Status {
+            let status = move || Status {
                 readiness: readiness.clone(),
                 view: busy(),
-            });
-            tokio::task::LocalSet::new().block_on(&runtime, admin.serve(status))
+            };
+            let sources = Sources {
+                status: Box::new(status),
+                certificates: Box::new(|_| InForce::default()),
+            };
+            tokio::task::LocalSet::new().block_on(&runtime, admin.serve(Rc::new(sources)))
         });
         address
     }

@@ -2,11 +2,13 @@
 //! connection, so an asynchronous runtime with one thread is welcome here, and here only.
 
 pub mod admin;
+pub mod certs;
 pub mod demo;
 pub mod hardware;
 pub mod keys;
 pub mod log;
 pub mod metrics;
+pub mod time;
 
 use std::cell::RefCell;
 use std::io;
@@ -19,7 +21,8 @@ use sd_notify::NotifyState;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::admin::{Admin, Readiness, Status};
+use self::admin::{Admin, Readiness, Sources, Status};
+use self::certs::InForce;
 use self::log::Logging;
 use self::metrics::View;
 use crate::limits::FILES_HINTS_INTERVAL;
@@ -28,6 +31,9 @@ use crate::limits::FILES_HINTS_INTERVAL;
 pub trait Service {
     /// Counters and names, for whoever looks.
     fn view(&self) -> View;
+
+    /// The certificates in force. What ends `within` this time is expiring, and only that is told; without one everything.
+    fn certificates(&self, within: Option<Duration>) -> InForce;
 
     /// What it is doing now. Asked at least once a second, fifty times while it starts or drains.
     fn condition(&self) -> Condition;
@@ -110,10 +116,13 @@ async fn supervise<S: Service + 'static>(
     let mut reopen = signal(SignalKind::user_defined1())?;
     if let Some(admin) = admin {
         tracing::info!("admin server listens on {admin}");
-        let control = Rc::clone(control);
-        let status = Rc::new(move || control.borrow().status());
+        let (status, certificates) = (Rc::clone(control), Rc::clone(control));
+        let sources = Sources {
+            status: Box::new(move || status.borrow().status()),
+            certificates: Box::new(move |within| certificates.borrow().service.certificates(within)),
+        };
         tokio::task::spawn_local(async move {
-            if let Err(error) = admin.serve(status).await {
+            if let Err(error) = admin.serve(Rc::new(sources)).await {
                 tracing::error!(error = %error, "the admin server ended");
             }
         });

@@ -30,6 +30,9 @@ impl Service for Fake {
     fn view(&self) -> View {
         busy()
     }
+    fn certificates(&self, _: Option<Duration>) -> InForce {
+        InForce::default()
+    }
     fn condition(&self) -> Condition {
         self.condition.clone()
     }
@@ -141,6 +144,9 @@ struct Brief {
 impl Service for Brief {
     fn view(&self) -> View {
         self.fake.view()
+    }
+    fn certificates(&self, _: Option<Duration>) -> InForce {
+        InForce::default()
     }
     fn condition(&self) -> Condition {
         match self.drained_at {

@@ -4,6 +4,7 @@
 
 pub mod chain;
 pub mod client_auth;
+pub mod expiry;
 pub mod facts;
 pub mod preflight;
 

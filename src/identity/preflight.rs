@@ -4,22 +4,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::Identity;
+use super::expiry::{Stage, Validity, span};
 use super::facts::{CertificateFacts, Facts, KeyFacts, KeyKind};
 use crate::config::NamePattern;
-
-/// A certificate is warned of when this part of its lifetime is left, so that short-lived ones are not warned of all their life...
-const EXPIRY_WARNING_FRACTION: i64 = 4;
-/// ...and no earlier than this.
-const EXPIRY_WARNING_SECONDS_MAX: i64 = 30 * DAY;
 
 /// Clients whose clocks are this much behind refuse a certificate that is younger.
 const CLOCK_SKEW_SECONDS: i64 = 5 * 60;
 
 /// Smaller RSA keys are refused by clients (CA/Browser Forum, since 2014).
 const RSA_BITS_MIN: usize = 2048;
-
-const HOUR: i64 = 3600;
-const DAY: i64 = 24 * HOUR;
 
 /// Something that is legal and probably not meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,7 +270,7 @@ pub fn validity(facts: &Facts, now: i64) -> Vec<Finding> {
                 span(now - certificate.not_after)
             );
             find(Check::Expiry, what, "renew it");
-        } else if expires_soon(certificate, now) && !(position > 0 && certificate.self_signed) {
+        } else if Validity::of(certificate).stage(now) != Stage::Fresh && !(position > 0 && certificate.self_signed) {
             let what = format!("expires in {}", span(certificate.not_after - now));
             find(
                 Check::Expiry,
@@ -306,15 +299,6 @@ pub fn validity(facts: &Facts, now: i64) -> Vec<Finding> {
         }
     }
     findings
-}
-
-/// Less is left than a quarter of its lifetime, and than 30 days. Whatever renews certificates should have renewed it: that is done when a third is left,
-/// or a half of what lives for days.
-#[must_use]
-pub fn expires_soon(certificate: &CertificateFacts, now: i64) -> bool {
-    let lifetime = certificate.not_after.saturating_sub(certificate.not_before);
-    let warned_of = (lifetime / EXPIRY_WARNING_FRACTION).min(EXPIRY_WARNING_SECONDS_MAX);
-    certificate.not_after.saturating_sub(now) < warned_of
 }
 
 fn names(facts: &Facts, findings: &mut Vec<Finding>) {
@@ -380,23 +364,13 @@ fn usage(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
-/// A span of time for people: the largest unit that fits, and whole ones.
-fn span(seconds: i64) -> String {
-    let (count, unit) = match seconds {
-        ..60 => (seconds, "second"),
-        60..HOUR => (seconds / 60, "minute"),
-        HOUR..DAY => (seconds / HOUR, "hour"),
-        DAY.. => (seconds / DAY, "day"),
-    };
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {unit}{plural}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const NOW: i64 = 1_800_000_000;
+    const HOUR: i64 = 3600;
+    const DAY: i64 = 24 * HOUR;
 
     fn certificate(subject: &str, issuer: &str) -> CertificateFacts {
         CertificateFacts {
@@ -545,21 +519,6 @@ mod tests {
             facts.chain.push(root);
         });
         assert_eq!(findings, []);
-    }
-
-    #[test]
-    fn certificates_are_warned_of_late_in_their_life_whatever_its_length() {
-        for (lifetime_days, first_warning_hours) in [(6, 36), (45, 270), (90, 540), (398, 720), (3650, 720)] {
-            let mut certificate = certificate("leaf", "ca");
-            certificate.not_before = NOW;
-            certificate.not_after = NOW + lifetime_days * DAY;
-            let at = |hours_left: i64| certificate.not_after - hours_left * HOUR;
-            assert!(!expires_soon(&certificate, at(first_warning_hours)), "{lifetime_days}");
-            assert!(
-                expires_soon(&certificate, at(first_warning_hours) + 1),
-                "{lifetime_days}"
-            );
-        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The gateway as a whole: binds, drops privileges, starts the workers, hands them snapshots, joins them.
 
+pub mod confine;
+mod expiry;
 pub mod host;
 mod listen;
 mod stamp;
@@ -9,7 +11,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,20 +19,24 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
-use ringlock_hsm::custody::Custody;
+use ringlock_hsm::custody::{Custody, Launcher};
 
+use self::confine::{ConfineError, Confinement};
+use self::expiry::Expiries;
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use self::ticket_secret::TicketSecrets;
 use self::watch::{Seen, Watch};
 use crate::config::{Config, Problem, Problems};
-use crate::control::log::{Collector, LinesLost};
+use crate::control::certs::{InForce, Inventory, LastReload};
+use crate::control::log::{Collector, LinesLost, Logging};
 use crate::control::metrics::{
-    CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
+    self, CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
     WorkerView,
 };
+use crate::control::time::Timestamp;
 use crate::control::{Condition, Service};
-use crate::limits::{CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
+use crate::limits::{CERTIFICATE_NAMES_SHOWN_MAX, CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
 use crate::net::Waker;
 use crate::net::driver::Driver;
@@ -55,6 +61,9 @@ pub enum StartError {
     /// A thread, or the driver that is made in it, cannot be started.
     #[error("cannot start a thread: {0}; check the limits of this process (ulimit -a)")]
     Thread(#[source] std::io::Error),
+    /// Rights cannot be given up.
+    #[error(transparent)]
+    Confine(ConfineError),
     /// There is no page for the secret of session tickets.
     #[error("no memory for the secret of session tickets: {0}")]
     Memory(#[source] std::io::Error),
@@ -66,18 +75,35 @@ impl From<Vec<Problem>> for StartError {
     }
 }
 
-/// Everything that has to be found out before anything is bound or started: what `run` begins with and `check` is.
+impl From<ConfineError> for StartError {
+    fn from(error: ConfineError) -> Self {
+        match error {
+            ConfineError::Problem(problem) => StartError::Problems(vec![problem]),
+            error @ ConfineError::Sandbox(_) => StartError::Confine(error),
+        }
+    }
+}
+
+/// Everything that has to be found out before anything is bound or started, for `check`.
 ///
 /// # Errors
 /// Everything that the configuration asks for and is not there.
 pub fn load(config: Config) -> Result<Loaded, Vec<Problem>> {
+    load_with(config, |_| Ok(host::launcher()))
+}
+
+/// The same, with signers that are started by what `launcher` makes.
+fn load_with(
+    config: Config,
+    launcher: impl FnOnce(&Config) -> Result<Launcher, Problem>,
+) -> Result<Loaded, Vec<Problem>> {
     let plan = host::plan(&config);
     let ticket_secret = ticket_secret::read(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
-    if let Err(problems) = host::check_users_of_signers(&config, &[]) {
+    if let Err(problems) = host::check_users_of_signers(&config, None) {
         return Err(plan.err().into_iter().flatten().chain(problems).collect());
     }
-    let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
+    let launcher = launcher(&config).map_err(|problem| vec![problem])?;
     let mut custody = Custody::new(workers, launcher);
     let seen = seen(&config);
     let snapshot = Snapshot::load(config, workers, None, &mut custody);
@@ -117,9 +143,15 @@ pub struct Server {
     custody: Custody,
     ticket_secrets: TicketSecrets,
     watch: Watch,
-    /// Whom signers can become though the gateway is not root any more.
+    /// Whom signers can become besides the gateway's user.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
+    /// When it was put in force.
+    loaded_at: Timestamp,
+    /// Its certificates, for metrics.
+    certificates: Arc<[CertificateView]>,
+    expiries: Expiries,
+    last_reload: Option<LastReload>,
     /// Earlier ones that sessions still use. They end here, not in a worker: letting go of thousands of certificates takes its time.
     retired: Vec<Arc<Snapshot>>,
     workers: Vec<WorkerHandle>,
@@ -129,6 +161,7 @@ pub struct Server {
     /// Writes connection records until it is dropped, after the workers.
     collector: Option<Collector>,
     lines_lost: LinesLost,
+    confinement: Confinement,
     started: SystemTime,
     draining: bool,
     reloads: Reloads,
@@ -153,7 +186,8 @@ impl WorkerHandle {
 }
 
 impl Server {
-    /// Loads, binds, drops privileges and starts the workers.
+    /// Loads, binds, gives up what it does not need any more and starts the workers. The folder `temporary` is this process's own, to be
+    /// removed at its end.
     ///
     /// # Errors
     /// Why it cannot start, with every reason.
@@ -161,7 +195,8 @@ impl Server {
         config: Config,
         inherited: Inherited,
         loader: Loader,
-        lines_lost: LinesLost,
+        logging: &mut Logging,
+        temporary: Option<&Path>,
     ) -> Result<Server, StartError> {
         let Loaded {
             plan,
@@ -169,11 +204,14 @@ impl Server {
             custody,
             ticket_secret,
             seen,
-        } = load(config)?;
+        } = load_with(config, host::launcher_process)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
-        host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
+        metrics::open_process_files();
+        // No thread has been started yet: those that are take it over.
+        let confinement = Confinement::begin(&snapshot.config, temporary)?;
+        logging.start_thread();
         let ticket_secrets = TicketSecrets::new(Arc::clone(&snapshot.tickets), &snapshot.config.tickets, ticket_secret)
             .map_err(StartError::Memory)?;
         let mut watch = Watch::new(Instant::now());
@@ -186,13 +224,19 @@ impl Server {
             ticket_secrets,
             watch,
             users_of_signers: host::users_of_signers(&snapshot.config),
+            loaded_at: Timestamp::now(),
+            certificates: certificates(&snapshot),
+            // `run` tells every warning of the snapshot that it starts with.
+            expiries: Expiries::told(&snapshot.identities, Timestamp::now().0),
+            last_reload: None,
             snapshot: Arc::clone(&snapshot),
             retired: Vec::new(),
             workers: Vec::new(),
             bound: Vec::new(),
             inherited,
             collector: None,
-            lines_lost,
+            lines_lost: logging.lines_lost(),
+            confinement,
             started,
             draining: false,
             reloads: Reloads::new(started),
@@ -205,6 +249,9 @@ impl Server {
             .map(|worker| Arc::clone(&worker.shared.records))
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
+        server
+            .confinement
+            .complete(&snapshot.config, server.plan.equipment.driver);
         server.serve(snapshot, sockets);
         let Plan { cpus, equipment } = &server.plan;
         let Equipment {
@@ -281,7 +328,8 @@ impl Server {
             return Err("the gateway is draining".into());
         }
         let mut config = (self.loader)().map_err(|problems| problems.to_string())?;
-        host::plan(&config).map_err(|problems| lines(&problems))?;
+        self.confinement.check(&config).map_err(|problems| lines(&problems))?;
+        host::check(&config).map_err(|problems| lines(&problems))?;
         let (old, new) = (&self.snapshot.config.global, &config.global);
         let (old_log, new_log) = (&old.log, &new.log);
         let fixed = [
@@ -289,13 +337,15 @@ impl Server {
             ("io", old.io != new.io),
             ("admin", old.admin != new.admin),
             ("user", old.user != new.user),
+            ("group", old.group != new.group),
+            ("unsafe_*", old.given_up != new.given_up),
             ("log.format", old_log.format != new_log.format),
             ("log.level", old_log.level != new_log.level),
             ("log.file", old_log.file != new_log.file),
         ];
         // Signers become whom the gateway has become.
         config.global.user.clone_from(&old.user);
-        host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
+        host::check_users_of_signers(&config, Some(&self.users_of_signers)).map_err(|problems| lines(&problems))?;
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
         let seen = seen(&config);
@@ -305,6 +355,8 @@ impl Server {
             tracing::warn!("{warning}");
         }
         self.put_in_force(snapshot, Some(ticket_secret))?;
+        // Every warning has just been told.
+        self.expiries.note(&self.snapshot.identities, self.loaded_at.0);
         self.watch.follow(seen, Instant::now());
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -334,6 +386,8 @@ impl Server {
         }
         self.retired.push(Arc::clone(&self.snapshot));
         self.serve(Arc::new(snapshot), sockets);
+        self.loaded_at = Timestamp::now();
+        self.certificates = certificates(&self.snapshot);
         Ok(())
     }
 
@@ -341,6 +395,7 @@ impl Server {
     fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
         let began = Instant::now();
         let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
+        let all_usable = failures.is_empty();
         let verdict = self.watch.loaded(changed, failures, at);
         for what in verdict.not_yet.iter().take(FOLDER_MESSAGES_MAX) {
             tracing::info!(
@@ -348,17 +403,37 @@ impl Server {
                 "a changed file cannot be used yet, the old one stays in use; perhaps more of them are about to change"
             );
         }
+        // A folder that was made anew is out of reach, and what cannot be read does not say that.
+        if !verdict.alarms.is_empty()
+            && let Err(problems) = self.confinement.check(&self.snapshot.config)
+        {
+            tracing::error!(why = lines(&problems), "files are out of reach");
+        }
         for (told, why) in verdict.alarms.iter().enumerate() {
             if told < FOLDER_MESSAGES_MAX {
                 tracing::error!(why, "a changed file cannot be used, the old one stays in use");
             }
             self.reloads.count(Trigger::File, false, false, now());
         }
-        let Some(snapshot) = snapshot else { return };
+        if !verdict.alarms.is_empty() {
+            self.last_reload = Some(LastReload::new(Trigger::File, Some(&lines(&verdict.alarms))));
+        }
+        let Some(snapshot) = snapshot else {
+            if all_usable && !self.reloads.are_good() && !self.watch.is_in_trouble() {
+                self.reloads.count(Trigger::File, true, true, now());
+                self.last_reload = Some(LastReload::new(Trigger::File, None));
+                tracing::info!("the files are again what is in use");
+            }
+            return;
+        };
         match self.put_in_force(snapshot, None) {
             Ok(()) => {
                 let good = !self.watch.is_in_trouble();
                 self.reloads.count(Trigger::File, true, good, now());
+                if good {
+                    self.last_reload = Some(LastReload::new(Trigger::File, None));
+                }
+                self.expiries.look_again();
                 let files: Vec<String> = changed
                     .iter()
                     .take(FILES_TOLD)
@@ -373,6 +448,7 @@ impl Server {
                 );
             }
             Err(why) => {
+                self.last_reload = Some(LastReload::new(Trigger::File, Some(&why)));
                 tracing::error!(why, "changed files cannot be put in use");
                 self.reloads.count(Trigger::File, false, false, now());
             }
@@ -398,11 +474,6 @@ impl Service for Server {
                 })
                 .collect(),
         };
-        let certificate = |identity: &Arc<crate::identity::Identity>| CertificateView {
-            identity: identity.name.to_string(),
-            not_after_unix: identity.facts.leaf().not_after,
-            serial: identity.facts.leaf().serial.clone(),
-        };
         let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
             name: known.group.spec.name.clone(),
             workers: known.metrics.clone(),
@@ -425,7 +496,7 @@ impl Service for Server {
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
-            certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            certificates: Arc::clone(&self.certificates),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
             tickets: self.snapshot.tickets.in_use(),
@@ -434,7 +505,22 @@ impl Service for Server {
             connections_by_epoch: self.retired.iter().chain([&self.snapshot]).map(connections).collect(),
             reloads: self.reloads.clone(),
             log_lines_lost: self.lines_lost.value(),
+            confinement: self.confinement.in_force(),
             started: self.started,
+        }
+    }
+
+    fn certificates(&self, within: Option<Duration>) -> InForce {
+        let mut inventory = Inventory::of_snapshot(&self.snapshot, Timestamp::now().0, within);
+        if within.is_some() {
+            inventory.keep_due();
+        }
+        inventory.limit(CERTIFICATE_NAMES_SHOWN_MAX);
+        InForce {
+            epoch: self.snapshot.epoch,
+            loaded_at: self.loaded_at,
+            last_reload: self.last_reload.clone(),
+            inventory,
         }
     }
 
@@ -462,6 +548,7 @@ impl Service for Server {
         if !changed.is_empty() && !self.draining {
             self.renew(&changed, now);
         }
+        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0);
         let files = self.watch.due().map(|due| due.saturating_duration_since(now));
         [custody, files].into_iter().flatten().chain([tickets]).min()
     }
@@ -478,6 +565,10 @@ impl Service for Server {
         let result = self.try_reload();
         let good = result.is_ok();
         self.reloads.count(Trigger::Signal, good, good, now());
+        self.last_reload = Some(LastReload::new(
+            Trigger::Signal,
+            result.as_ref().err().map(String::as_str),
+        ));
         result
     }
 
@@ -507,6 +598,19 @@ impl Service for Server {
         }
         self.collector = None;
     }
+}
+
+fn certificates(snapshot: &Snapshot) -> Arc<[CertificateView]> {
+    let certificate = |identity: &Arc<crate::identity::Identity>| {
+        let leaf = identity.facts.leaf();
+        CertificateView {
+            identity: identity.name.to_string(),
+            not_before_unix: leaf.not_before,
+            not_after_unix: leaf.not_after,
+            serial: leaf.serial.clone(),
+        }
+    };
+    snapshot.identities.iter().map(certificate).collect()
 }
 
 /// The files that a configuration has watched, as they are before they are read.
@@ -544,7 +648,7 @@ fn bind_new(
             Err(error) => {
                 let key = format!("listener \"{}\": address", listener.name);
                 let found = format!("{address}, which cannot be listened at ({error})");
-                let (expected, remedy) = listen::explain(&error);
+                let (expected, remedy) = listen::explain(&error, !bound.is_empty());
                 problems.push(snapshot.config.places.problem(key, found, expected, remedy));
             }
         }

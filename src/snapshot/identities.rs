@@ -136,6 +136,11 @@ impl<'a> Identities<'a> {
         self.loaded
     }
 
+    /// The identity that was loaded last.
+    pub(super) fn last(&self) -> Option<&Arc<Identity>> {
+        self.loaded.identities.last()
+    }
+
     /// Loads an identity, or those of its folder. What cannot be loaded stays as it was in the previous snapshot, if it was there.
     pub(super) fn load(&mut self, settings: &config::Identity) -> Vec<Failure> {
         let first = self.loaded.identities.len();
@@ -274,7 +279,9 @@ impl<'a> Identities<'a> {
             &sha256::digest(&[&file]),
             &sha256::digest(&[&key_file]),
             &sha256::digest(&[passphrase.as_ref().map_or(&[], |passphrase| passphrase.as_slice())]),
-            format!("{}\0{}", certificate.display(), key.display()).as_bytes(),
+            certificate.as_os_str().as_encoded_bytes(),
+            b"\0",
+            key.as_os_str().as_encoded_bytes(),
         ]);
         if let Some((known, _)) = self.known.get(wanted.settings.name.as_str())
             && known.content == Some(content)

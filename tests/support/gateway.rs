@@ -12,7 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, Token, eventually, free_address, run, run_with};
+use super::{
+    Ca, Io, KeyKind, Metrics, PATIENCE, Ran, SITE, Token, eventually, faked_clocks, free_address, run, run_with,
+};
 
 /// A configuration in the making: one listener and one upstream, with lines of TOML added where a test needs them.
 pub(crate) struct Setup {
@@ -184,10 +186,23 @@ impl Setup {
     /// Writes the file and runs `check` or `run`, which has to end by itself.
     #[track_caller]
     pub(crate) fn try_command(&self, command: &str) -> Ran {
+        self.try_arguments(&[command])
+    }
+
+    /// Writes the file and runs a command with these arguments, to which the file is added. It has to end by itself.
+    #[track_caller]
+    pub(crate) fn try_arguments(&self, arguments: &[&str]) -> Ran {
         let file = self.folder.path().join("ringlock.toml");
         std::fs::write(&file, self.to_toml(free_address(), free_address())).unwrap();
-        let arguments = [command, "--config", file.to_str().unwrap()];
+        let arguments = [arguments, &["--config", file.to_str().unwrap()]].concat();
         run_with(&self.environment, env!("CARGO_BIN_EXE_ringlock"), &arguments, b"")
+    }
+
+    /// Has the gateway see another time: "+3d", or "+3d x60" for one that goes faster, too. Timers go by a clock that nobody sets.
+    pub(crate) fn faked_clock(self, offset: &str) -> Setup {
+        self.environment("LD_PRELOAD", &faked_clocks())
+            .environment("FAKETIME", offset)
+            .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
     }
 
     /// The file, for these addresses of the listener and of the admin server.

@@ -61,14 +61,14 @@ pub(crate) use operation::{
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use pki::{Pki, Served};
 pub(crate) use processes::{
-    children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib, memory_holds,
-    signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
+    children, command_line, descriptors, environment, has_secret_memory, is_alive, kill, launcher, living_children,
+    locked_kib, memory_holds, signer, signers, user, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use saved_sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};
 pub(crate) use sessions::{Session, Visit, Wallet};
 pub(crate) use tokens::{Faulty, FaultyPair, P11Kit, PIN, SoftHsm, Token, Tpm};
-pub(crate) use tools::{Program, Ran, python, run, run_with, tool};
+pub(crate) use tools::{Program, Ran, faked_clocks, python, run, run_with, tool};
 
 /// The longest that any single thing may take before a test is taken to hang. Nothing is ever asserted to be faster.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -54,6 +54,23 @@ pub(crate) fn tool(name: &str) -> PathBuf {
         .map(|folder| folder.join(name))
         .find(|file| file.is_file());
     found.unwrap_or_else(|| panic!("{name} is missing: scripts/setup installs it"))
+}
+
+/// The library that has a program see another time.
+#[track_caller]
+pub(crate) fn faked_clocks() -> String {
+    let machine = std::env::consts::ARCH;
+    let folders = [
+        format!("/usr/lib/{machine}-linux-gnu"),
+        "/usr/lib64".into(),
+        "/usr/lib".into(),
+    ];
+    let file = |folder: &String| Path::new(folder).join("faketime/libfaketimeMT.so.1");
+    let found = folders.iter().map(file).find(|file| file.is_file());
+    found
+        .expect("libfaketime is missing: scripts/setup installs it")
+        .display()
+        .to_string()
 }
 
 /// Runs a program with this standard input to its end.

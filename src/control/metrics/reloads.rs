@@ -19,6 +19,12 @@ pub enum Trigger {
 
 impl Trigger {
     const LABELS: [&'static str; 2] = ["signal", "file"];
+
+    /// In metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        Trigger::LABELS[self as usize]
+    }
 }
 
 /// What came of reloads since start.
@@ -42,6 +48,12 @@ impl Reloads {
             at,
             last_succeeded: true,
         }
+    }
+
+    /// All that is in force was what the files held when the last one ended.
+    #[must_use]
+    pub fn are_good(&self) -> bool {
+        self.last_succeeded
     }
 
     /// Counts one. `good` is whether all that is in force now is what the files hold.

@@ -52,11 +52,12 @@ pub(in crate::control) fn busy() -> View {
                 workers: vec![server(4), server(5)],
             }],
         }],
-        certificates: vec![CertificateView {
+        certificates: Arc::new([CertificateView {
             identity: "site".to_owned(),
+            not_before_unix: 1_790_000_000,
             not_after_unix: 1_900_000_000,
             serial: "0a1b".to_owned(),
-        }],
+        }]),
         key_groups: vec![KeyGroupView {
             name: "edge".to_owned(),
             workers: vec![key_metrics(), key_metrics()],
@@ -89,6 +90,12 @@ pub(in crate::control) fn busy() -> View {
         connections_by_epoch: vec![(2, 4), (3, 0)],
         reloads: reloads(),
         log_lines_lost: 9,
+        confinement: [
+            ("capabilities", true),
+            ("memory", true),
+            ("files", false),
+            ("system_calls", true),
+        ],
         started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
     }
 }

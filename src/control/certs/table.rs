@@ -1,0 +1,163 @@
+//! The inventory for people: what is most asked for in columns, and what is wrong below.
+
+use std::fmt::{self, Write as _};
+
+use comfy_table::Table;
+
+use super::{Authority, Certificate, Inventory, List, OcspState, State, Timestamp};
+use crate::identity::expiry::span;
+
+/// Names of a certificate that are shown; JSON has all.
+const NAMES_SHOWN: usize = 3;
+
+impl fmt::Display for Inventory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tables = [
+            table(
+                &[
+                    "identity",
+                    "names",
+                    "issuer",
+                    "key",
+                    "until",
+                    "left",
+                    "chain",
+                    "OCSP",
+                    "listeners",
+                    "source",
+                ],
+                self.certificates.iter().map(Certificate::row).collect(),
+            ),
+            table(
+                &["CA of clients", "until", "left", "listener", "source"],
+                self.client_authorities.iter().map(Authority::row).collect(),
+            ),
+            table(
+                &["revocation list of", "next update", "left", "listener", "source"],
+                self.revocation_lists.iter().map(List::row).collect(),
+            ),
+        ];
+        let shown: Vec<String> = tables.into_iter().flatten().collect();
+        if shown.is_empty() {
+            return f.write_str("nothing to show\n");
+        }
+        f.write_str(&shown.join("\n"))
+    }
+}
+
+impl Certificate {
+    fn row(&self) -> Vec<String> {
+        let unknown = || String::from("-");
+        let known = self.known.as_ref();
+        let of = |text: fn(&super::Known) -> String| known.map_or_else(unknown, text);
+        vec![
+            shown(&self.identity),
+            of(|known| names(&known.names)),
+            of(|known| shown(&known.issuer)),
+            of(|known| known.key.clone()),
+            of(|known| day(known.not_after)),
+            left(self.state, known.map(|known| known.seconds_left)),
+            of(|known| match known.chain.complete {
+                true => known.chain.certificates.to_string(),
+                false => format!("{}, incomplete", known.chain.certificates),
+            }),
+            of(|known| match known.ocsp.state {
+                OcspState::Off => String::from("off"),
+            }),
+            listeners(self),
+            shown(&self.source),
+        ]
+    }
+}
+
+impl Authority {
+    fn row(&self) -> Vec<String> {
+        let known = self.known.as_ref();
+        vec![
+            known.map_or_else(|| String::from("-"), |known| shown(&known.subject)),
+            known.map_or_else(|| String::from("-"), |known| day(known.not_after)),
+            left(self.state, known.map(|known| known.seconds_left)),
+            shown(&self.listener),
+            shown(&self.source),
+        ]
+    }
+}
+
+impl List {
+    fn row(&self) -> Vec<String> {
+        let left = match self.replaced {
+            true => String::from("not used: there is a newer one"),
+            false => left(self.state, Some(self.seconds_left)),
+        };
+        vec![
+            shown(&self.issuer),
+            self.next_update.to_string(),
+            left,
+            shown(&self.listener),
+            shown(&self.source),
+        ]
+    }
+}
+
+fn left(state: State, seconds_left: Option<i64>) -> String {
+    let words = match seconds_left {
+        None => String::new(),
+        Some(left @ ..0) => format!("expired {} ago", span(-left)),
+        Some(left) => span(left),
+    };
+    match state {
+        State::Unusable if words.is_empty() => String::from("cannot be loaded"),
+        State::Unusable => format!("{words}; cannot be loaded"),
+        State::NotYetValid => String::from("not valid yet"),
+        State::Expiring => format!("{words}: renew it"),
+        State::Expired | State::Valid => words,
+    }
+}
+
+fn names(names: &[String]) -> String {
+    let mut text = shown(&names[..names.len().min(NAMES_SHOWN)].join(", "));
+    if names.len() > NAMES_SHOWN {
+        let _ = write!(text, " and {} more", names.len() - NAMES_SHOWN);
+    }
+    if names.is_empty() { String::from("none") } else { text }
+}
+
+fn listeners(certificate: &Certificate) -> String {
+    let shown = |used: &super::Use| match used.default {
+        true => format!("{} (default)", shown(&used.listener)),
+        false => shown(&used.listener),
+    };
+    match certificate.used_by.as_slice() {
+        [] => String::from("none"),
+        used => used.iter().map(shown).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Of RFC 3339, the date.
+fn day(time: Timestamp) -> String {
+    let text = time.to_string();
+    text.split_once('T').map_or(text.clone(), |(day, _)| day.to_owned())
+}
+
+/// Nothing when there are no rows.
+fn table(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
+    if rows.is_empty() {
+        return None;
+    }
+    let mut table = Table::new();
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(head.to_vec())
+        .add_rows(rows);
+    for (position, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if position == 0 { 0 } else { 2 }, 0));
+    }
+    Some(format!("{}\n", table.trim_fmt()))
+}
+
+/// What a certificate says, without what would do something to a terminal.
+fn shown(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}

@@ -1,0 +1,143 @@
+//! `/certs`, the metrics of each certificate, and what is logged of those that near their end while the gateway runs.
+
+use crate::support::*;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{CertificateParams, KeyPair};
+use rustix::process::Signal;
+use serde_json::Value;
+
+both_drivers!(
+    the_admin_server_lists_what_is_in_force,
+    each_certificate_has_its_series,
+    each_stage_is_logged_once,
+);
+
+fn certs(gateway: &Gateway, query: &str) -> Value {
+    let (status, body) = gateway.ask(&format!("/certs{query}"));
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+fn the_admin_server_lists_what_is_in_force(io: Io) {
+    let gateway = Setup::new(io, &["127.0.0.1:9"]).start();
+    let first = certs(&gateway, "");
+    assert_eq!((&first["epoch"], &first["last_reload"]), (&1.into(), &Value::Null));
+    assert_eq!(first["certificates"][0]["identity"], "site");
+    assert_eq!(first["certificates"][0]["state"], "valid");
+    assert_eq!(first["certificates"][0]["used_by"][0]["listener"], "edge");
+    assert_eq!(first["left_out"], 0);
+
+    gateway.ca.issue("site", &["renewed.example"], KeyKind::Ecdsa);
+    reload(&gateway);
+    let second = certs(&gateway, "");
+    assert_eq!(
+        second["certificates"][0]["names"],
+        serde_json::json!(["renewed.example"])
+    );
+    assert_ne!(second["certificates"][0]["sha256"], first["certificates"][0]["sha256"]);
+
+    let key = gateway.ca.key_file("site");
+    std::fs::write(&key, "nothing").unwrap();
+    gateway.signal(Signal::HUP);
+    let third = eventually("the reload to fail", || {
+        let told = certs(&gateway, "");
+        (told["last_reload"]["succeeded"] == false).then_some(told)
+    });
+    let error = third["last_reload"]["error"].as_str().unwrap();
+    assert!(error.contains("site.key"), "{error}");
+    assert_eq!(third["certificates"], third_of(&second, &third), "the old one stays");
+    assert_eq!(third["epoch"], second["epoch"]);
+
+    assert_eq!(
+        certs(&gateway, "?expires_within=29d")["certificates"],
+        serde_json::json!([])
+    );
+    let soon = certs(&gateway, "?expires_within=31d");
+    assert_eq!(soon["certificates"][0]["state"], "expiring");
+    let (status, body) = gateway.ask("/certs?expires_within=never");
+    assert_eq!(status, 400);
+    assert!(body.contains("expires_within=30d"), "{body}");
+}
+
+/// The certificates of `old` with the time that they have left in `new`.
+fn third_of(old: &Value, new: &Value) -> Value {
+    let mut certificates = old["certificates"].clone();
+    for (old, new) in certificates
+        .as_array_mut()
+        .unwrap()
+        .iter_mut()
+        .zip(new["certificates"].as_array().unwrap())
+    {
+        old["seconds_left"] = new["seconds_left"].clone();
+    }
+    certificates
+}
+
+fn each_certificate_has_its_series(io: Io) {
+    let gateway = Setup::new(io, &["127.0.0.1:9"])
+        .identity("shop", &["shop.example"], KeyKind::Rsa)
+        .start();
+    let (told, metrics) = (certs(&gateway, ""), gateway.metrics());
+    for certificate in told["certificates"].as_array().unwrap() {
+        let text = |key: &str| certificate[key].as_str().unwrap();
+        let labels = [("identity", text("identity")), ("serial", text("serial"))];
+        let end = metrics.sum("ringlock_certificate_not_after_seconds", &labels);
+        let begin = metrics.sum("ringlock_certificate_not_before_seconds", &labels);
+        // As they were issued.
+        assert_eq!((end - begin) as u64, 31 * 86_400, "{labels:?}");
+        let at = UNIX_EPOCH + Duration::from_secs(end as u64);
+        let left = at.duration_since(SystemTime::now()).unwrap();
+        let shown = certificate["seconds_left"].as_u64().unwrap();
+        assert!(shown.abs_diff(left.as_secs()) < PATIENCE.as_secs(), "{shown}, {left:?}");
+    }
+}
+
+/// A minute of its clock is three seconds. Of 36 minutes 200 seconds are left: the start tells of the first stage, and those at 3 minutes,
+/// 1 minute and the end come later.
+fn each_stage_is_logged_once(io: Io) {
+    let setup = Setup::new(io, &["127.0.0.1:9"]);
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([SITE.to_owned()]).unwrap();
+    let (now, minute) = (SystemTime::now(), Duration::from_secs(60));
+    params.not_before = (now - 36 * minute + Duration::from_secs(200)).into();
+    params.not_after = (now + Duration::from_secs(200)).into();
+    std::fs::write(
+        setup.ca().certificate_file("site"),
+        params.self_signed(&key).unwrap().pem(),
+    )
+    .unwrap();
+    std::fs::write(setup.ca().key_file("site"), key.serialize_pem()).unwrap();
+    let gateway = setup.faked_clock("+0 x20").start();
+    let told = || -> Vec<String> {
+        let lines = gateway.log_lines();
+        let messages = lines
+            .iter()
+            .filter(|line| line["level"] == "WARN")
+            .map(|line| &line["message"]);
+        let messages = messages
+            .filter_map(Value::as_str)
+            .filter(|message| message.starts_with("identity "));
+        messages.map(str::to_owned).collect()
+    };
+    eventually("the certificate to expire", || {
+        told()
+            .last()
+            .is_some_and(|last| last.contains("has expired"))
+            .then_some(())
+    });
+    // Whoever looks more often says no more.
+    std::thread::sleep(Duration::from_secs(2));
+    let told = told();
+    assert_eq!(told.len(), 3, "{told:#?}");
+    for message in &told {
+        assert!(
+            message.starts_with("identity \"site\": ") && message.contains("site.pem"),
+            "{message}"
+        );
+        assert!(message.contains("renew it"), "{message}");
+    }
+    assert!(told[0].contains("expires in 2 minutes"), "{told:#?}");
+    assert_eq!(certs(&gateway, "")["certificates"][0]["state"], "expired");
+}
