@@ -224,7 +224,7 @@ pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Certificates of one folder; a larger one is the wrong path. Each takes some 10 KB of memory.
+/// Certificates of one folder; a larger one is the wrong path. Each takes some 5 KB of memory.
 pub const IDENTITIES_PER_FOLDER_MAX: usize = 100_000;
 
 /// Problems, and warnings of one kind, that are told of one folder: the others are counted.
