@@ -534,7 +534,7 @@ mod tests {
         let made = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
         let public_key = rcgen::PublicKeyData::subject_public_key_info(&key);
         let arranged = crate::identity::chain::arrange(&[made.der().clone()], &public_key).unwrap();
-        let facts = Facts::of(&arranged, "a.pem").unwrap();
+        let facts = Facts::of(&arranged, "a.pem", "a.key").unwrap();
         Certificate {
             identity: identity.to_owned(),
             state: State::Valid,

@@ -360,6 +360,7 @@ impl Server {
     fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
         let began = Instant::now();
         let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
+        let usable = failures.is_empty();
         let verdict = self.watch.loaded(changed, failures, at);
         for what in verdict.not_yet.iter().take(FOLDER_MESSAGES_MAX) {
             tracing::info!(
@@ -376,7 +377,15 @@ impl Server {
         if !verdict.alarms.is_empty() {
             self.last_reload = Some(LastReload::new(Trigger::File, Some(&lines(&verdict.alarms))));
         }
-        let Some(snapshot) = snapshot else { return };
+        let Some(snapshot) = snapshot else {
+            // What was wrong is as it was before, which is still in use.
+            if usable && !self.reloads.is_good() && !self.watch.is_in_trouble() {
+                self.reloads.count(Trigger::File, true, true, now());
+                self.last_reload = Some(LastReload::new(Trigger::File, None));
+                tracing::info!("changed files are again what is in use");
+            }
+            return;
+        };
         match self.put_in_force(snapshot, None) {
             Ok(()) => {
                 let good = !self.watch.is_in_trouble();

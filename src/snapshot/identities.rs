@@ -279,9 +279,7 @@ impl<'a> Identities<'a> {
             &sha256::digest(&[&file]),
             &sha256::digest(&[&key_file]),
             &sha256::digest(&[passphrase.as_ref().map_or(&[], |passphrase| passphrase.as_slice())]),
-            certificate.as_os_str().as_encoded_bytes(),
-            b"\0",
-            key.as_os_str().as_encoded_bytes(),
+            format!("{}\0{}", certificate.display(), key.display()).as_bytes(),
         ]);
         if let Some((known, _)) = self.known.get(wanted.settings.name.as_str())
             && known.content == Some(content)
@@ -316,13 +314,8 @@ impl<'a> Identities<'a> {
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, Problem> {
         let settings = wanted.settings;
-        let source = settings.certificate.to_string();
-        let identity = Identity::new(&settings.name, &source, certificates, key);
-        let identity = identity.map(|mut identity| {
-            identity.key_source = Some(settings.key.to_string());
-            identity
-        });
-        identity.map_err(|error| match &error {
+        let (source, key_source) = (settings.certificate.to_string(), settings.key.to_string());
+        Identity::new(&settings.name, &source, &key_source, certificates, key).map_err(|error| match &error {
             ChainError::Certificate(what) => self.of_certificate(wanted, what, CHAIN_REMEDY),
             ChainError::Mismatch => {
                 let found = format!("{error} in {}", settings.key);

@@ -72,7 +72,7 @@ impl Snapshot {
                 name: identity.name.to_string(),
                 of,
                 source: identity.facts.source.clone(),
-                key_source: identity.key_source.clone().unwrap_or_default(),
+                key_source: identity.facts.key_source.clone(),
                 facts: Some(identity.facts.clone()),
                 problem: None,
             })
@@ -164,7 +164,7 @@ impl Reader<'_> {
         };
         let public_key = presumed_leaf(&found).ok_or("no certificate that can be read")?;
         let arranged = chain::arrange(&found, &public_key).map_err(|error| error.to_string())?;
-        Facts::of(&arranged, &settings.certificate.to_string())
+        Facts::of(&arranged, &settings.certificate.to_string(), &settings.key.to_string())
     }
 
     /// The certificates that the first of the tokens shows to everybody.

@@ -1,5 +1,6 @@
 //! A CA, and the certificates that it signs.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -105,6 +106,7 @@ impl Ca {
         let key = key.unwrap();
         self.sign(name, dns_names, &key);
         std::fs::write(self.key_file(name), key.serialize_pem()).unwrap();
+        std::fs::set_permissions(self.key_file(name), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// Where [`Ca::issue`] writes a key.

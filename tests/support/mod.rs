@@ -32,6 +32,7 @@ mod metrics;
 pub(crate) mod multibuffer;
 mod operation;
 mod origin;
+mod pki;
 pub(crate) mod pre_shared_keys;
 mod processes;
 mod proxy_header;
@@ -58,6 +59,7 @@ pub(crate) use operation::{
     wait_for_metric,
 };
 pub(crate) use origin::{Origin, Stream, reset};
+pub(crate) use pki::{Pki, Served};
 pub(crate) use processes::{
     children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib, memory_holds,
     signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,

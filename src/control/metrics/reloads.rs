@@ -50,6 +50,12 @@ impl Reloads {
         }
     }
 
+    /// Whether all that is in force is what the files hold, as far as the last one knew.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.last_succeeded
+    }
+
     /// Counts one. `good` is whether all that is in force now is what the files hold.
     pub fn count(&mut self, trigger: Trigger, succeeded: bool, good: bool, at: SystemTime) {
         let counts = if succeeded {
