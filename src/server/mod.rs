@@ -395,7 +395,7 @@ impl Server {
     fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
         let began = Instant::now();
         let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
-        let all_usable = failures.is_empty();
+        let usable = failures.is_empty();
         let verdict = self.watch.loaded(changed, failures, at);
         for what in verdict.not_yet.iter().take(FOLDER_MESSAGES_MAX) {
             tracing::info!(
@@ -419,10 +419,11 @@ impl Server {
             self.last_reload = Some(LastReload::new(Trigger::File, Some(&lines(&verdict.alarms))));
         }
         let Some(snapshot) = snapshot else {
-            if all_usable && !self.reloads.are_good() && !self.watch.is_in_trouble() {
+            // What was wrong is as it was before, which is still in use.
+            if usable && !self.reloads.is_good() && !self.watch.is_in_trouble() {
                 self.reloads.count(Trigger::File, true, true, now());
                 self.last_reload = Some(LastReload::new(Trigger::File, None));
-                tracing::info!("the files are again what is in use");
+                tracing::info!("changed files are again what is in use");
             }
             return;
         };

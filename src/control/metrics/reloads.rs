@@ -50,9 +50,9 @@ impl Reloads {
         }
     }
 
-    /// All that is in force was what the files held when the last one ended.
+    /// Whether all that is in force is what the files hold, as far as the last one knew.
     #[must_use]
-    pub fn are_good(&self) -> bool {
+    pub fn is_good(&self) -> bool {
         self.last_succeeded
     }
 
