@@ -476,6 +476,7 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "upstream",
     "operator",
     "us",
+    "peer",
 ];
 
 /// The operations of one worker, by how they were computed.

@@ -18,7 +18,11 @@ pub(super) fn load(listener: &config::Listener, places: &Places) -> Result<Optio
         required: settings.required,
         verify_depth: settings.verify_depth,
         allow: settings.allow.clone(),
+        deny: settings.deny.clone(),
         lists: load_lists(listener, settings, places)?,
+        crl_check: settings.crl_check,
+        accepts_expired_lists: settings.accepts_expired_crls,
+        closes_revoked: settings.close_revoked,
     };
     let loaded = read(&settings.ca, CERTIFICATE_FILE_BYTES_MAX).and_then(|pem| ClientAuth::from_pem(&pem, rules));
     loaded.map(Some).map_err(|found| {

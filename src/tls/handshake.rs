@@ -20,7 +20,7 @@ use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
 use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
-use crate::error::{Cause, HandshakeFailure, KeyFailure, alert_name};
+use crate::error::{Cause, ClientRefusal, HandshakeFailure, KeyFailure, alert_name};
 use crate::identity::client_auth;
 use crate::metrics::{self, Negotiated, Resumptions};
 
@@ -514,10 +514,12 @@ impl Connection {
         match error {
             Error::AlertReceived(alert) => HandshakeFailure::PeerAlert(*alert),
             Error::NoCertificatesPresented => {
-                HandshakeFailure::ClientCertificate("client sent no certificate, which is required".into())
+                let words = "client sent no certificate, which is required".into();
+                HandshakeFailure::ClientCertificate(ClientRefusal::NoCertificate, words)
             }
             Error::InvalidCertificate(error) => {
-                HandshakeFailure::ClientCertificate(format!("client certificate {}", client_auth::refusal(error)))
+                let (reason, words) = client_auth::refusal(error);
+                HandshakeFailure::ClientCertificate(reason, format!("client certificate {words}"))
             }
             Error::NoApplicationProtocol => HandshakeFailure::NoSharedAlpn,
             Error::PeerIncompatible(P::NoKxGroupsInCommon | P::NamedGroupsExtensionRequired) => {
@@ -574,7 +576,7 @@ fn alert_for(failure: &HandshakeFailure) -> Option<AlertDescription> {
         | HandshakeFailure::NoSharedSuite
         | HandshakeFailure::NoSharedAlpn
         | HandshakeFailure::NoSuitableCertificate
-        | HandshakeFailure::ClientCertificate(_)
+        | HandshakeFailure::ClientCertificate(..)
         | HandshakeFailure::PeerAlert(_)
         | HandshakeFailure::Key(_)
         | HandshakeFailure::Protocol(_) => Some(AlertDescription::HandshakeFailure),

@@ -148,6 +148,9 @@ impl<T: Tls> Session<T> {
 
     pub(super) fn fail_handshake(&mut self, failure: HandshakeFailure, cx: &mut Context<'_>) {
         cx.metrics.handshake_failures[failure.index()].add(1);
+        if let HandshakeFailure::ClientCertificate(reason, _) = &failure {
+            cx.metrics.clients_refused[*reason as usize].add(1);
+        }
         self.linger(Cause::Handshake(failure), cx);
     }
 
