@@ -23,7 +23,7 @@ use crate::config::{
     self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
 };
 use crate::crypto::cpu::Cpu;
-use crate::identity::client_auth::ClientAuth;
+use crate::identity::client_auth::{ClientAuth, RevocationList};
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::SERVERS_PER_UPSTREAM_MAX;
 use crate::metrics::{KeyMetrics, ServerMetrics};
@@ -224,6 +224,15 @@ impl Snapshot {
             }
         }
         warnings
+    }
+
+    /// Lists that clients are looked up in, with the names of their listeners; not those that newer ones have replaced.
+    pub fn revocation_lists(&self) -> impl Iterator<Item = (&str, &RevocationList)> {
+        self.listeners.iter().flat_map(|listener| {
+            let lists = listener.client_auth.iter().flat_map(|client_auth| client_auth.lists());
+            let in_use = lists.filter(|list| !list.is_replaced);
+            in_use.map(|list| (&*listener.name, list))
+        })
     }
 
     fn listener(&self, name: &str) -> Option<&Listener> {

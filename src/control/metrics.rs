@@ -1,5 +1,6 @@
 //! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
 
+mod clients;
 mod keys;
 mod sessions;
 
@@ -14,6 +15,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEnc
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::clients::CrlView;
 pub use self::keys::{KeyGroupView, TokenView};
 pub use self::sessions::SessionCacheView;
 use crate::error::{Cause, HandshakeFailure, KeyFailure};
@@ -29,6 +31,8 @@ pub struct View {
     pub upstreams: Vec<UpstreamView>,
     /// Certificates in use, one entry for each identity.
     pub certificates: Vec<CertificateView>,
+    /// Revocation lists of clients in use.
+    pub crls: Vec<CrlView>,
     /// Groups of tokens that the current snapshot has keys in.
     pub key_groups: Vec<KeyGroupView>,
     /// Tokens in use.
@@ -205,6 +209,7 @@ impl Collector for View {
         let mut exposition = Exposition(encoder);
         self.encode_workers(&mut exposition)?;
         self.encode_handshakes(&mut exposition)?;
+        self.encode_clients(&mut exposition)?;
         self.encode_sessions(&mut exposition)?;
         self.encode_upstreams(&mut exposition)?;
         self.encode_keys(&mut exposition)?;

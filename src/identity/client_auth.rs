@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::server::danger::ClientCertVerifier;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub use self::refusal::refusal;
+pub use self::refusal::{refusal, span};
 pub use self::revocation::RevocationList;
 use self::verifier::Verifier;
 use crate::config::{ClientName, CrlCheck, NameKind};

@@ -20,7 +20,7 @@ use self::ticket_secret::TicketSecrets;
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost};
 use crate::control::metrics::{
-    CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
+    CertificateView, CrlView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
 };
 use crate::control::{Condition, Service};
 use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
@@ -325,6 +325,13 @@ impl Service for Server {
             not_after_unix: identity.not_after,
             serial: identity.serial.clone(),
         };
+        let crl = |(listener, list): (&str, &crate::identity::client_auth::RevocationList)| CrlView {
+            listener: listener.to_owned(),
+            file: list.source.clone(),
+            issuer: list.issuer.clone(),
+            this_update_unix: list.this_update,
+            next_update_unix: list.next_update,
+        };
         let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
             name: known.group.spec.name.clone(),
             workers: known.metrics.clone(),
@@ -344,6 +351,7 @@ impl Service for Server {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
             certificates: self.snapshot.identities.iter().map(certificate).collect(),
+            crls: self.snapshot.revocation_lists().map(crl).collect(),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
             tickets: self.snapshot.tickets.in_use(),

@@ -223,8 +223,9 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// In the largest unit that is not zero.
-fn span(seconds: u64) -> String {
+/// A number of seconds in the largest unit that is not zero.
+#[must_use]
+pub fn span(seconds: u64) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
     const DAY: u64 = 24 * HOUR;
