@@ -1,6 +1,7 @@
 //! The whole configuration as loaded: files read, names resolved, keys checked. Immutable, built whole or not at all, swapped by
 //! one `Arc`. A session keeps the one it started with.
 
+mod admissions;
 mod client_auth;
 mod identities;
 
@@ -13,8 +14,8 @@ use ringlock_hsm::custody::Custody;
 use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
-use rustls::time_provider::DefaultTimeProvider;
 
+use self::admissions::Destination;
 use self::identities::Identities;
 pub use self::identities::{files, token_spec};
 
@@ -23,12 +24,11 @@ use crate::config::{
     self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
 };
 use crate::crypto::cpu::Cpu;
-use crate::identity::client_auth::{ClientAuth, RevocationList};
+use crate::identity::client_auth::RevocationList;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::SERVERS_PER_UPSTREAM_MAX;
 use crate::metrics::{KeyMetrics, ServerMetrics};
-use crate::tls::policy::Policy;
-use crate::tls::resumption::Resumption;
+use crate::tls::policy::{Admission, AdmissionId, Policy};
 use crate::tls::session_cache::SessionCache;
 use crate::tls::tickets::Tickets;
 
@@ -72,14 +72,12 @@ pub struct Listener {
     pub name: Arc<str>,
     /// TLS settings.
     pub policy: Arc<Policy>,
-    /// The verification of client certificates; none when clients are not asked for any.
-    pub client_auth: Option<ClientAuth>,
-    /// Which sessions are resumed.
-    pub resumption: Arc<Resumption>,
+    /// Who is let in: the first is for all names but those of routes that have one of their own.
+    admissions: Vec<Admission>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
-    routes: NameMap<UpstreamId>,
+    routes: NameMap<Destination>,
 }
 
 /// One `[[upstream]]`.
@@ -122,19 +120,23 @@ impl Snapshot {
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
-        let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
-            client_auth::load(listener, places)
-        })
-        .into_iter();
+        let load_client_auths = |listener| {
+            collect(&admissions::settings(listener), &mut problems, |settings| {
+                client_auth::load(settings.client_auth, &settings.table, places)
+            })
+        };
+        let client_auths: Vec<_> = config.listeners.iter().map(load_client_auths).collect();
+        let mut client_auths = client_auths.into_iter();
         let tickets = previous
             .map(|snapshot| Arc::clone(&snapshot.tickets))
             .unwrap_or_default();
         let mut listeners = Vec::new();
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
-                let client_auth = client_auths.next().expect("each listener's was loaded");
-                let resumption = resumption(listener, client_auth.as_ref(), &config.tickets, &tickets, previous);
-                load_listener(listener, client_auth, resumption, places, &identities, previous)
+                let client_auths = client_auths.next().expect("each listener's were loaded");
+                let previous = previous.and_then(|snapshot| snapshot.listener(&listener.name));
+                let admissions = admissions::load(listener, client_auths, &config.tickets, &tickets, previous);
+                load_listener(listener, admissions, places, &identities, previous)
             });
         }
         if !problems.is_empty() {
@@ -214,14 +216,14 @@ impl Snapshot {
                     warnings.push(self.config.places.warning(key, what, remedy));
                 }
             }
-            if let Some(client_auth) = &listener.client_auth {
-                warnings.extend(client_auth::warnings(
-                    &listener.settings,
-                    client_auth,
-                    &self.config.places,
-                    now,
-                ));
+            let settings = admissions::settings(&listener.settings);
+            for (admissions::Settings { table, client_auth }, admission) in settings.iter().zip(&listener.admissions) {
+                if let (Some(settings), Some(client_auth)) = (client_auth, &admission.client_auth) {
+                    let places = &self.config.places;
+                    warnings.extend(client_auth::warnings(settings, client_auth, table, places, now));
+                }
             }
+            warnings.extend(admissions::warnings(self, listener));
         }
         warnings
     }
@@ -229,14 +231,27 @@ impl Snapshot {
     /// Lists that clients are looked up in, with the names of their listeners; not those that newer ones have replaced.
     pub fn revocation_lists(&self) -> impl Iterator<Item = (&str, &RevocationList)> {
         self.listeners.iter().flat_map(|listener| {
-            let lists = listener.client_auth.iter().flat_map(|client_auth| client_auth.lists());
+            let client_auths = listener
+                .admissions
+                .iter()
+                .filter_map(|admission| admission.client_auth.as_ref());
+            let lists = client_auths.flat_map(|client_auth| client_auth.lists());
             let in_use = lists.filter(|list| !list.is_replaced);
             in_use.map(|list| (&*listener.name, list))
         })
     }
 
-    fn listener(&self, name: &str) -> Option<&Listener> {
+    /// The listener of this name.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&Listener> {
         self.listeners.iter().find(|listener| *listener.name == *name)
+    }
+
+    /// A server that both groups have, for people.
+    fn shared_server(&self, one: UpstreamId, other: UpstreamId) -> Option<&str> {
+        let [one, other] = [one, other].map(|UpstreamId(position)| &self.upstreams[position].servers);
+        let is_shared = |server: &&Server| other.iter().any(|other| other.endpoint == server.endpoint);
+        one.iter().find(is_shared).map(|server| &*server.label)
     }
 
     /// The server that an id of this snapshot's balancer means.
@@ -273,7 +288,27 @@ impl Listener {
     #[must_use]
     pub fn route(&self, name: Option<&str>) -> UpstreamId {
         let routed = name.and_then(|name| self.routes.find(name).first());
-        routed.copied().unwrap_or(self.settings.upstream)
+        routed.map_or(self.settings.upstream, |destination| destination.upstream)
+    }
+
+    /// How clients that ask for this lower-case name are let in.
+    #[must_use]
+    pub fn admission(&self, name: Option<&str>) -> &Admission {
+        let routed = name.and_then(|name| self.routes.find(name).first());
+        let AdmissionId(position) = routed.map_or(AdmissionId::default(), |destination| destination.admission);
+        &self.admissions[position]
+    }
+
+    /// Connections of clients that are revoked after they were let in are closed, at least those that have asked for some name.
+    #[must_use]
+    pub fn closes_revoked(&self) -> bool {
+        self.admissions.iter().any(Admission::closes_revoked)
+    }
+
+    /// For sessions that clients do not keep themselves: one for all names.
+    #[must_use]
+    pub fn session_cache(&self) -> Option<&Arc<SessionCache>> {
+        self.admissions[0].resumption.cache()
     }
 
     /// Counts a connection in, unless there are `connections_max` already.
@@ -379,34 +414,12 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-/// The sessions of a listener; those in its cache stay, unless its policy or its cache is another now.
-fn resumption(
-    settings: &config::Listener,
-    client_auth: Option<&ClientAuth>,
-    tickets: &config::Tickets,
-    sealing: &Arc<Tickets>,
-    previous: Option<&Snapshot>,
-) -> Arc<Resumption> {
-    let sealing = settings.tls.tickets.then(|| Arc::clone(sealing));
-    let clock = Arc::new(DefaultTimeProvider);
-    let new = Resumption::new(&settings.name, client_auth, tickets.lifetime, sealing, clock);
-    let Some(bytes) = settings.tls.session_cache else {
-        return Arc::new(new);
-    };
-    let known = previous
-        .and_then(|snapshot| snapshot.listener(&settings.name))
-        .filter(|known| known.settings.tls.session_cache == Some(bytes) && known.resumption.is_like(&new))
-        .and_then(|known| known.resumption.cache().cloned());
-    Arc::new(new.with_cache(known.unwrap_or_else(|| Arc::new(SessionCache::new(bytes)))))
-}
-
 fn load_listener(
     settings: &config::Listener,
-    client_auth: Option<ClientAuth>,
-    resumption: Arc<Resumption>,
+    admissions: Vec<Admission>,
     places: &Places,
     identities: &[Arc<Identity>],
-    previous: Option<&Snapshot>,
+    previous: Option<&Listener>,
 ) -> Result<Listener, Problem> {
     let own: Vec<_> = settings
         .identities
@@ -422,13 +435,8 @@ fn load_listener(
         ));
     }
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
-    let policy = Policy::new(
-        &settings.tls,
-        client_auth.as_ref(),
-        selector,
-        &resumption,
-        Cpu::detect(),
-    );
+    let names = admissions::by_name(settings, |destination| destination.admission);
+    let policy = Policy::new(&settings.tls, &admissions, names, selector, Cpu::detect());
     let policy = policy.map_err(|error| {
         let key = format!("listener \"{}\": tls", settings.name);
         places.problem(
@@ -438,18 +446,12 @@ fn load_listener(
             "leave out cipher_suites and groups",
         )
     })?;
-    let mut routes = NameMap::default();
-    for route in &settings.routes {
-        routes.insert(&route.sni, route.upstream);
-    }
-    let same = previous.and_then(|snapshot| snapshot.listener(&settings.name));
     Ok(Listener {
         name: settings.name.as_str().into(),
         policy: Arc::new(policy),
-        client_auth,
-        resumption,
-        live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
+        admissions,
+        live: previous.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
-        routes,
+        routes: admissions::by_name(settings, |destination| destination),
     })
 }

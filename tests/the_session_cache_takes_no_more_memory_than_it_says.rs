@@ -45,14 +45,12 @@ fn a_full_cache_takes_what_it_says() {
     }
 }
 
-/// Bytes of this process that are in memory.
+/// Bytes of this process that are in memory, without what belongs to files: of the program itself more and more is read in.
 fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux tells");
-    let resident = pages
-        .split_whitespace()
-        .nth(1)
-        .expect("the second number is what is resident");
-    resident.parse::<usize>().expect("a number of pages") * rustix::param::page_size()
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.expect("it tells this").trim().trim_end_matches(" kB");
+    kilobytes.parse::<usize>().expect("a number") * 1024
 }
 
 /// Different for each number, and spread as random ones would be.

@@ -336,7 +336,7 @@ static LISTENER: Section = Section {
             "routes",
             Kind::Sections(&ROUTE),
             Presence::Optional,
-            "Upstreams by SNI; the first route that matches wins.",
+            "Upstreams by SNI, and who gets there; an exact name beats a wildcard.",
         ),
         key(
             "connections_max",
@@ -394,15 +394,21 @@ static ROUTE: Section = Section {
     keys: &[
         key(
             "sni",
-            Kind::Text(NAME_PATTERN),
+            Kind::TextOrTexts(NAME_PATTERN),
             Presence::Required,
-            "Host name, or a wildcard for exactly one leftmost label.",
+            "Host name, or a wildcard for exactly one leftmost label; or a list of them.",
         ),
         key(
             "upstream",
             Kind::Text("the name of an [[upstream]]"),
             Presence::Required,
             "Where these names go.",
+        ),
+        key(
+            "client_auth",
+            Kind::Section(&CLIENT_AUTH),
+            Presence::Optional,
+            "Client certificates of those who ask for these names. Absent: as the listener has it.",
         ),
     ],
 };

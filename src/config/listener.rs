@@ -4,7 +4,7 @@ use super::address::{self, Taken};
 use super::names::{self, Names};
 use super::read::{At, Item, Refusal, Report, Table, choice, count, flag, list, parsed};
 use super::units::duration;
-use super::{IdentityId, Listener, NamePattern, Route, UpstreamId, client_auth, tls};
+use super::{ClientAuth, IdentityId, Listener, NamePattern, Route, UpstreamId, client_auth, keys, tls};
 
 /// What a listener refers to, and what listeners may not share.
 pub(super) struct Context<'c> {
@@ -30,17 +30,17 @@ pub(super) fn read(table: &mut Table<'_, '_>, context: &mut Context<'_>) -> Opti
     let strict_sni = table.read("strict_sni", flag);
     let upstream = table.read("upstream", |report, item| upstream(report, item, context.upstreams));
     let routes = table.sections("routes", |table| {
-        let sni = table.read("sni", names::name_pattern);
+        let sni = table.read("sni", list(names::name_pattern));
         let upstream = table.read("upstream", |report, item| {
             self::upstream(report, item, context.upstreams)
         });
-        Some((
-            Route {
-                sni: sni?,
-                upstream: upstream?,
-            },
-            table.at("sni"),
-        ))
+        let client_auth = route_client_auth(table);
+        let route = Route {
+            sni: sni?,
+            upstream: upstream?,
+            client_auth: client_auth?,
+        };
+        Some((route, table.at("sni")))
     });
     let connections_max = table.read("connections_max", count);
     let handshake_timeout = table.read("handshake_timeout", duration);
@@ -93,23 +93,54 @@ fn congestion_control(report: &mut Report, item: Item<'_>) -> Option<String> {
     })(report, item)
 }
 
-/// Warns of each route that an earlier one leaves no name for, and of each that leads where its names go anyway.
+/// The table of a route, if it has one. It has to say its mode: "off" is what a table without one means, and would open a door.
+fn route_client_auth(table: &mut Table<'_, '_>) -> Option<Option<Option<ClientAuth>>> {
+    let is_there = table.has("client_auth");
+    let client_auth = table.section("client_auth", |table| {
+        let client_auth = client_auth::read(table);
+        if is_there && !table.has("mode") {
+            let at = table.at("mode");
+            let remedy = "add \"mode\" to this table: who asks for these names is let in by its keys alone, not by the listener's";
+            table
+                .report
+                .refuse(&at, "nothing", keys::alternatives(vec!["off", "optional", "required"]), remedy);
+            return None;
+        }
+        client_auth
+    })?;
+    Some(is_there.then_some(client_auth))
+}
+
+/// Warns of each name that another route has taken, and of each route that leads where its names go anyway.
 fn warn_of_idle_routes(report: &mut Report, routes: &[(Route, At)], default: UpstreamId) {
+    let is_taken = |name: &NamePattern, by: &[(Route, At)]| {
+        let first = by.iter().find(|(route, _)| route.sni.contains(name))?;
+        Some(first.1.key.trim_end_matches(".sni").to_owned())
+    };
+    // An exact name beats a wildcard wherever they stand.
+    let is_exception = |name: &NamePattern| {
+        let mut names = routes.iter().flat_map(|(route, _)| &route.sni);
+        names.any(|other| other != name && other.covers(name))
+    };
     for (index, (route, at)) in routes.iter().enumerate() {
-        let (earlier, later) = (&routes[..index], &routes[index + 1..]);
-        if let Some((_, first)) = earlier.iter().find(|(earlier, _)| earlier.sni.covers(&route.sni)) {
-            let what = format!(
-                "this route has no effect: {} takes its names first",
-                first.key.trim_end_matches(".sni")
-            );
+        let taken: Vec<_> = (route.sni.iter())
+            .filter_map(|name| Some((name, is_taken(name, &routes[..index])?)))
+            .collect();
+        let is_idle = taken.len() == route.sni.len();
+        for (name, first) in &taken {
+            let what = match is_idle {
+                true => format!("this route has no effect: {first} takes its names first"),
+                false => format!("{name} has no effect here: {first} takes it first"),
+            };
             report.warn(at, what, "remove it, or move it to the front");
-        } else if route.upstream == default && !later.iter().any(|(later, _)| overlap(&later.sni, &route.sni)) {
+            if is_idle {
+                break;
+            }
+        }
+        let leads_elsewhere = route.upstream != default || route.client_auth.is_some();
+        if !is_idle && !leads_elsewhere && !route.sni.iter().any(is_exception) {
             let what = "this route has no effect: its upstream is the listener's";
             report.warn(at, what, "remove it or change its upstream");
         }
     }
-}
-
-fn overlap(one: &NamePattern, other: &NamePattern) -> bool {
-    one.covers(other) || other.covers(one)
 }

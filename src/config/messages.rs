@@ -117,7 +117,7 @@ messages! { refused:
     a_misspelt_key_in_a_sub_table: in_tls(r#"min_verson = "1.3""#) =>
         r#"ringlock.toml:7: listener "edge": tls.min_verson: found an unknown key, expected "min_version" (the nearest legal key); correct its name or remove it"#;
     a_misspelt_key_in_a_route: in_listener(r#"routes = [{ sn = "a.example", upstream = "app" }]"#) =>
-        "ringlock.toml:6: listener \"edge\": routes[0].sni: found nothing, expected a host name such as \"api.example.com\" or \"*.example.com\"; add \"sni\" to this table\nringlock.toml:6: listener \"edge\": routes[0].sn: found an unknown key, expected \"sni\" (the nearest legal key); correct its name or remove it";
+        "ringlock.toml:6: listener \"edge\": routes[0].sni: found nothing, expected a host name such as \"api.example.com\" or \"*.example.com\", or a list of them; add \"sni\" to this table\nringlock.toml:6: listener \"edge\": routes[0].sn: found an unknown key, expected \"sni\" (the nearest legal key); correct its name or remove it";
     a_flag_in_quotes: in_listener(r#"accept_proxy = "yes""#) =>
         r#"ringlock.toml:6: listener "edge": accept_proxy: found "yes", expected true or false; write true or false without quotes"#;
     mode_http: in_listener(r#"mode = "http""#) =>
@@ -212,6 +212,12 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:6: listener "edge": routes: found a table, expected a list of tables; write each below a header with two brackets: [[listener.routes]]"#;
     a_wildcard_in_the_middle: in_listener(r#"routes = [{ sni = "api.*.example", upstream = "app" }]"#) =>
         r#"ringlock.toml:6: listener "edge": routes[0].sni: found "api.*.example", expected a host name such as "api.example.com" or "*.example.com"; let the wildcard be the whole leftmost label and nothing else"#;
+    a_name_of_a_list_that_is_none: in_listener(r#"routes = [{ sni = ["a.example", "b.example:443"], upstream = "app" }]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[0].sni[1]: found "b.example:443", expected a host name such as "api.example.com" or "*.example.com"; remove the port: SNI has none"#;
+    a_route_whose_clients_have_no_mode: in_listener("[[listener.routes]]\nsni = \"a.example\"\nupstream = \"app\"\n[listener.routes.client_auth]") =>
+        r#"ringlock.toml:9: listener "edge": routes[0].client_auth.mode: found nothing, expected "off", "optional" or "required"; add "mode" to this table: who asks for these names is let in by its keys alone, not by the listener's"#;
+    a_route_whose_clients_have_no_ca: in_listener("[[listener.routes]]\nsni = \"a.example\"\nupstream = \"app\"\nclient_auth.mode = \"required\"") =>
+        r#"ringlock.toml:9: listener "edge": routes[0].client_auth.ca: found nothing, expected the path of a PEM file with the CAs whose clients are accepted; add "ca" to this table, or write mode = "off""#;
     a_name_that_is_not_punycode: in_listener(r#"routes = [{ sni = "bücher.example", upstream = "app" }]"#) =>
         r#"ringlock.toml:6: listener "edge": routes[0].sni: found "bücher.example", expected a host name such as "api.example.com" or "*.example.com"; write it as punycode (xn--…), as it is sent in SNI"#;
     connections_max_of_zero: in_listener("connections_max = 0") =>
@@ -424,11 +430,16 @@ servers = ["app:80"]
         r#"ringlock.toml:7: listener "edge": client_auth.ca: it has no effect: mode is "off" when it is absent; add mode = "required" or mode = "optional", or mode = "off" to say that this is meant"#;
     names_that_are_allowed_without_a_mode: in_listener("[listener.client_auth]\nallow = [\"cn:batch-7\"]") =>
         r#"ringlock.toml:7: listener "edge": client_auth.allow: it has no effect: mode is "off" when it is absent; add mode = "required" or mode = "optional", or mode = "off" to say that this is meant"#;
-    a_route_that_an_earlier_one_covers: in_listener(r#"routes = [{ sni = "*.example", upstream = "api" }, { sni = "a.example", upstream = "app" }]
+    a_route_whose_name_an_earlier_one_has: in_listener(r#"routes = [{ sni = ["b.example", "a.example"], upstream = "api" }, { sni = "a.example", upstream = "app" }]
 [[upstream]]
 name = "api"
 servers = ["api:80"]"#) =>
         r#"ringlock.toml:6: listener "edge": routes[1].sni: this route has no effect: listener "edge": routes[0] takes its names first; remove it, or move it to the front"#;
+    a_name_that_an_earlier_route_has: in_listener(r#"routes = [{ sni = "*.example", upstream = "api" }, { sni = ["a.example", "*.example"], upstream = "app" }]
+[[upstream]]
+name = "api"
+servers = ["api:80"]"#) =>
+        r#"ringlock.toml:6: listener "edge": routes[1].sni: *.example has no effect here: listener "edge": routes[0] takes it first; remove it, or move it to the front"#;
     a_route_to_where_its_names_go_anyway: in_listener(r#"routes = [{ sni = "a.example", upstream = "app" }]"#) =>
         r#"ringlock.toml:6: listener "edge": routes[0].sni: this route has no effect: its upstream is the listener's; remove it or change its upstream"#;
 }

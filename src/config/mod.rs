@@ -405,10 +405,12 @@ pub struct Listener {
 /// One entry of `routes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Which names.
-    pub sni: NamePattern,
-    /// Where they go.
+    /// `sni`: never empty.
+    pub sni: Vec<NamePattern>,
+    /// `upstream`: where they go.
     pub upstream: UpstreamId,
+    /// `[listener.routes.client_auth]`, as [`Listener::client_auth`]; that holds where there is none.
+    pub client_auth: Option<Option<ClientAuth>>,
 }
 
 /// A host name or a wildcard for exactly one leftmost label, lower case, no trailing dot.

@@ -1,5 +1,6 @@
 //! Host names, and the names by which the tables of the file refer to each other.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::NamePattern;
@@ -110,8 +111,10 @@ impl Names {
 }
 
 /// A name that clients ask for, or a wildcard.
-pub(super) fn name_pattern(report: &mut Report, item: Item<'_>) -> Option<NamePattern> {
-    parsed(|text| parse_pattern(text).map_err(|remedy| Refusal::new(NAME_PATTERN, remedy)))(report, item)
+pub(super) fn name_pattern(report: &mut Report, at: &At, text: &str) -> Option<NamePattern> {
+    parse_pattern(text)
+        .map_err(|remedy| report.refuse(at, shown(text), NAME_PATTERN, remedy))
+        .ok()
 }
 
 fn parse_pattern(text: &str) -> Result<NamePattern, String> {
@@ -168,6 +171,16 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
         }
     }
     Ok(text.to_ascii_lowercase())
+}
+
+impl fmt::Display for NamePattern {
+    /// As in the file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NamePattern::Exact(name) => f.write_str(name),
+            NamePattern::Wildcard(parent) => write!(f, "*.{parent}"),
+        }
+    }
 }
 
 impl NamePattern {

@@ -54,7 +54,7 @@ accept_proxy = false
 identities = ["site", "token"]
 strict_sni = false
 upstream = "app"
-routes = [ { sni = "*.API.example.com", upstream = "api" } ]
+routes = [ { sni = "*.API.example.com", upstream = "api" }, { sni = ["admin.example.com", "*.admin.example.com"], upstream = "api", client_auth = { mode = "optional", ca = "admins.pem" } }, { sni = "open.example.com", upstream = "app", client_auth = { mode = "off" } } ]
 connections_max = 100000
 handshake_timeout = "10s"
 idle_timeout = "5m"
@@ -154,10 +154,36 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             identities: vec![IdentityId(0), IdentityId(1)],
             strict_sni: false,
             upstream: UpstreamId(0),
-            routes: vec![Route {
-                sni: NamePattern::Wildcard("api.example.com".to_owned()),
-                upstream: UpstreamId(1),
-            }],
+            routes: vec![
+                Route {
+                    sni: vec![NamePattern::Wildcard("api.example.com".to_owned())],
+                    upstream: UpstreamId(1),
+                    client_auth: None,
+                },
+                Route {
+                    sni: vec![
+                        NamePattern::Exact("admin.example.com".to_owned()),
+                        NamePattern::Wildcard("admin.example.com".to_owned()),
+                    ],
+                    upstream: UpstreamId(1),
+                    client_auth: Some(Some(ClientAuth {
+                        required: false,
+                        ca: "/etc/ringlock/admins.pem".into(),
+                        crl: vec![],
+                        verify_depth: 6,
+                        crl_check: CrlCheck::Chain,
+                        accepts_expired_crls: false,
+                        allow: None,
+                        deny: vec![],
+                        close_revoked: false,
+                    })),
+                },
+                Route {
+                    sni: vec![NamePattern::Exact("open.example.com".to_owned())],
+                    upstream: UpstreamId(0),
+                    client_auth: Some(None),
+                },
+            ],
             connections_max: 100_000,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),

@@ -67,6 +67,8 @@ pub enum Input<'a> {
     Connected(Result<(), IoError>),
     /// The answer to an [`Output::Crypto`].
     CryptoDone(OpId, CryptoResult),
+    /// The client is revoked or denied now, and how.
+    Revoked(String),
     /// The time for finishing is over.
     Drain,
 }
@@ -210,6 +212,8 @@ impl<T: Tls> Session<T> {
             Input::Sent { side, buffer, result } => self.on_sent(side, buffer, result, cx),
             Input::Connected(result) => self.on_connected(result, cx),
             Input::CryptoDone(id, result) => self.on_crypto_done(id, result, cx),
+            // What it has sent is not passed on, and what is meant for it is not sent: revoked means now.
+            Input::Revoked(why) => self.close(Cause::ClientRevoked(why), cx),
             Input::Drain => self.close(Cause::Drained, cx),
         }
         self.settle(cx);

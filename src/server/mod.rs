@@ -344,7 +344,7 @@ impl Service for Server {
         let session_cache = |listener: &crate::snapshot::Listener| {
             Some(SessionCacheView {
                 listener: listener.name.to_string(),
-                usage: listener.resumption.cache()?.usage(),
+                usage: listener.session_cache()?.usage(),
             })
         };
         View {

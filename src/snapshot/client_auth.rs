@@ -1,4 +1,4 @@
-//! `[listener.client_auth]` as loaded: CAs and revocation lists from files, and what is to be said of them.
+//! `[listener.client_auth]`, or that of a route, as loaded: CAs and revocation lists from files, and what is to be said of them.
 
 use crate::config::{self, Places, Problem, Warning};
 use crate::identity::client_auth::{ClientAuth, RevocationList, Rules, span};
@@ -10,9 +10,13 @@ use super::read;
 /// good for an hour is not warned of all its life.
 const EXPIRY_WARNING_PART: i64 = 10;
 
-/// Reads every file that the listener's clients are verified with. Nothing when clients are not asked for certificates.
-pub(super) fn load(listener: &config::Listener, places: &Places) -> Result<Option<ClientAuth>, Problem> {
-    let Some(settings) = &listener.client_auth else {
+/// Reads every file that clients are verified with. Nothing when they are not asked for certificates. `table`: where the settings are.
+pub(super) fn load(
+    settings: Option<&config::ClientAuth>,
+    table: &str,
+    places: &Places,
+) -> Result<Option<ClientAuth>, Problem> {
+    let Some(settings) = settings else {
         return Ok(None);
     };
     let rules = Rules {
@@ -20,7 +24,7 @@ pub(super) fn load(listener: &config::Listener, places: &Places) -> Result<Optio
         verify_depth: settings.verify_depth,
         allow: settings.allow.clone(),
         deny: settings.deny.clone(),
-        lists: load_lists(listener, settings, places)?,
+        lists: load_lists(settings, table, places)?,
         crl_check: settings.crl_check,
         accepts_expired_lists: settings.accepts_expired_crls,
         closes_revoked: settings.close_revoked,
@@ -28,7 +32,7 @@ pub(super) fn load(listener: &config::Listener, places: &Places) -> Result<Optio
     let loaded = read(&settings.ca, CERTIFICATE_FILE_BYTES_MAX).and_then(|pem| ClientAuth::from_pem(&pem, rules));
     loaded.map(Some).map_err(|found| {
         places.problem(
-            format!("listener \"{}\": client_auth.ca", listener.name),
+            format!("{table}.ca"),
             format!("{found} in {}", settings.ca.display()),
             "a PEM file with one or more certificates of CAs",
             "check the path, and that the file holds the CAs and nothing that is cut off",
@@ -36,18 +40,14 @@ pub(super) fn load(listener: &config::Listener, places: &Places) -> Result<Optio
     })
 }
 
-fn load_lists(
-    listener: &config::Listener,
-    settings: &config::ClientAuth,
-    places: &Places,
-) -> Result<Vec<RevocationList>, Problem> {
+fn load_lists(settings: &config::ClientAuth, table: &str, places: &Places) -> Result<Vec<RevocationList>, Problem> {
     let mut lists = Vec::new();
     for (number, path) in settings.crl.iter().enumerate() {
         let source = path.display().to_string();
         let loaded = read(path, CRL_FILE_BYTES_MAX).and_then(|file| RevocationList::all_in(&file, &source));
         lists.extend(loaded.map_err(|found| {
             places.problem(
-                format!("listener \"{}\": client_auth.crl[{number}]", listener.name),
+                format!("{table}.crl[{number}]"),
                 format!("{found} in {source}"),
                 "a PEM or DER file with complete revocation lists of version 2, each with a number and the time of the next one",
                 "check the path, and how the CA makes its lists",
@@ -59,17 +59,15 @@ fn load_lists(
 
 /// What is legal and probably not meant, at `now` in seconds since 1970.
 pub(super) fn warnings(
-    listener: &config::Listener,
+    settings: &config::ClientAuth,
     client_auth: &ClientAuth,
+    table: &str,
     places: &Places,
     now: i64,
 ) -> Vec<Warning> {
-    let Some(settings) = &listener.client_auth else {
-        return Vec::new();
-    };
     let mut warnings = Vec::new();
     let mut warn = |key: &str, what: String, remedy: &str| {
-        let key = format!("listener \"{}\": client_auth.{key}", listener.name);
+        let key = format!("{table}.{key}");
         warnings.push(places.warning(key, what, remedy));
     };
     let authorities = client_auth.authorities();

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustls::crypto::CompletedKeyExchange;
+use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use rustls::{
-    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, ProtocolVersion,
+    AlertDescription, CipherSuite, Error, HandshakeKind, NamedGroup, OtherError, PeerIncompatible, PeerMisbehaved,
+    ProtocolVersion,
 };
 
 use super::client_hello::{ClientHello, Gathered, Gathering};
@@ -35,6 +37,8 @@ pub struct Connection {
     offered_version: u16,
     /// Where the record ends that completes the ClientHello.
     hello_end: usize,
+    /// The client is asked for certificates, and rustls verifies signatures of its.
+    asks_for_certificates: bool,
 }
 
 enum State {
@@ -98,6 +102,7 @@ struct Established {
     negotiated: Option<Negotiated>,
     resumptions: Resumptions,
     alpn: Option<Box<[u8]>>,
+    client_certificates: Box<[CertificateDer<'static>]>,
 }
 
 impl Tls for Connection {
@@ -109,6 +114,7 @@ impl Tls for Connection {
             attempt: None,
             offered_version: 0,
             hello_end: 0,
+            asks_for_certificates: false,
         }
     }
 
@@ -204,6 +210,16 @@ impl Tls for Connection {
 
     fn resumptions(&self) -> Resumptions {
         self.established().map(|this| this.resumptions).unwrap_or_default()
+    }
+
+    fn client_certificates(&self) -> &[CertificateDer<'static>] {
+        self.established().map_or(&[], |this| &this.client_certificates)
+    }
+
+    fn forget_client_certificates(&mut self) {
+        if let State::Established(this) = &mut self.state {
+            this.client_certificates = Box::default();
+        }
     }
 }
 
@@ -365,8 +381,10 @@ impl Connection {
         {
             return Err(HandshakeFailure::NoSharedSuite);
         }
-        let config = self.policy.config(hello.prefers_chacha());
-        let rustls = UnbufferedServerConnection::new(Arc::clone(config))
+        // By the name of this ClientHello, which is that of the connection: rustls refuses a second one with another.
+        let configs = self.policy.configs(self.server_name.as_deref());
+        self.asks_for_certificates = configs.asks_for_certificates;
+        let rustls = UnbufferedServerConnection::new(Arc::clone(configs.config(hello.prefers_chacha())))
             .map_err(|error| HandshakeFailure::Protocol(error.to_string()))?;
         let rustls = Box::new(rustls);
         self.attempt = Some(Box::new(Attempt::new(!tls13, hello.takes_tickets())));
@@ -402,7 +420,7 @@ impl Connection {
                 };
                 return (at.used, Step::NeedsInput);
             };
-            let verifies = self.policy.asks_for_certificates() && is_handshake(&received[at.end..end]);
+            let verifies = self.asks_for_certificates && is_handshake(&received[at.end..end]);
             at.end = end;
             let given = &mut received[at.used..end];
             let attempt = self.take_attempt();
@@ -424,6 +442,7 @@ impl Connection {
         let negotiated = negotiated(&rustls);
         let resumptions = self.take_attempt().outcome(is_resumed(&rustls));
         let alpn = rustls.alpn_protocol().map(Into::into);
+        let client_certificates = rustls.peer_certificates().unwrap_or_default().into();
         match Records::new(*rustls) {
             Ok(records) => {
                 self.state = State::Established(Box::new(Established {
@@ -431,6 +450,7 @@ impl Connection {
                     negotiated,
                     resumptions,
                     alpn,
+                    client_certificates,
                 }));
                 (at.end, Step::Established)
             }
@@ -491,6 +511,9 @@ impl Connection {
         if processed.error.as_ref().is_some_and(is_key_failure) {
             // rustls has no alert for it. Its ServerHello is kept back, so that the client reads ours in the clear.
             sealed.write(&fatal(AlertDescription::InternalError));
+        } else if processed.error.as_ref().is_some_and(is_other_name) {
+            // For this one neither.
+            sealed.write(&fatal(AlertDescription::IllegalParameter));
         } else {
             sealed.write(&processed.output);
         }
@@ -550,6 +573,11 @@ impl Connection {
 /// The key has not signed.
 fn is_key_failure(error: &Error) -> bool {
     matches!(error, Error::Other(OtherError(error)) if error.is::<KeyFailure>())
+}
+
+/// The second ClientHello has another name than the first: RFC 8446 section 4.1.2 forbids it.
+fn is_other_name(error: &Error) -> bool {
+    *error == Error::PeerMisbehaved(PeerMisbehaved::ServerNameDifferedOnRetry)
 }
 
 /// A fatal alert before anything is encrypted, with its record.

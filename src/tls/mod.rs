@@ -16,6 +16,8 @@ mod unbuffered;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustls::pki_types::CertificateDer;
+
 use crate::buffers::{Outbox, SendPool, Sink};
 use crate::crypto::{CryptoOp, CryptoResult};
 use crate::error::{Cause, HandshakeFailure};
@@ -58,6 +60,13 @@ pub trait Tls: Sized {
 
     /// What became of sessions, once the handshake is complete.
     fn resumptions(&self) -> Resumptions;
+
+    /// What the client has shown, also in a session that it resumes, its own certificate first; none before the handshake is complete,
+    /// and none after [`Tls::forget_client_certificates`].
+    fn client_certificates(&self) -> &[CertificateDer<'static>];
+
+    /// Gives their memory back.
+    fn forget_client_certificates(&mut self);
 }
 
 /// Where the client's records put what comes out of them.

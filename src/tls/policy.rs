@@ -1,8 +1,10 @@
-//! The TLS settings of one listener, as loaded: two rustls configurations and what is decided before rustls is asked.
+//! The TLS settings of one listener, as loaded: two rustls configurations for each way in which clients are let in, and what is decided before
+//! rustls is asked.
 
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
 
@@ -10,35 +12,78 @@ use super::resumption::Resumption;
 use crate::config::{Tls, TlsVersion};
 use crate::crypto::cpu::Cpu;
 use crate::crypto::provider;
-use crate::identity::Selector;
 use crate::identity::client_auth::ClientAuth;
+use crate::identity::{NameMap, Selector};
 use crate::limits::TICKETS_PER_HANDSHAKE_MAX;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Policy {
-    /// Our order of suites wins.
-    ours: Arc<ServerConfig>,
-    /// The same with ChaCha20 first: for clients that put it first because they have no AES hardware.
-    chacha: Arc<ServerConfig>,
+    /// Never empty.
+    admissions: Vec<Configs>,
+    /// Positions of those that are for some names; the first is for all others.
+    names: NameMap<AdmissionId>,
     selector: Arc<Selector>,
     groups: Vec<NamedGroup>,
-    asks_for_certificates: bool,
     min_version: TlsVersion,
     max_version: TlsVersion,
 }
 
+/// Who is let in, and which sessions can be resumed: what a listener may have differently for some names.
+#[derive(Debug)]
+pub struct Admission {
+    /// The verification of client certificates; none when clients are not asked for any.
+    pub client_auth: Option<ClientAuth>,
+    /// Sessions of those who were let in.
+    pub resumption: Arc<Resumption>,
+}
+
+impl Admission {
+    /// Connections of clients that are revoked after they were let in are closed.
+    #[must_use]
+    pub fn closes_revoked(&self) -> bool {
+        self.client_auth.as_ref().is_some_and(ClientAuth::closes_revoked)
+    }
+
+    /// How the client of a session that was let in under `earlier` is revoked meanwhile, if it is and that matters. `chain`: what it has
+    /// shown.
+    #[must_use]
+    pub fn revokes(&self, earlier: &Admission, chain: &[CertificateDer<'_>]) -> Option<String> {
+        let client_auth = self.client_auth.as_ref().filter(|now| now.closes_revoked())?;
+        let before = earlier.client_auth.as_ref().map(ClientAuth::revocation);
+        if chain.is_empty() || before == Some(client_auth.revocation()) {
+            return None;
+        }
+        client_auth.revokes(chain)
+    }
+}
+
+/// Position among the admissions of a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdmissionId(pub usize);
+
+/// An admission as rustls has it.
+#[derive(Debug)]
+pub(super) struct Configs {
+    /// Our order of suites wins.
+    ours: Arc<ServerConfig>,
+    /// The same with ChaCha20 first: for clients that put it first because they have no AES hardware.
+    chacha: Arc<ServerConfig>,
+    /// Clients are asked for certificates, and rustls verifies signatures of theirs.
+    pub(super) asks_for_certificates: bool,
+}
+
 impl Policy {
-    /// Settings of a listener whose identities are in `selector`, and which asks clients for certificates if there is a
-    /// `client_auth`. Sessions are resumed as `resumption` has it.
+    /// Settings of a listener whose identities are in `selector`. The first of its admissions, of which there is at least one, is for names that
+    /// `names` does not have, and for clients that send none.
     ///
     /// # Errors
     /// rustls' word on suites and versions that do not go together.
     pub fn new(
         tls: &Tls,
-        client_auth: Option<&ClientAuth>,
+        admissions: &[Admission],
+        names: NameMap<AdmissionId>,
         selector: Arc<Selector>,
-        resumption: &Arc<Resumption>,
         cpu: Cpu,
     ) -> Result<Policy, rustls::Error> {
         let groups = tls.groups.clone().unwrap_or_else(provider::auto_groups);
@@ -49,32 +94,33 @@ impl Policy {
         } else {
             provider::chacha_first(&suites)
         };
-        let config = |suites: &[CipherSuite]| {
-            let provider = provider::provider(suites, &groups);
-            server_config(tls, client_auth, provider, &selector, resumption)
+        let (ours, chacha) = (
+            provider::provider(&suites, &groups),
+            provider::provider(&for_chacha, &groups),
+        );
+        let configs = |admission: &Admission| {
+            let config = |provider| server_config(tls, admission, provider, &selector);
+            Ok(Configs {
+                ours: config(&ours)?,
+                chacha: config(&chacha)?,
+                asks_for_certificates: admission.client_auth.is_some(),
+            })
         };
         Ok(Policy {
-            ours: config(&suites)?,
-            chacha: config(&for_chacha)?,
+            admissions: admissions.iter().map(configs).collect::<Result<_, rustls::Error>>()?,
+            names,
             groups,
-            asks_for_certificates: client_auth.is_some(),
             min_version: tls.min_version,
             max_version: tls.max_version,
             selector,
         })
     }
 
-    pub(super) fn config(&self, client_prefers_chacha: bool) -> &Arc<ServerConfig> {
-        if client_prefers_chacha {
-            &self.chacha
-        } else {
-            &self.ours
-        }
-    }
-
-    /// Clients are asked for certificates, and rustls verifies signatures of theirs.
-    pub(super) fn asks_for_certificates(&self) -> bool {
-        self.asks_for_certificates
+    /// For a client that asks for this lower-case name.
+    pub(super) fn configs(&self, name: Option<&str>) -> &Configs {
+        let of_name = name.and_then(|name| self.names.find(name).first());
+        let &AdmissionId(position) = of_name.unwrap_or(&AdmissionId(0));
+        &self.admissions[position]
     }
 
     /// The listener has an identity for this lower-case name, or does not insist.
@@ -93,7 +139,7 @@ impl Policy {
 
     /// One of the listener's suites for this version on the wire is offered.
     pub(super) fn shares_suite<I: Iterator<Item = CipherSuite>>(&self, version: u16, offered: impl Fn() -> I) -> bool {
-        let suites = &self.ours.crypto_provider().cipher_suites;
+        let suites = &self.admissions[0].ours.crypto_provider().cipher_suites;
         let of_version = |suite: &&SupportedCipherSuite| u16::from(suite.version().version) == version;
         suites
             .iter()
@@ -107,13 +153,23 @@ impl Policy {
     }
 }
 
+impl Configs {
+    pub(super) fn config(&self, client_prefers_chacha: bool) -> &Arc<ServerConfig> {
+        if client_prefers_chacha {
+            &self.chacha
+        } else {
+            &self.ours
+        }
+    }
+}
+
 fn server_config(
     tls: &Tls,
-    client_auth: Option<&ClientAuth>,
-    provider: Arc<CryptoProvider>,
+    admission: &Admission,
+    provider: &Arc<CryptoProvider>,
     selector: &Arc<Selector>,
-    resumption: &Arc<Resumption>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let resumption = &admission.resumption;
     let mut versions = Vec::new();
     if tls.max_version == TlsVersion::Tls13 {
         versions.push(&rustls::version::TLS13);
@@ -122,11 +178,11 @@ fn server_config(
         versions.push(&rustls::version::TLS12);
     }
     let resolver: Arc<dyn ResolvesServerCert> = selector.clone();
-    let verifier = match client_auth {
-        Some(client_auth) => client_auth.verifier(&provider),
+    let verifier = match &admission.client_auth {
+        Some(client_auth) => client_auth.verifier(provider),
         None => WebPkiClientVerifier::no_client_auth(),
     };
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&versions)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);

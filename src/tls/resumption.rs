@@ -33,7 +33,7 @@ pub fn digest(parts: &[&[u8]]) -> Digest {
     front
 }
 
-/// Resumption under the policy of one listener: what rustls asks for tickets and sessions.
+/// Resumption under one policy, that of a listener or of some of its names: what rustls asks for tickets and sessions.
 #[derive(Debug)]
 pub struct Resumption {
     /// A ticket of another policy cannot be opened.
@@ -218,16 +218,15 @@ impl Resumption {
         Resumption { cache, ..self }
     }
 
-    /// Sessions of this policy; none unless they are kept.
+    /// Sessions of this policy and of others; none unless they are kept.
     #[must_use]
     pub fn cache(&self) -> Option<&Arc<SessionCache>> {
         self.cache.as_ref()
     }
 
-    /// Tickets of the one can be opened by the other, so sessions may be shared too.
-    #[must_use]
-    pub fn is_like(&self, other: &Resumption) -> bool {
-        self.policy == other.policy
+    /// Where the cache has the session of this id. Under another policy it is elsewhere, and no choice of ids leads there.
+    fn place(&self, id: &[u8]) -> [u8; 32] {
+        sha256::digest(&[&self.policy, id])
     }
 
     /// rustls' clock, which both of us go by.
@@ -397,7 +396,7 @@ impl StoresServerSessions for Resumption {
             }
             let stored = self
                 .bind(attempt, &value)
-                .is_some_and(|(bound, _, _)| cache.put(&id, bound));
+                .is_some_and(|(bound, _, _)| cache.put(&self.place(&id), bound));
             attempt.sessions_stored = attempt.sessions_stored.saturating_add(u8::from(stored));
             stored
         })
@@ -405,11 +404,11 @@ impl StoresServerSessions for Resumption {
     }
 
     fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
-        self.found(self.cache.as_ref()?.get(id))
+        self.found(self.cache.as_ref()?.get(&self.place(id)))
     }
 
     fn take(&self, id: &[u8]) -> Option<Vec<u8>> {
-        self.found(self.cache.as_ref()?.take(id))
+        self.found(self.cache.as_ref()?.take(&self.place(id)))
     }
 }
 

@@ -1,5 +1,5 @@
-//! Sessions that clients resume by an id: of TLS 1.2, and of TLS 1.3 where there are no tickets. One cache belongs to one policy
-//! and serves all workers.
+//! Sessions that clients resume by an id: of TLS 1.2, and of TLS 1.3 where there are no tickets. One cache belongs to one listener
+//! and serves all workers; whose session is whose is decided by its callers, who choose the ids.
 //!
 //! **Eviction** is segmented LRU. A session begins in *probation*; one that was resumed from is *protected* and has four fifths of
 //! the memory for itself. What never comes back pushes out only its like: a flood of new sessions cannot displace those of clients
@@ -7,7 +7,7 @@
 //! Caches that weigh how often a key is asked for do worse here: keys are new each time, so they keep dead sessions and turn
 //! away those that clients are about to return with.
 //!
-//! **Floods of ids.** Ids are stored only if rustls made them, 32 random bytes, so the shards fill evenly. Ids that come from the
+//! **Floods of ids.** Ids are stored only if they come from random bytes that rustls made, so the shards fill evenly. Ids that come from the
 //! network are only looked up. The tables within the shards hash with a random key of their own: no choice of ids makes a lookup slow.
 //! Nothing depends on the order of the tables: what leaves next is decided by lists.
 
@@ -117,7 +117,7 @@ impl fmt::Debug for SessionCache {
     }
 }
 
-/// As rustls makes them, for both versions.
+/// As rustls makes them, for both versions, and as digests are.
 type Id = [u8; 32];
 
 /// A boxed slice, unlike a vector, cannot leave an old copy behind by growing.

@@ -19,6 +19,7 @@ use ringlock::tls::records::record_end;
 use ringlock::tls::{Opened, Outboxes, Step, Tls};
 use rustls::NamedGroup;
 use rustls::crypto::CompletedKeyExchange;
+use rustls_pki_types::CertificateDer;
 
 use super::client::{ClientTls, Heard, Hello};
 
@@ -267,6 +268,12 @@ impl Tls for ScriptedServer {
     fn resumptions(&self) -> Resumptions {
         Resumptions::default()
     }
+
+    fn client_certificates(&self) -> &[CertificateDer<'static>] {
+        &[]
+    }
+
+    fn forget_client_certificates(&mut self) {}
 
     fn negotiated(&self) -> Option<Negotiated> {
         self.established.then_some(Negotiated {

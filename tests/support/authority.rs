@@ -205,7 +205,8 @@ pub(crate) fn pem_of_list(der: &[u8]) -> String {
     super::run("openssl", &["crl", "-inform", "DER"], der).ok().stdout
 }
 
-fn serial(certificate: &CertificateDer<'_>) -> Vec<u8> {
+/// The serial number of a certificate, in bytes.
+pub(crate) fn serial(certificate: &CertificateDer<'_>) -> Vec<u8> {
     let (_, parsed) = X509Certificate::from_der(certificate).unwrap();
     parsed.raw_serial().to_vec()
 }

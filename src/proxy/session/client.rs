@@ -164,6 +164,9 @@ impl<T: Tls> Session<T> {
         let upstream = &cx.snapshot.upstreams[self.upstream_id.0].settings;
         self.active_at = self.now;
         self.queue_proxy_header(upstream.send_proxy, cx);
+        if !listener.admission(self.tls.server_name()).closes_revoked() {
+            self.tls.forget_client_certificates();
+        }
         match upstream.connect_on {
             ConnectOn::Handshake => self.connect_upstream(cx),
             ConnectOn::FirstByte => self.phase = Phase::AwaitingFirstByte,
