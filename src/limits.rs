@@ -38,7 +38,8 @@ pub const RECEIVE_BYTES_MAX: usize = 128 * 1024;
 /// Receives of this size serve connections that carry little at a time.
 pub const RECEIVE_SMALL_BYTES: usize = 4 * 1024;
 
-/// A PROXY v2 header with more than this is refused: 16 bytes, addresses, and TLVs (HAProxy sends a few hundred).
+/// A PROXY v2 header with more than this is refused, and none is sent: 16 bytes, addresses, and TLVs (HAProxy sends a few hundred). nginx takes
+/// as many; HAProxy takes 16 KiB. A client's certificate that would make it longer is left out.
 pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
 
 /// KeyUpdate requests accepted in one second before the connection ends. HAProxy's limit is 100; a well-behaved
@@ -206,6 +207,13 @@ pub const CLIENT_NAMES_SHOWN_MAX: usize = 4;
 
 /// See [`CLIENT_NAMES_SHOWN_MAX`].
 pub const CLIENT_NAME_CHARS_SHOWN_MAX: usize = 64;
+
+/// The subject of a client's certificate is kept while its connection lasts, for the log and the PROXY header, if it has no more bytes (DER): a
+/// name has some 50. Of a longer one only the serial number is.
+pub const CLIENT_SUBJECT_BYTES_MAX: usize = 1024;
+
+/// Characters of it that a log line repeats.
+pub const CLIENT_SUBJECT_CHARS_SHOWN_MAX: usize = 256;
 
 /// Handshake bytes that wait for the rest of their message: rustls takes messages of 64 KiB at most.
 pub const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;

@@ -155,6 +155,8 @@ pub struct WorkerMetrics {
     pub resumptions_accepted: [Counter; SessionKind::LABELS.len()],
     /// Sessions that clients wanted to resume and could not, by [`SessionKind`] and [`Declined`].
     pub resumptions_declined: [[Counter; Declined::LABELS.len()]; SessionKind::LABELS.len()],
+    /// Certificates of clients that did not fit a PROXY header.
+    pub proxy_certificates_left_out: Counter,
     /// Bytes received from clients (TLS).
     pub downstream_received: Counter,
     /// Bytes sent to clients (TLS).
@@ -196,6 +198,7 @@ impl Default for WorkerMetrics {
             sessions_stored: Counter::default(),
             resumptions_accepted: std::array::from_fn(|_| Counter::default()),
             resumptions_declined: std::array::from_fn(|_| std::array::from_fn(|_| Counter::default())),
+            proxy_certificates_left_out: Counter::default(),
             downstream_received: Counter::default(),
             downstream_sent: Counter::default(),
             upstream_received: Counter::default(),

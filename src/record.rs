@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::config::{ConnectionLog, Log, LogLevel};
 use crate::error::{Cause, Fault};
+use crate::identity::client_auth::ClientSubject;
 use crate::metrics::{Declined, Negotiated};
 
 /// One connection that ended. What was never learned is `None`.
@@ -25,6 +26,8 @@ pub struct ConnectionRecord {
     pub negotiated: Option<Negotiated>,
     /// Why the session that the client wanted to resume was not.
     pub declined: Option<Declined>,
+    /// Whom the client's certificate names.
+    pub client: Option<ClientSubject>,
     /// Address of the upstream server that was connected.
     pub server: Option<Arc<str>>,
     /// Plaintext bytes from the client to the upstream.

@@ -575,6 +575,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             alpn: session.tls().alpn().map(Into::into),
             negotiated: session.tls().negotiated(),
             declined: session.tls().resumptions().declined.map(|(_, why)| why),
+            client: session.client().cloned(),
             server,
             received,
             sent,

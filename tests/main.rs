@@ -84,6 +84,7 @@ mod the_session_cache_takes_no_more_memory_than_it_says;
 mod the_set_up_scripts_make_tokens;
 mod the_signer_works_only_for_its_gateway;
 mod the_upstream_is_told_the_client;
+mod the_upstream_is_told_whose_certificate_it_was;
 mod tickets_are_good_on_every_host_with_the_secret;
 mod tidy;
 mod tokens_of_several_modules_serve_at_once;

@@ -691,9 +691,9 @@ static UPSTREAM: Section = Section {
         ),
         key(
             "send_proxy",
-            Kind::Word(&[word("off"), word("v1"), word("v2")]),
+            Kind::Word(&[word("off"), word("v1"), word("v2"), word("v2_certificate")]),
             Presence::Default(r#""off""#),
-            "PROXY protocol header to the server: v1 is text, v2 binary with TLS details.",
+            "PROXY protocol header to the server: v1 is text, v2 binary with TLS details, v2_certificate the same with the client's certificate.",
         ),
     ],
 };

@@ -351,7 +351,7 @@ servers = ["127.0.0.1:8080"]
     an_unknown_connect_on: in_upstream(r#"connect_on = "accept""#) =>
         r#"ringlock.toml:15: upstream "app": connect_on: found "accept", expected "handshake" or "first_byte"; write one of them, or remove the key for the default"#;
     an_unknown_send_proxy: in_upstream(r#"send_proxy = "v3""#) =>
-        r#"ringlock.toml:15: upstream "app": send_proxy: found "v3", expected "off", "v1" or "v2"; write one of them, or remove the key for the default"#;
+        r#"ringlock.toml:15: upstream "app": send_proxy: found "v3", expected "off", "v1", "v2" or "v2_certificate"; write one of them, or remove the key for the default"#;
     a_connect_timeout_of_zero: in_upstream(r#"connect_timeout = "0ms""#) =>
         r#"ringlock.toml:15: upstream "app": connect_timeout: found "0ms", expected a duration above zero such as "10s" or "250ms"; write how long it may take"#;
     zero_workers: in_global("workers = 0") =>

@@ -602,5 +602,8 @@ pub enum SendProxy {
     /// The text form.
     V1,
     /// The binary form with TLVs.
-    V2,
+    V2 {
+        /// Those of clients are in them, whole.
+        certificates: bool,
+    },
 }

@@ -249,7 +249,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 balance: Balance::RoundRobin,
                 connect_timeout: Duration::from_millis(250),
                 connect_on: ConnectOn::FirstByte,
-                send_proxy: SendProxy::V2,
+                send_proxy: SendProxy::V2 { certificates: false },
             },
             Upstream {
                 name: "api".to_owned(),

@@ -26,7 +26,12 @@ pub(super) fn read(table: &mut Table<'_, '_>, names: &mut Names) -> Option<Upstr
     );
     let send_proxy = table.read(
         "send_proxy",
-        choice(&[("off", SendProxy::Off), ("v1", SendProxy::V1), ("v2", SendProxy::V2)]),
+        choice(&[
+            ("off", SendProxy::Off),
+            ("v1", SendProxy::V1),
+            ("v2", SendProxy::V2 { certificates: false }),
+            ("v2_certificate", SendProxy::V2 { certificates: true }),
+        ]),
     );
     Some(Upstream {
         name: name?,

@@ -298,6 +298,12 @@ impl View {
             |m| &m.buffer_bytes,
         ))?;
         to.counter(self.of_workers(
+            "ringlock_proxy_certificates_left_out",
+            "Certificates of clients that would have made a PROXY header too long",
+            None,
+            |m| &m.proxy_certificates_left_out,
+        ))?;
+        to.counter(self.of_workers(
             "ringlock_log_records_dropped",
             "Connection records dropped because the log could not keep up",
             None,

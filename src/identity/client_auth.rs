@@ -3,6 +3,7 @@
 mod names;
 mod refusal;
 mod revocation;
+mod subject;
 mod verifier;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::refusal::{refusal, span};
 pub use self::revocation::RevocationList;
+pub use self::subject::ClientSubject;
 use self::verifier::Verifier;
 use crate::config::{ClientName, CrlCheck, NameKind};
 use crate::crypto::sha256;

@@ -18,13 +18,21 @@ const V2_IPV4_BYTES: usize = 4 + 4 + 2 + 2;
 const V2_IPV6_BYTES: usize = 16 + 16 + 2 + 2;
 const V2_UNIX_BYTES: usize = 108 + 108;
 
+/// Type and length.
+const TLV_START_BYTES: usize = 1 + 2;
 const TLV_ALPN: u8 = 0x01;
 const TLV_AUTHORITY: u8 = 0x02;
 const TLV_CRC32C: u8 = 0x03;
 const TLV_SSL: u8 = 0x20;
 const TLV_SSL_VERSION: u8 = 0x21;
+const TLV_SSL_CN: u8 = 0x22;
 const TLV_SSL_CIPHER: u8 = 0x23;
+const TLV_SSL_CLIENT_CERT: u8 = 0x28;
 const CLIENT_SSL: u8 = 0x01;
+/// "The client provided a certificate over the current connection."
+const CLIENT_CERT_CONN: u8 = 0x02;
+/// "The client provided a certificate at least once over the TLS session this connection belongs to."
+const CLIENT_CERT_SESS: u8 = 0x04;
 
 /// What the bytes received so far amount to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,6 +272,19 @@ pub struct TlsInfo<'a> {
     pub version: &'static str,
     /// The cipher suite by its OpenSSL name, as HAProxy and hitch send it: [`openssl_cipher_name`].
     pub cipher: &'static str,
+    /// The client has shown a certificate, which was verified.
+    pub client: Option<ClientInfo<'a>>,
+}
+
+/// What a server behind us is told about a client that has shown a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientInfo<'a> {
+    /// In this connection; otherwise in the one whose session it resumes.
+    pub shown_now: bool,
+    /// The one common name of its subject.
+    pub common_name: Option<&'a str>,
+    /// The certificate itself (DER).
+    pub certificate: Option<&'a [u8]>,
 }
 
 /// OpenSSL's name of a suite that rustls on aws-lc-rs can agree on; `None` for any other.
@@ -303,8 +324,10 @@ pub fn write_v1(source: SocketAddr, destination: SocketAddr, out: &mut Vec<u8>) 
     debug_assert!(out.len() - start <= V1_BYTES_MAX);
 }
 
-/// Appends a version 2 header for a client at `source` that connected to `destination` over the TLS of `tls`.
-pub fn write_v2(source: SocketAddr, destination: SocketAddr, tls: &TlsInfo<'_>, out: &mut Vec<u8>) {
+/// Appends a version 2 header for a client at `source` that connected to `destination` over the TLS of `tls`. False: the header would have
+/// been longer than receivers take, and is without the client's certificate.
+#[must_use]
+pub fn write_v2(source: SocketAddr, destination: SocketAddr, tls: &TlsInfo<'_>, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     out.extend_from_slice(V2_SIGNATURE);
     out.push(0x21); // version 2, PROXY
@@ -330,17 +353,33 @@ pub fn write_v2(source: SocketAddr, destination: SocketAddr, tls: &TlsInfo<'_>, 
     if let Some(authority) = tls.authority {
         write_tlv(TLV_AUTHORITY, out, |out| out.extend_from_slice(authority.as_bytes()));
     }
+    let mut is_whole = true;
     write_tlv(TLV_SSL, out, |out| {
-        out.push(CLIENT_SSL);
-        // Zero would mean that a client certificate was presented and verified.
-        out.extend_from_slice(&1_u32.to_be_bytes());
+        let (client, verify) = match tls.client {
+            Some(ClientInfo { shown_now: true, .. }) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, 0_u32),
+            Some(ClientInfo { shown_now: false, .. }) => (CLIENT_SSL | CLIENT_CERT_SESS, 0),
+            // Zero would mean that a client certificate was presented and verified.
+            None => (CLIENT_SSL, 1),
+        };
+        out.push(client);
+        out.extend_from_slice(&verify.to_be_bytes());
         write_tlv(TLV_SSL_VERSION, out, |out| {
             out.extend_from_slice(tls.version.as_bytes())
         });
         write_tlv(TLV_SSL_CIPHER, out, |out| out.extend_from_slice(tls.cipher.as_bytes()));
+        if let Some(name) = tls.client.and_then(|client| client.common_name) {
+            write_tlv(TLV_SSL_CN, out, |out| out.extend_from_slice(name.as_bytes()));
+        }
+        if let Some(certificate) = tls.client.and_then(|client| client.certificate) {
+            is_whole = out.len() - start + TLV_START_BYTES + certificate.len() <= PROXY_HEADER_BYTES_MAX;
+            if is_whole {
+                write_tlv(TLV_SSL_CLIENT_CERT, out, |out| out.extend_from_slice(certificate));
+            }
+        }
     });
     set_length(out, length_at);
     debug_assert!(out.len() - start <= PROXY_HEADER_BYTES_MAX);
+    is_whole
 }
 
 fn write_tlv(kind: u8, out: &mut Vec<u8>, write_value: impl FnOnce(&mut Vec<u8>)) {
@@ -352,7 +391,7 @@ fn write_tlv(kind: u8, out: &mut Vec<u8>, write_value: impl FnOnce(&mut Vec<u8>)
 
 /// Stores at `at` how many bytes follow the two bytes there.
 fn set_length(out: &mut [u8], at: usize) {
-    let length = u16::try_from(out.len() - at - 2).expect("names and protocols have at most 255 bytes each");
+    let length = u16::try_from(out.len() - at - 2).expect("the header has at most PROXY_HEADER_BYTES_MAX bytes");
     out[at..at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
@@ -388,6 +427,7 @@ mod tests {
         authority: Some("a.example.com"),
         version: "TLSv1.3",
         cipher: "TLS_AES_256_GCM_SHA384",
+        client: None,
     };
 
     fn address(text: &str) -> SocketAddr {
@@ -402,7 +442,7 @@ mod tests {
 
     fn v2(source: &str, destination: &str) -> Vec<u8> {
         let mut out = Vec::new();
-        write_v2(address(source), address(destination), &TLS, &mut out);
+        assert!(write_v2(address(source), address(destination), &TLS, &mut out));
         out
     }
 
@@ -463,7 +503,12 @@ mod tests {
             authority: None,
             ..TLS
         };
-        write_v2(address("[2001:db8::1]:258"), address("192.0.2.1:772"), &tls, &mut out);
+        assert!(write_v2(
+            address("[2001:db8::1]:258"),
+            address("192.0.2.1:772"),
+            &tls,
+            &mut out
+        ));
         let header = out.strip_prefix(b"before").unwrap();
         assert_eq!(&header[12..18], [0x21, 0x21, 0, 36 + 3 + 40, 0x20, 0x01]);
         assert_eq!(&header[42..53], [0xff, 0xff, 192, 0, 2, 1, 1, 2, 3, 4, TLV_SSL]);
@@ -554,6 +599,74 @@ mod tests {
         assert_eq!(parse(&v2_header(0x21, 0x31, &[0; 216])), Parsed::complete(232, None));
         assert!(is_invalid(&v2_header(0x21, 0x31, &[0; 215])));
         assert!(is_invalid(&v2_header(0x21, 0x21, &[0; 35])));
+    }
+
+    /// What is in the SSL TLV of a header for this client.
+    fn ssl_tlv(client: Option<ClientInfo<'_>>) -> (bool, Vec<u8>) {
+        let mut out = Vec::new();
+        let (source, destination) = (address("192.0.2.1:1"), address("192.0.2.2:2"));
+        let tls = TlsInfo {
+            alpn: None,
+            authority: None,
+            version: "V",
+            cipher: "C",
+            client,
+        };
+        let is_whole = write_v2(source, destination, &tls, &mut out);
+        assert_eq!(parse(&out), complete(out.len(), "192.0.2.1:1", "192.0.2.2:2"));
+        (
+            is_whole,
+            out[V2_START_BYTES + V2_IPV4_BYTES + TLV_START_BYTES..].to_vec(),
+        )
+    }
+
+    #[test]
+    fn version_2_says_when_a_certificate_was_shown_and_whose_it_is() {
+        let nobody = [&[0x01, 0, 0, 0, 1, 0x21, 0, 1][..], b"V", &[0x23, 0, 1], b"C"].concat();
+        assert_eq!(ssl_tlv(None), (true, nobody));
+        let client = ClientInfo {
+            shown_now: true,
+            common_name: None,
+            certificate: None,
+        };
+        let somebody = [&[0x07, 0, 0, 0, 0, 0x21, 0, 1][..], b"V", &[0x23, 0, 1], b"C"].concat();
+        assert_eq!(ssl_tlv(Some(client)), (true, somebody));
+        let returned = ClientInfo {
+            shown_now: false,
+            common_name: Some("ab"),
+            certificate: Some(b"der"),
+        };
+        let expected = [
+            &[0x05, 0, 0, 0, 0, 0x21, 0, 1][..],
+            b"V",
+            &[0x23, 0, 1],
+            b"C",
+            &[0x22, 0, 2],
+            b"ab",
+            &[0x28, 0, 3],
+            b"der",
+        ];
+        assert_eq!(ssl_tlv(Some(returned)), (true, expected.concat()));
+    }
+
+    #[test]
+    fn a_certificate_that_makes_the_header_too_long_is_left_out_whole() {
+        let client = |certificate| {
+            let common_name = Some("ab");
+            Some(ClientInfo {
+                shown_now: true,
+                common_name,
+                certificate,
+            })
+        };
+        let (_, without) = ssl_tlv(client(None));
+        let room =
+            PROXY_HEADER_BYTES_MAX - V2_START_BYTES - V2_IPV4_BYTES - TLV_START_BYTES - without.len() - TLV_START_BYTES;
+        let long = vec![7; room + 1];
+        let (is_whole, with) = ssl_tlv(client(Some(&long[..room])));
+        assert!(is_whole && with.ends_with(&long[..room]));
+        assert_eq!(with.len(), without.len() + TLV_START_BYTES + room);
+        assert_eq!(ssl_tlv(client(Some(&long))), (false, without));
     }
 
     #[test]
@@ -649,7 +762,7 @@ mod tests {
             let tls = TlsInfo { alpn: alpn.as_deref(), authority: authority.as_deref(), ..TLS };
             let (mut text, mut binary) = (Vec::new(), Vec::new());
             write_v1(source, destination, &mut text);
-            write_v2(source, destination, &tls, &mut binary);
+            prop_assert!(write_v2(source, destination, &tls, &mut binary));
             for header in [text, binary] {
                 for n in 0..header.len() {
                     prop_assert_eq!(parse(&header[..n]), Parsed::NeedMore);

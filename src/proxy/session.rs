@@ -10,6 +10,8 @@ mod ways;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rustls_pki_types::CertificateDer;
+
 use super::leg::{Leg, Receive, Socket};
 use super::upstream::{Balancer, ServerId, Tried};
 use crate::address::Endpoints;
@@ -17,6 +19,7 @@ use crate::buffers::{SendBuffer, SendPool};
 use crate::config::UpstreamId;
 use crate::crypto::{CryptoOp, CryptoResult, OpId};
 use crate::error::{Cause, IoError};
+use crate::identity::client_auth::ClientSubject;
 use crate::metrics::WorkerMetrics;
 use crate::mutants::{Mutant, active};
 use crate::snapshot::Snapshot;
@@ -161,6 +164,10 @@ pub struct Session<T> {
     connect: Option<ServerId>,
     crypto: Option<CryptoOp>,
     next_op: u32,
+    /// Of a client that has shown a certificate.
+    client: Option<Box<ClientSubject>>,
+    /// What the client has shown, kept where it matters whether that is revoked later.
+    client_chain: Box<[CertificateDer<'static>]>,
     /// The client has sent something.
     heard: bool,
     received: u64,
@@ -196,6 +203,8 @@ impl<T: Tls> Session<T> {
             connect: None,
             crypto: None,
             next_op: 0,
+            client: None,
+            client_chain: Box::default(),
             heard: false,
             received: 0,
             sent: 0,
@@ -360,6 +369,18 @@ impl<T: Tls> Session<T> {
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {
         self.endpoints.map(|endpoints| endpoints.peer)
+    }
+
+    /// Whom the client's certificate names, once the handshake is complete.
+    #[must_use]
+    pub fn client(&self) -> Option<&ClientSubject> {
+        self.client.as_deref()
+    }
+
+    /// What the client has shown, its own certificate first; none where it does not matter whether that is revoked after the handshake.
+    #[must_use]
+    pub fn client_chain(&self) -> &[CertificateDer<'static>] {
+        &self.client_chain
     }
 
     /// The TLS of the session.

@@ -102,6 +102,7 @@ struct Established {
     negotiated: Option<Negotiated>,
     resumptions: Resumptions,
     alpn: Option<Box<[u8]>>,
+    /// Until they are taken.
     client_certificates: Box<[CertificateDer<'static>]>,
 }
 
@@ -208,18 +209,15 @@ impl Tls for Connection {
         self.established()?.negotiated
     }
 
+    fn take_client_certificates(&mut self) -> Box<[CertificateDer<'static>]> {
+        let State::Established(this) = &mut self.state else {
+            return Box::default();
+        };
+        std::mem::take(&mut this.client_certificates)
+    }
+
     fn resumptions(&self) -> Resumptions {
         self.established().map(|this| this.resumptions).unwrap_or_default()
-    }
-
-    fn client_certificates(&self) -> &[CertificateDer<'static>] {
-        self.established().map_or(&[], |this| &this.client_certificates)
-    }
-
-    fn forget_client_certificates(&mut self) {
-        if let State::Established(this) = &mut self.state {
-            this.client_certificates = Box::default();
-        }
     }
 }
 

@@ -58,15 +58,12 @@ pub trait Tls: Sized {
     /// What was agreed on, once the handshake is complete.
     fn negotiated(&self) -> Option<Negotiated>;
 
+    /// Gives away what the client has shown in this handshake, or in the one whose session it resumes, its own certificate first: once,
+    /// when the handshake is complete. The first has been verified; not all of the others need be on its path.
+    fn take_client_certificates(&mut self) -> Box<[CertificateDer<'static>]>;
+
     /// What became of sessions, once the handshake is complete.
     fn resumptions(&self) -> Resumptions;
-
-    /// What the client has shown, also in a session that it resumes, its own certificate first; none before the handshake is complete,
-    /// and none after [`Tls::forget_client_certificates`].
-    fn client_certificates(&self) -> &[CertificateDer<'static>];
-
-    /// Gives their memory back.
-    fn forget_client_certificates(&mut self);
 }
 
 /// Where the client's records put what comes out of them.

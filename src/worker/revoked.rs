@@ -31,23 +31,22 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         let Some(live) = self.slots[slot as usize].live.as_mut() else {
             return;
         };
-        if live.client_good_in == self.epoch || live.session.tls().client_certificates().is_empty() {
+        if live.client_good_in == self.epoch || live.session.client_chain().is_empty() {
             return;
         }
         live.client_good_in = self.epoch;
-        let tls = live.session.tls();
+        let session = &live.session;
         let snapshot = |position: usize| {
             self.generations[position]
                 .as_ref()
                 .map(|generation| &generation.snapshot)
         };
         let own = snapshot(live.config).expect("a live session's generation is kept");
-        let own = &own.listeners[live.session.listener()];
+        let own = &own.listeners[session.listener()];
         let now = snapshot(self.current).and_then(|snapshot| snapshot.listener(&own.name));
         let revoked = now.and_then(|now| {
-            let name = tls.server_name();
-            now.admission(name)
-                .revokes(own.admission(name), tls.client_certificates())
+            let name = session.tls().server_name();
+            now.admission(name).revokes(own.admission(name), session.client_chain())
         });
         let Some(why) = revoked else { return };
         let now = self.driver.now();

@@ -19,7 +19,7 @@ use ringlock::tls::records::record_end;
 use ringlock::tls::{Opened, Outboxes, Step, Tls};
 use rustls::NamedGroup;
 use rustls::crypto::CompletedKeyExchange;
-use rustls_pki_types::CertificateDer;
+use rustls::pki_types::CertificateDer;
 
 use super::client::{ClientTls, Heard, Hello};
 
@@ -265,15 +265,13 @@ impl Tls for ScriptedServer {
         None
     }
 
+    fn take_client_certificates(&mut self) -> Box<[CertificateDer<'static>]> {
+        Box::default()
+    }
+
     fn resumptions(&self) -> Resumptions {
         Resumptions::default()
     }
-
-    fn client_certificates(&self) -> &[CertificateDer<'static>] {
-        &[]
-    }
-
-    fn forget_client_certificates(&mut self) {}
 
     fn negotiated(&self) -> Option<Negotiated> {
         self.established.then_some(Negotiated {

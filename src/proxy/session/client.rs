@@ -5,14 +5,16 @@ use crate::address::Endpoints;
 use crate::config::{ConnectOn, SendProxy};
 use crate::crypto::OpId;
 use crate::error::{Cause, HandshakeFailure};
+use crate::identity::client_auth::ClientSubject;
 use crate::limits::{HANDSHAKE_BYTES_MAX, PROXY_HEADER_BYTES_MAX};
 use crate::metrics;
 use crate::mutants::{Mutant, active};
 use crate::proxy::leg::{Receive, Write};
-use crate::proxy::proxy_protocol::{self, Parsed, TlsInfo};
+use crate::proxy::proxy_protocol::{self, ClientInfo, Parsed, TlsInfo};
 use crate::snapshot::Listener;
 use crate::tls::records::missing;
 use crate::tls::{Opened, Outboxes, Step, Tls, handshake};
+
 impl<T: Tls> Session<T> {
     /// Takes bytes from the client, behind those that wait in the inbox.
     pub(super) fn take_in(&mut self, mut bytes: &mut [u8], cx: &mut Context<'_>) {
@@ -163,9 +165,12 @@ impl<T: Tls> Session<T> {
         self.upstream_id = listener.route(self.tls.server_name());
         let upstream = &cx.snapshot.upstreams[self.upstream_id.0].settings;
         self.active_at = self.now;
-        self.queue_proxy_header(upstream.send_proxy, cx);
-        if !listener.admission(self.tls.server_name()).closes_revoked() {
-            self.tls.forget_client_certificates();
+        let chain = self.tls.take_client_certificates();
+        let certificate = chain.first();
+        self.client = certificate.and_then(ClientSubject::of).map(Box::new);
+        self.queue_proxy_header(upstream.send_proxy, certificate.map(AsRef::as_ref), cx);
+        if listener.admission(self.tls.server_name()).closes_revoked() {
+            self.client_chain = chain;
         }
         match upstream.connect_on {
             ConnectOn::Handshake => self.connect_upstream(cx),
@@ -173,7 +178,7 @@ impl<T: Tls> Session<T> {
         }
     }
 
-    pub(super) fn queue_proxy_header(&mut self, version: SendProxy, cx: &mut Context<'_>) {
+    fn queue_proxy_header(&mut self, version: SendProxy, certificate: Option<&[u8]>, cx: &mut Context<'_>) {
         let Some(Endpoints { peer, local }) = self.endpoints else {
             return;
         };
@@ -181,8 +186,14 @@ impl<T: Tls> Session<T> {
         match version {
             SendProxy::Off => return,
             SendProxy::V1 => proxy_protocol::write_v1(peer, local, &mut header),
-            SendProxy::V2 => {
+            SendProxy::V2 { certificates } => {
                 let negotiated = self.tls.negotiated();
+                let resumed = negotiated.is_some_and(|kind| kind.resumption != 0);
+                let client = certificate.map(|certificate| ClientInfo {
+                    shown_now: !resumed,
+                    common_name: self.client.as_ref().and_then(|client| client.common_name()),
+                    certificate: certificates.then_some(certificate),
+                });
                 let suite = negotiated.map(|kind| handshake::SUITES[usize::from(kind.suite)]);
                 let tls = TlsInfo {
                     alpn: self.tls.alpn(),
@@ -192,8 +203,11 @@ impl<T: Tls> Session<T> {
                         _ => "TLSv1.3",
                     }),
                     cipher: suite.and_then(proxy_protocol::openssl_cipher_name).unwrap_or(""),
+                    client,
                 };
-                proxy_protocol::write_v2(peer, local, &tls, &mut header);
+                if !proxy_protocol::write_v2(peer, local, &tls, &mut header) {
+                    cx.metrics.proxy_certificates_left_out.add(1);
+                }
             }
         }
         self.upstream.outbox.sink(cx.pool).write(&header);
