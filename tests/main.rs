@@ -24,6 +24,7 @@ mod a_key_in_a_token_serves;
 mod a_key_that_cannot_sign_is_refused;
 mod a_killed_signer_costs_no_client;
 mod a_new_ticket_secret_costs_no_handshake;
+mod a_refused_client_learns_why;
 mod a_remote_token_comes_back_by_itself;
 mod a_reset_at_any_stage_ends_only_its_connection;
 mod a_slow_reader_costs_bounded_memory;

@@ -78,6 +78,11 @@ impl Authority {
         self.issuer.der()
     }
 
+    /// Its private key.
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A revocation list with these certificates, in force for a day.
     pub(crate) fn list(&self, revoked: &[&CertificateDer<'_>]) -> Vec<u8> {
         self.list_with(revoked, |_| {})
