@@ -302,8 +302,9 @@ fn in_words(alert: Alert) -> &'static str {
     }
 }
 
-/// Connects by other people's programs, with these files: each is told by this alert. How many have connected.
-fn others_are_told(gateway: &Gateway, shown: Option<(&Path, &Path)>, alert: Alert) -> u64 {
+/// Connects by other people's programs, with these files: each is told by this alert. curl has no way to show what OpenSSL finds too weak
+/// by default. How many have connected.
+fn others_are_told(gateway: &Gateway, shown: Option<(&Path, &Path)>, alert: Alert, curl_shows_it: bool) -> u64 {
     let (host, port) = (gateway.address.ip().to_string(), gateway.address.port().to_string());
     let ca = gateway.ca.file();
     let ca = ca.to_str().unwrap();
@@ -354,11 +355,13 @@ fn others_are_told(gateway: &Gateway, shown: Option<(&Path, &Path)>, alert: Aler
         client.wait_for(&format!("Received alert [{}]", u8::from(alert)));
         connected += 1;
     }
+    if !curl_shows_it {
+        return connected;
+    }
     let (resolve, url) = (format!("{SITE}:{port}:{host}"), format!("https://{SITE}:{port}/"));
     let own = with(&["--cert", "--key"]);
-    let ciphers = ["--ciphers", "DEFAULT@SECLEVEL=0"];
     let fixed = ["--silent", "--show-error", "--cacert", ca, "--resolve", &resolve, &url];
-    let ran = run("curl", &[&ciphers[..], &own, &fixed].concat(), b"");
+    let ran = run("curl", &[&own[..], &fixed].concat(), b"");
     assert!(
         !ran.status.success() && ran.text().contains(words),
         "{words:?} not in {ran:?}"
@@ -403,12 +406,12 @@ fn every_refusal_has_its_alert_its_words_and_its_counter(io: Io) {
             connected += 1;
         }
         connected += match shows {
-            Shows::Nothing => others_are_told(&gateway, None, *alert),
+            Shows::Nothing => others_are_told(&gateway, None, *alert, true),
             Shows::Chain(shown) => {
                 let (chain, key) = shown.write(files.folder(), "client");
-                others_are_told(&gateway, Some((&chain, &key)), *alert)
+                others_are_told(&gateway, Some((&chain, &key)), *alert, true)
             }
-            Shows::Files(chain, key) => others_are_told(&gateway, Some((chain, key)), *alert),
+            Shows::Files(chain, key) => others_are_told(&gateway, Some((chain, key)), *alert, false),
             Shows::Odd(_) => 0,
         };
         gateway.wait_until_quiet();
@@ -465,12 +468,7 @@ fn a_clock_that_goes_on_ends_what_was_good(io: Io) {
         .root
         .client_with(KeyKind::Ecdsa, |params| params.not_after = (now + 5 * DAY).into());
     let lists = files.lists(&[files.root.list(&[])]);
-    let later = |days: &str, keys: &str| {
-        files
-            .setup(io, &origin, keys)
-            .through(&["faketime", "-f", &format!("{days}d")])
-            .start()
-    };
+    let later = |days: &str, keys: &str| files.setup(io, &origin, keys).clock(&format!("{days}d")).start();
     let_in(&later("+1", &lists), &shown);
     let of_list = "whose CA's revocation list (or that of one of its chain) has expired ";
     refused(&later("+4", &lists), &shown, Alert::UnknownCA, of_list);

@@ -1,7 +1,7 @@
 //! Processes with the same secret file accept each other's tickets, and their own after a restart, also when their clocks differ
 //! by up to one rotation. Where they do not agree a full handshake follows.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::support::*;
 use tempfile::TempDir;
@@ -131,34 +131,10 @@ fn a_ticket_survives_a_restart_with_a_file_only(io: Io) {
     }
 }
 
-/// The library that has a program see another time.
-fn faked_clocks() -> String {
-    let machine = std::env::consts::ARCH;
-    let folders = [
-        format!("/usr/lib/{machine}-linux-gnu"),
-        "/usr/lib64".into(),
-        "/usr/lib".into(),
-    ];
-    let file = |folder: &String| Path::new(folder).join("faketime/libfaketimeMT.so.1");
-    let found = folders.iter().map(file).find(|file| file.is_file());
-    found
-        .expect("libfaketime is missing: scripts/setup installs it")
-        .display()
-        .to_string()
-}
-
 fn clocks_may_be_an_epoch_apart(io: Io) {
     let fleet = Fleet::new();
     let tickets = format!("{}\nrotation = \"1h\"", fleet.secret());
-    let start = |offset: &str| {
-        fleet
-            .setup(io, &tickets)
-            .environment("LD_PRELOAD", &faked_clocks())
-            .environment("FAKETIME", offset)
-            // Timers go by a clock that nobody sets.
-            .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .start()
-    };
+    let start = |offset: &str| fleet.setup(io, &tickets).clock(offset).start();
     let epoch = |gateway: &Gateway| gateway.metrics().count("ringlock_ticket_epoch", &[]);
     let right = fleet.setup(io, &tickets).start();
     let [same, ahead, far, behind] = ["+0", "+1h", "+3h", "-3h"].map(start);

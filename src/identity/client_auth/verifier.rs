@@ -14,9 +14,10 @@ use webpki::{
     Cert, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
     RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
-use x509_parser::asn1_rs::Oid;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::oid::db::DB;
+use x509_cert::der::{Decode, SliceReader};
 use x509_parser::nom::Parser;
-use x509_parser::objects::{oid_registry, oid2sn};
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificateParser};
 use x509_parser::public_key::PublicKey;
 
@@ -342,11 +343,11 @@ pub(super) fn weak_key(der: &CertificateDer<'_>) -> Option<usize> {
 
 /// The name of an algorithm that is given as in certificates, without its outermost tag.
 fn name_of(algorithm: &[u8]) -> String {
-    let unknown = || "unknown".to_owned();
-    let Ok((_, id)) = Oid::from_der(algorithm) else {
-        return unknown();
+    let id = SliceReader::new(algorithm).and_then(|mut reader| ObjectIdentifier::decode(&mut reader));
+    let Ok(id) = id else {
+        return "unknown".to_owned();
     };
-    oid2sn(&id, oid_registry()).map_or_else(|_| id.to_id_string(), str::to_owned)
+    DB.by_oid(&id).map_or_else(|| id.to_string(), str::to_owned)
 }
 
 /// Zero when it cannot be read: what is not understood is not valid for long.
