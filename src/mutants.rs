@@ -80,6 +80,8 @@ pub enum Mutant {
     BytesOutOfOrder,
     /// The key of a ticket does not depend on the policy.
     PolicyNotInTicketKey,
+    /// Where the cache has a session does not depend on the policy.
+    PolicyNotInCachePlace,
     /// An epoch that is over can still be opened.
     OldEpochStaysOpen,
     /// A session is resumed whatever identity it was made with.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use crate::config::{ConnectionLog, Log, LogLevel};
 use crate::error::{Cause, Fault};
-use crate::identity::client_auth::ClientSubject;
 use crate::metrics::{Declined, Negotiated};
 
 /// One connection that ended. What was never learned is `None`.
@@ -26,8 +25,10 @@ pub struct ConnectionRecord {
     pub negotiated: Option<Negotiated>,
     /// Why the session that the client wanted to resume was not.
     pub declined: Option<Declined>,
-    /// Whom the client's certificate names.
-    pub client: Option<ClientSubject>,
+    /// Subject of the client's certificate, as its CA has written it: cut where it is long.
+    pub client_subject: Option<String>,
+    /// Serial number of the client's certificate in hexadecimal.
+    pub client_serial: Option<String>,
     /// Address of the upstream server that was connected.
     pub server: Option<Arc<str>>,
     /// Plaintext bytes from the client to the upstream.

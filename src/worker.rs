@@ -23,6 +23,7 @@ use crate::buffers::SendPool;
 use crate::crypto::batch::Engine;
 use crate::crypto::{pool, suspend};
 use crate::error::{Cause, IoError};
+use crate::identity::client_auth::ClientSubject;
 use crate::metrics::{ServerMetrics, WorkerMetrics};
 use crate::mutants::{Mutant, active};
 use crate::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
@@ -575,7 +576,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             alpn: session.tls().alpn().map(Into::into),
             negotiated: session.tls().negotiated(),
             declined: session.tls().resumptions().declined.map(|(_, why)| why),
-            client: session.client().cloned(),
+            client_subject: session.client().and_then(ClientSubject::shown),
+            client_serial: session.client().map(ClientSubject::serial),
             server,
             received,
             sent,

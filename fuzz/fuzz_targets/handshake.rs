@@ -22,12 +22,16 @@ static POLICY: LazyLock<Arc<Policy>> = LazyLock::new(|| {
                 [[identity]]\nname = \"site\"\ncertificate = \"site.pem\"\nkey = \"site.key\"\n\
                 [[upstream]]\nname = \"app\"\nservers = [\"127.0.0.1:2\"]\n";
     let (config, _) = ringlock::config::parse(text, &folder.path().join("ringlock.toml")).expect("it is legal");
-    let snapshot = ringlock::snapshot::Snapshot::load(config, 1, None, &mut ringlock_hsm::custody::Custody::without_signers()).expect("it can be loaded");
+    let snapshot =
+        ringlock::snapshot::Snapshot::load(config, 1, None, &mut ringlock_hsm::custody::Custody::without_signers())
+            .expect("it can be loaded");
     Arc::clone(&snapshot.listeners[0].policy)
 });
 
 fuzz_target!(|input: &[u8]| {
-    let Some((&how, bytes)) = input.split_first() else { return };
+    let Some((&how, bytes)) = input.split_first() else {
+        return;
+    };
     suspend::allow(how & 1 == 1);
     let piece = 1 + usize::from(how >> 1) * 16;
     let mut connection = Connection::accept(&POLICY);

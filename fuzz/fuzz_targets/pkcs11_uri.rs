@@ -13,7 +13,10 @@ fuzz_target!(|text: &str| {
     }
     let Ok(mut uri) = Uri::parse(text) else { return };
     let query = text.split_once('?').map_or("", |(_, query)| query);
-    assert!(!query.split('&').any(|attribute| attribute.starts_with("pin-value=")), "a PIN was taken");
+    assert!(
+        !query.split('&').any(|attribute| attribute.starts_with("pin-value=")),
+        "a PIN was taken"
+    );
     let written = uri.to_string();
     if written.len() <= URI_BYTES_MAX {
         // What nothing is compared with is not written.

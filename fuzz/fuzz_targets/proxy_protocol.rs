@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringlock::limits::PROXY_HEADER_BYTES_MAX;
-use ringlock::proxy::proxy_protocol::{Parsed, TlsInfo, parse, write_v1, write_v2};
+use ringlock::proxy::proxy_protocol::{ClientInfo, Parsed, TlsInfo, parse, write_v1, write_v2};
 
 fuzz_target!(|bytes: &[u8]| {
     let parsed = parse(bytes);
@@ -27,15 +27,24 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
 
+    // What follows is taken for the certificate of a client.
+    let certificate = &bytes[consumed..];
     let tls = TlsInfo {
         alpn: None,
         authority: None,
+        client: Some(ClientInfo {
+            shown_now: certificate.len().is_multiple_of(2),
+            common_name: None,
+            certificate: Some(certificate),
+        }),
         version: "TLSv1.3",
         cipher: "TLS_AES_128_GCM_SHA256",
     };
     let (mut text, mut binary) = (Vec::new(), Vec::new());
     write_v1(source, destination, &mut text);
-    write_v2(source, destination, &tls, &mut binary);
+    let is_whole = write_v2(source, destination, &tls, &mut binary);
+    assert!(binary.len() <= PROXY_HEADER_BYTES_MAX);
+    assert!(binary.ends_with(certificate) || !is_whole);
     for header in [text, binary] {
         let Parsed::Complete {
             consumed,

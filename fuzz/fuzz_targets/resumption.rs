@@ -44,11 +44,22 @@ struct Input {
 
 #[derive(Arbitrary, Debug)]
 enum Edit {
-    Flip { at: usize, bits: u8 },
-    Cut { at: usize, bytes: u8 },
-    Insert { at: usize, bytes: Vec<u8> },
+    Flip {
+        at: usize,
+        bits: u8,
+    },
+    Cut {
+        at: usize,
+        bytes: u8,
+    },
+    Insert {
+        at: usize,
+        bytes: Vec<u8>,
+    },
     /// The ticket of another ClientHello instead.
-    Replace { hello: usize },
+    Replace {
+        hello: usize,
+    },
 }
 
 /// A ClientHello with a ticket, as a client sent it.
@@ -80,14 +91,22 @@ static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
     let ours = load(folder.path(), &[7; 32]);
     let theirs = load(folder.path(), &[8; 32]);
     for (snapshot, ours) in [(&ours, true), (&theirs, false)] {
-        for (policy, listener) in snapshot.listeners.iter().map(|listener| &listener.policy).zip(["edge", "edge2"]) {
+        for (policy, listener) in snapshot
+            .listeners
+            .iter()
+            .map(|listener| &listener.policy)
+            .zip(["edge", "edge2"])
+        {
             for version in [&TLS12, &TLS13] {
                 let record = hello_with_ticket(policy, &certificate, version);
                 genuine.push(Genuine::new(record, listener, ours));
             }
         }
     }
-    Gateway { policy: Arc::clone(&ours.listeners[0].policy), genuine }
+    Gateway {
+        policy: Arc::clone(&ours.listeners[0].policy),
+        genuine,
+    }
 });
 
 fn load(folder: &Path, secret: &[u8]) -> Snapshot {
@@ -98,7 +117,9 @@ fn load(folder: &Path, secret: &[u8]) -> Snapshot {
                 [tickets]\nlifetime = \"7d\"\n";
     let (config, _) = ringlock::config::parse(text, &folder.join("ringlock.toml")).expect("it is legal");
     let snapshot = Snapshot::load(config, 1, None, &mut Custody::without_signers()).expect("it can be loaded");
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later than 1970");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("it is later than 1970");
     let mut secrets = Secrets::new(Arc::clone(&snapshot.tickets));
     assert!(secrets.replace(secret, WEEK, now.as_secs()).expect("there is memory"));
     snapshot
@@ -168,7 +189,11 @@ impl Server {
     fn receive(&mut self, bytes: &[u8], answers: bool) -> Vec<u8> {
         self.received.extend_from_slice(bytes);
         while !self.over {
-            let mut outboxes = Outboxes { plain: &mut self.plain, sealed: &mut self.sealed, pool: &mut self.pool };
+            let mut outboxes = Outboxes {
+                plain: &mut self.plain,
+                sealed: &mut self.sealed,
+                pool: &mut self.pool,
+            };
             let given = self.received.len();
             let (used, step) = self.connection.handshake(&mut self.received, &mut outboxes);
             assert!(used <= given);
@@ -209,7 +234,15 @@ impl Genuine {
         let (extension, at, ticket, mut lengths) = extensions.into_iter().find_map(of).expect("it has a ticket");
         // Of the record, of the message (the lower bytes), of the extensions.
         lengths.extend([3, 7, start - 2]);
-        Genuine { record, at, ticket, lengths, extension, listener, ours }
+        Genuine {
+            record,
+            at,
+            ticket,
+            lengths,
+            extension,
+            listener,
+            ours,
+        }
     }
 
     fn with_ticket(&self, ticket: &[u8]) -> Vec<u8> {
@@ -287,15 +320,27 @@ fn is_resumed(sent: &[u8]) -> bool {
 
 /// A server that resumes a session has found one of these in the ClientHello.
 fn is_allowed(received: &[u8], name: Option<&str>) -> bool {
-    let Gathered::Complete(body) = gather(received) else { return false };
-    let Some((_, extensions)) = extensions_of_hello(&body) else { return false };
-    let has = |kind, bytes: &[u8]| extensions.iter().any(|(present, _, found)| *present == kind && found == bytes);
+    let Gathered::Complete(body) = gather(received) else {
+        return false;
+    };
+    let Some((_, extensions)) = extensions_of_hello(&body) else {
+        return false;
+    };
+    let has = |kind, bytes: &[u8]| {
+        extensions
+            .iter()
+            .any(|(present, _, found)| *present == kind && found == bytes)
+    };
     name == Some(NAME)
-        && GATEWAY.genuine.iter().filter(|genuine| genuine.resumes()).any(|genuine| match genuine.extension {
-            // The whole message is signed by who has the key.
-            PRE_SHARED_KEY => *body == genuine.record[9..],
-            kind => has(kind, &genuine.ticket),
-        })
+        && GATEWAY
+            .genuine
+            .iter()
+            .filter(|genuine| genuine.resumes())
+            .any(|genuine| match genuine.extension {
+                // The whole message is signed by who has the key.
+                PRE_SHARED_KEY => *body == genuine.record[9..],
+                kind => has(kind, &genuine.ticket),
+            })
 }
 
 fuzz_target!(|input: Input| {
@@ -318,7 +363,10 @@ fuzz_target!(|input: Input| {
         sent.extend(server.receive(piece, !input.abandoned));
     }
     let resumed = is_resumed(&sent);
-    assert!(!resumed || is_allowed(&bytes, server.connection.server_name()), "resumed");
+    assert!(
+        !resumed || is_allowed(&bytes, server.connection.server_name()),
+        "resumed"
+    );
     if unchanged && !input.abandoned {
         assert_eq!(resumed, genuine.resumes(), "{} {}", genuine.listener, genuine.extension);
     }

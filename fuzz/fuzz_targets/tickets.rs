@@ -30,10 +30,21 @@ const TICKET_BYTES: usize = (4 + 4 + 16 + 8) + (2 * 8 + 2 * 16) + 16;
 enum Step {
     /// So many minutes pass.
     Wait(u8),
-    Replace { secret: u8 },
-    Seal { bytes: u16 },
-    Offer { ticket: usize, edits: Vec<Edit>, from: Whose },
-    OfferAny { ticket: Vec<u8>, from: Whose },
+    Replace {
+        secret: u8,
+    },
+    Seal {
+        bytes: u16,
+    },
+    Offer {
+        ticket: usize,
+        edits: Vec<Edit>,
+        from: Whose,
+    },
+    OfferAny {
+        ticket: Vec<u8>,
+        from: Whose,
+    },
 }
 
 /// A listener and an identity of it.
@@ -45,11 +56,20 @@ struct Whose {
 
 #[derive(Arbitrary, Debug)]
 enum Edit {
-    Flip { at: usize, bits: u8 },
-    Cut { bytes: usize },
+    Flip {
+        at: usize,
+        bits: u8,
+    },
+    Cut {
+        bytes: usize,
+    },
     Append(Vec<u8>),
     /// Bytes that another ticket has at this place.
-    Mix { ticket: usize, at: usize, bytes: u8 },
+    Mix {
+        ticket: usize,
+        at: usize,
+        bytes: u8,
+    },
 }
 
 struct Genuine {
@@ -79,7 +99,13 @@ static GENUINE: LazyLock<Vec<Genuine>> = LazyLock::new(|| {
             let whose = Whose { listener, identity };
             let value = vec![secret; genuine.len() % 50];
             let ticket = host.issue(whose, &value).expect("there is a secret");
-            genuine.push(Genuine { ticket, value, whose, secret, at });
+            genuine.push(Genuine {
+                ticket,
+                value,
+                whose,
+                secret,
+                at,
+            });
         }
     }
     genuine
@@ -90,7 +116,9 @@ struct Clock(AtomicU64);
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0.load(Ordering::Relaxed))))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(
+            self.0.load(Ordering::Relaxed),
+        )))
     }
 }
 
@@ -107,14 +135,20 @@ impl Host {
             let lifetime = Duration::from_secs(lifetime);
             Resumption::new(name, None, lifetime, Some(Arc::clone(&tickets)), clock.clone())
         });
-        let mut host = Host { clock, secrets: Secrets::new(tickets), listeners };
+        let mut host = Host {
+            clock,
+            secrets: Secrets::new(tickets),
+            listeners,
+        };
         host.replace(secret, now);
         host
     }
 
     fn replace(&mut self, secret: u8, now: u64) -> bool {
         let rotation = Duration::from_secs(ROTATION);
-        self.secrets.replace(&[secret; 32], rotation, now).expect("there is memory")
+        self.secrets
+            .replace(&[secret; 32], rotation, now)
+            .expect("there is memory")
     }
 
     fn advance(&mut self, now: u64) {
@@ -177,11 +211,15 @@ impl Run {
     }
 
     fn offer(&self, ticket: &[u8], from: Whose) {
-        let expected = GENUINE.iter().find(|genuine| genuine.ticket == ticket && self.holds(genuine, from));
+        let expected = GENUINE
+            .iter()
+            .find(|genuine| genuine.ticket == ticket && self.holds(genuine, from));
         self.host.call(from, |resumption| {
             let opened = resumption.decrypt(ticket);
             assert_eq!(opened.as_ref(), expected.map(|genuine| &genuine.value));
-            let (Some(value), Some(genuine)) = (opened, expected) else { return };
+            let (Some(value), Some(genuine)) = (opened, expected) else {
+                return;
+            };
             let renewed = resumption.encrypt(&value).expect("it has not ended");
             assert_eq!(renewed.len(), ticket.len());
             assert!(u64::from(resumption.lifetime()) <= genuine.end() - self.now);
@@ -198,7 +236,11 @@ impl Run {
 
 fuzz_target!(|steps: Vec<Step>| {
     let genuine = |position: usize| &GENUINE[position % GENUINE.len()];
-    let mut run = Run { host: Host::new(0, START), now: START, secrets: vec![(0, u64::MAX)] };
+    let mut run = Run {
+        host: Host::new(0, START),
+        now: START,
+        secrets: vec![(0, u64::MAX)],
+    };
     for step in steps {
         match step {
             Step::Wait(minutes) => run.wait(minutes),
@@ -223,7 +265,11 @@ fn apply(edit: &Edit, ticket: &mut Vec<u8>, genuine: &impl Fn(usize) -> &'static
         Edit::Flip { .. } => {}
         Edit::Cut { bytes } => ticket.truncate(length - bytes % (length + 1)),
         Edit::Append(ref bytes) => ticket.extend_from_slice(bytes),
-        Edit::Mix { ticket: other, at, bytes } => {
+        Edit::Mix {
+            ticket: other,
+            at,
+            bytes,
+        } => {
             let other = &genuine(other).ticket;
             let common = length.min(other.len());
             let start = at % (common + 1);

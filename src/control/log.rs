@@ -17,7 +17,6 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use crate::config::{Log, LogFormat, LogLevel};
-use crate::identity::client_auth::ClientSubject;
 use crate::limits::{LOG_COLLECT_INTERVAL, LOG_LINES};
 use crate::metrics::{Declined, GROUPS, SUITES, VERSIONS};
 use crate::record::{self, ConnectionRecord};
@@ -283,8 +282,6 @@ fn write_record(record: &ConnectionRecord) {
     let peer = record.peer.map(|address| address.to_string());
     let alpn = record.alpn.as_deref().map(|name| name.escape_ascii().to_string());
     let kind = record.negotiated;
-    let client = record.client.as_ref();
-    let (client_subject, client_serial) = (client.and_then(ClientSubject::shown), client.map(ClientSubject::serial));
     let cause = record.cause.to_string();
     // The level of an event is part of its static description, so every level needs an event of its own.
     macro_rules! line {
@@ -299,8 +296,8 @@ fn write_record(record: &ConnectionRecord) {
                 suite = kind.map(|kind| SUITES[usize::from(kind.suite)]),
                 group = kind.map(|kind| GROUPS[usize::from(kind.group)]),
                 resumed = kind.map(|kind| kind.resumption != 0),
-                client_subject = client_subject.as_deref(),
-                client_serial = client_serial.as_deref(),
+                client_subject = record.client_subject.as_deref(),
+                client_serial = record.client_serial.as_deref(),
                 not_resumed = record.declined.map(|why| Declined::LABELS[why as usize]),
                 upstream = record.server.as_deref(),
                 received = record.received,
@@ -352,7 +349,8 @@ mod tests {
                 resumption: 1,
             }),
             declined: None,
-            client: None,
+            client_subject: None,
+            client_serial: None,
             server: Some("127.0.0.1:8080".into()),
             received: 517,
             sent: 90_000,
@@ -432,28 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_shown_a_certificate_is_named() {
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "batch-7\n\0\",fault=us");
-        params.serial_number = Some(vec![0x0b, 0xad].into());
-        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-        let named = ConnectionRecord {
-            client: ClientSubject::of(certificate.der()),
-            ..record(Cause::Finished)
-        };
-        let text = logged(LogFormat::Json, || write_record(&named));
-        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(line["client_subject"], "CN=batch-7\n\0\",fault=us");
-        assert_eq!(line["client_serial"], "0bad");
-        let text = logged(LogFormat::Text, || write_record(&named));
-        assert_eq!(text.matches('\n').count(), 1, "{text}");
-        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
-    }
-
-    #[test]
     fn who_must_act_decides_the_level() {
         for (cause, level) in [
             (Cause::Finished, "INFO"),
@@ -476,12 +452,13 @@ mod tests {
         let hostile = ConnectionRecord {
             server_name: Some(evil.into()),
             alpn: Some(evil.as_bytes().iter().copied().chain([0, 0xff]).collect()),
+            client_subject: Some(evil.into()),
             ..record(Cause::Record(evil.to_owned()))
         };
         let json = logged(LogFormat::Json, || write_record(&hostile));
         assert_eq!(json.matches('\n').count(), 1, "{json}");
         let line: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(line["sni"], evil);
+        assert_eq!((&line["sni"], &line["client_subject"]), (&evil.into(), &evil.into()));
         assert_eq!(line["level"], "INFO");
         assert_eq!(line["fault"], "peer");
 

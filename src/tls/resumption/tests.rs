@@ -202,6 +202,29 @@ fn every_part_of_the_policy_counts() {
     assert_ne!(digest(""), digest("listener"));
 }
 
+/// Listeners share no cache, but the admissions of one do.
+#[test]
+fn of_a_cache_each_policy_finds_its_own_sessions() {
+    let bench = Bench::new();
+    let cache = bench.resumption.cache().unwrap();
+    let other = bench.with_listener("other").with_cache(Arc::clone(cache));
+    let id = [7; 32];
+    let mut attempt = Attempt::default();
+    bench.call(&mut attempt, false, |resumption| {
+        assert!(resumption.put(id.to_vec(), b"value".to_vec()));
+        for id in [id, resumption.place(&id), other.place(&id)] {
+            assert_eq!((other.get(&id), other.take(&id)), (None, None));
+        }
+    });
+    let declined = Some((SessionKind::Session, Declined::Unknown));
+    assert_eq!(attempt.outcome(false).declined, declined);
+    bench.call(&mut attempt, false, |resumption| {
+        assert_eq!(resumption.get(&id).as_deref(), Some(&b"value"[..]));
+        assert_eq!(resumption.take(&id).as_deref(), Some(&b"value"[..]));
+        assert_eq!(resumption.take(&id), None);
+    });
+}
+
 impl Bench {
     fn with_listener(&self, name: &str) -> Resumption {
         let lifetime = Duration::from_secs(LIFETIME);
@@ -327,6 +350,10 @@ fn every_planted_mutant_of_resumption_is_found() {
         (
             Mutant::RevocationNotCompared,
             other_revocation_lists_end_the_sessions_of_clients_with_certificates,
+        ),
+        (
+            Mutant::PolicyNotInCachePlace,
+            of_a_cache_each_policy_finds_its_own_sessions,
         ),
         (Mutant::RenewalBeginsAnew, renewal_does_not_lengthen_a_session),
         (
