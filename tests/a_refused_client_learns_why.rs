@@ -287,6 +287,10 @@ except ssl.SSLError as error:
 "#;
 
 /// How OpenSSL calls an alert.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "there are more alerts than clients are refused with"
+)]
 fn in_words(alert: Alert) -> &'static str {
     match alert {
         Alert::BadCertificate => "alert bad certificate",

@@ -343,10 +343,15 @@ pub(super) fn weak_key(der: &CertificateDer<'_>) -> Option<usize> {
 
 /// The name of an algorithm that is given as in certificates, without its outermost tag.
 fn name_of(algorithm: &[u8]) -> String {
+    /// The one that is met and not in the database.
+    const ECDSA_WITH_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.1");
     let id = SliceReader::new(algorithm).and_then(|mut reader| ObjectIdentifier::decode(&mut reader));
     let Ok(id) = id else {
         return "unknown".to_owned();
     };
+    if id == ECDSA_WITH_SHA1 {
+        return "ecdsa-with-SHA1".to_owned();
+    }
     DB.by_oid(&id).map_or_else(|| id.to_string(), str::to_owned)
 }
 
@@ -366,9 +371,12 @@ fn seconds(timestamp: i64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
-        KeyIdMethod, KeyPair, date_time_ymd,
+        KeyIdMethod, KeyPair, RevokedCertParams, date_time_ymd,
     };
     use rustls::crypto::aws_lc_rs;
 
@@ -435,5 +443,65 @@ mod tests {
         let old = list(&below, 2027, 1);
         let lists = vec![of_root(), list(&below, 2040, 2), old, list(&aside, 2027, 1)];
         assert_eq!(until(2035, lists), start_of(2034) - 1);
+    }
+
+    /// A client that is revoked, its CA, and the list that says so.
+    static REVOKED: LazyLock<(String, CertificateDer<'static>, Vec<u8>)> = LazyLock::new(|| {
+        let root = CertifiedIssuer::self_signed(authority("root", 2030), key()).unwrap();
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(vec![0x8a, 0x1b].into());
+        let leaf = params.signed_by(&key(), &root).unwrap();
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2027, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: vec![0x8a, 0x1b].into(),
+                revocation_time: date_time_ymd(2025, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&root).unwrap().der().to_vec();
+        (root.pem(), leaf.der().clone(), list)
+    });
+
+    proptest! {
+        /// However a list is damaged, nothing panics, and it lets nobody in whom it revokes.
+        #[test]
+        fn a_damaged_list_lets_no_revoked_client_in(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            inserted in prop::option::of((any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 1..4))),
+            (leaf_only, accepts_expired_lists) in any::<(bool, bool)>(),
+        ) {
+            let (root, leaf, list) = &*REVOKED;
+            let mut bytes = list.clone();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some((at, inserted)) = inserted {
+                let at = at.index(bytes.len());
+                bytes.splice(at..at, inserted);
+            }
+            let Ok(lists) = RevocationList::all_in(&bytes, "a.crl") else {
+                return Ok(());
+            };
+            let crl_check = if leaf_only { CrlCheck::Leaf } else { CrlCheck::Chain };
+            let rules = Rules { lists, crl_check, accepts_expired_lists, ..Rules::default() };
+            let auth = ClientAuth::from_pem(root.as_bytes(), rules).unwrap();
+            let verifier = Verifier {
+                trust: Arc::clone(&auth.trust),
+                algorithms: aws_lc_rs::default_provider().signature_verification_algorithms,
+                hints: Vec::new(),
+            };
+            let now = seconds(date_time_ymd(2026, 1, 1).unix_timestamp());
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
+            prop_assert!(verifier.verify(leaf, &[], now).is_err());
+            let is_whole = bytes == *list;
+            prop_assert!(!is_whole || auth.revokes(std::slice::from_ref(leaf)).is_some());
+        }
     }
 }
