@@ -4,7 +4,8 @@ use rustls::pki_types::CertificateDer;
 use x509_cert::der::Decode;
 use x509_cert::name::Name;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::nom::Parser;
+use x509_parser::prelude::{FromDer, X509Certificate, X509CertificateParser};
 use x509_parser::x509::AttributeTypeAndValue;
 
 use crate::config::{NameKind, issuer_text, public_key_text, serial_text};
@@ -31,6 +32,27 @@ pub(super) fn of(certificate: &CertificateDer<'_>, also: impl Fn(NameKind) -> bo
         let units = subject.iter_organizational_unit();
         names.extend(units.filter_map(of_subject(NameKind::OrganizationalUnit)));
     }
+    add_identifiers(&certificate, also, &mut names);
+    Some(names)
+}
+
+/// Of a CA only what identifies its certificate and its key. Its extensions are not read, which takes less of the stack.
+pub(super) fn of_ca(
+    certificate: &CertificateDer<'_>,
+    wanted: impl Fn(NameKind) -> bool,
+) -> Option<Vec<(NameKind, String)>> {
+    let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
+    let (_, certificate) = parser.parse(certificate).ok()?;
+    let mut names = Vec::new();
+    add_identifiers(&certificate, wanted, &mut names);
+    Some(names)
+}
+
+fn add_identifiers(
+    certificate: &X509Certificate<'_>,
+    also: impl Fn(NameKind) -> bool,
+    names: &mut Vec<(NameKind, String)>,
+) {
     if also(NameKind::PublicKey) {
         let digest = sha256::digest(&[certificate.public_key().raw]);
         names.push((NameKind::PublicKey, public_key_text(&digest)));
@@ -42,7 +64,6 @@ pub(super) fn of(certificate: &CertificateDer<'_>, also: impl Fn(NameKind) -> bo
         names.push((NameKind::Serial, serial_text(certificate.raw_serial(), of_issuer)));
         names.extend(issuer.map(|issuer| (NameKind::Issuer, issuer)));
     }
-    Some(names)
 }
 
 #[expect(

@@ -259,7 +259,8 @@ impl Trust {
         if !self.deny.iter().any(|rule| is_of_cas(&rule)) {
             return Ok(None);
         }
-        let names = self.names(certificate)?;
+        let names = names::of_ca(certificate, |kind| self.kinds.contains(&kind));
+        let names = names.ok_or_else(|| Refusal::from(webpki::Error::BadDer))?;
         Ok(self
             .deny
             .iter()
