@@ -114,7 +114,7 @@ pub enum HandshakeFailure {
     /// No certificate fits the client's signature schemes.
     NoSuitableCertificate,
     /// A certificate is required and none was sent, or the one that was sent is not acceptable.
-    ClientCertificate(String),
+    ClientCertificate(ClientRefusal, String),
     /// The peer ended the handshake with this alert.
     PeerAlert(AlertDescription),
     /// The key could not sign.
@@ -138,7 +138,7 @@ impl HandshakeFailure {
             HandshakeFailure::NoSharedSuite => "no_shared_suite",
             HandshakeFailure::NoSharedAlpn => "no_shared_alpn",
             HandshakeFailure::NoSuitableCertificate => "no_suitable_certificate",
-            HandshakeFailure::ClientCertificate(_) => "client_certificate",
+            HandshakeFailure::ClientCertificate(..) => "client_certificate",
             HandshakeFailure::PeerAlert(_) => "peer_alert",
             HandshakeFailure::Key(why) => why.label(),
             HandshakeFailure::Protocol(_) => "protocol",
@@ -206,12 +206,80 @@ impl fmt::Display for HandshakeFailure {
             HandshakeFailure::NoSuitableCertificate => {
                 f.write_str("no certificate fits the client's signature schemes")
             }
-            HandshakeFailure::ClientCertificate(why) => f.write_str(why),
+            HandshakeFailure::ClientCertificate(_, why) => f.write_str(why),
             HandshakeFailure::PeerAlert(alert) => write!(f, "peer sent {}", alert_name(*alert)),
             HandshakeFailure::Key(why) => write!(f, "the private key could not be used: {why}"),
             HandshakeFailure::Protocol(why) => f.write_str(why),
         }
     }
+}
+
+/// Why a client was not let in for the certificate that it has shown, or for want of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientRefusal {
+    /// It has shown none.
+    NoCertificate,
+    /// It cannot be read.
+    Malformed,
+    /// The certificate, or one of its chain, has expired.
+    Expired,
+    /// The certificate, or one of its chain, is not valid yet.
+    NotYetValid,
+    /// No path leads from it to a trusted CA.
+    UnknownIssuer,
+    /// One of the chain is not signed by whom it names as its issuer.
+    Signature,
+    /// The client has not shown that it holds the key.
+    Proof,
+    /// It is not for clients.
+    Purpose,
+    /// Its path is longer than `verify_depth`.
+    Depth,
+    /// The certificate, or one of its chain, is revoked.
+    Revoked,
+    /// There is no revocation list of a CA on its path.
+    CrlMissing,
+    /// The revocation list of a CA on its path has expired.
+    CrlExpired,
+    /// The revocation list of a CA on its path cannot be believed.
+    CrlUnusable,
+    /// None of its names is allowed.
+    NotAllowed,
+    /// It is denied.
+    Denied,
+    /// It is signed with an algorithm that is not supported, such as SHA-1.
+    Algorithm,
+    /// A key is too short.
+    WeakKey,
+    /// Its CA must not give such names.
+    NameConstraints,
+    /// It breaks another rule for certificates.
+    Invalid,
+}
+
+impl ClientRefusal {
+    /// In metrics, by position.
+    pub const LABELS: [&str; 19] = [
+        "no_certificate",
+        "malformed",
+        "expired",
+        "not_yet_valid",
+        "unknown_issuer",
+        "signature",
+        "proof",
+        "purpose",
+        "depth",
+        "revoked",
+        "crl_missing",
+        "crl_expired",
+        "crl_unusable",
+        "not_allowed",
+        "denied",
+        "algorithm",
+        "weak_key",
+        "name_constraints",
+        "invalid",
+    ];
 }
 
 /// The alert's name as the RFCs write it.
@@ -292,6 +360,8 @@ pub enum Cause {
     PeerReset,
     /// A record after the handshake was not acceptable, and why.
     Record(String),
+    /// The client's certificate has been revoked or denied since it was let in, and how.
+    ClientRevoked(String),
     /// More KeyUpdates in a second than [`crate::limits::KEY_UPDATES_PER_SECOND_MAX`].
     KeyUpdateFlood,
     /// The connection's keys have protected as much as they may, and TLS 1.2 cannot renew them.
@@ -308,7 +378,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every label, for metrics that start at zero. The order is [`Cause::index`]'s.
-    pub const LABELS: [&'static str; 19] = [
+    pub const LABELS: [&'static str; 20] = [
         "finished",
         "closed_before_hello",
         "drained",
@@ -328,6 +398,7 @@ impl Cause {
         "exhausted",
         "internal",
         "connection_age_max",
+        "client_revoked",
     ];
 
     /// Position of the label in [`Cause::LABELS`].
@@ -353,6 +424,7 @@ impl Cause {
             Cause::Exhausted => 16,
             Cause::Internal(_) => 17,
             Cause::ConnectionAge => 18,
+            Cause::ClientRevoked(_) => 19,
         }
     }
 
@@ -386,6 +458,7 @@ impl Cause {
             | Cause::Truncated
             | Cause::PeerReset
             | Cause::Record(_)
+            | Cause::ClientRevoked(_)
             | Cause::KeyUpdateFlood => Fault::Peer,
         }
     }
@@ -408,6 +481,7 @@ impl fmt::Display for Cause {
             Cause::Truncated => f.write_str("client ended its stream without close_notify"),
             Cause::PeerReset => f.write_str("client connection failed"),
             Cause::Record(why) => write!(f, "unacceptable record from the client: {why}"),
+            Cause::ClientRevoked(why) => write!(f, "client certificate {why}, since the connection began"),
             Cause::KeyUpdateFlood => f.write_str("client sent too many KeyUpdates"),
             Cause::KeyLimit => f.write_str("the keys of a TLS 1.2 connection have protected as much as they may"),
             Cause::UpstreamUnreachable => f.write_str("no upstream server accepted a connection"),
@@ -437,7 +511,7 @@ mod tests {
             HandshakeFailure::NoSharedSuite,
             HandshakeFailure::NoSharedAlpn,
             HandshakeFailure::NoSuitableCertificate,
-            HandshakeFailure::ClientCertificate(String::new()),
+            HandshakeFailure::ClientCertificate(ClientRefusal::NoCertificate, String::new()),
             HandshakeFailure::PeerAlert(AlertDescription::UnknownCA),
             HandshakeFailure::Key(KeyFailure::Failed(String::new())),
             HandshakeFailure::Key(KeyFailure::Full),

@@ -74,6 +74,9 @@ pub const KEY_UPDATES_PER_SECOND_MAX: u32 = 16;
 /// up established traffic for this, and for one call more (100 µs to 1 ms).
 pub const TURN_BUDGET: Duration = Duration::from_micros(100);
 
+/// Sessions looked at in one turn after a reload, for clients that it revokes: 5 µs for each that has to be, within [`TURN_BUDGET`].
+pub const SESSIONS_LOOKED_AT_PER_TURN: usize = 256;
+
 /// Calls of operations in one turn, however quick they are.
 pub const CALLS_PER_TURN: usize = 4;
 

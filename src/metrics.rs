@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Cause, HandshakeFailure};
+use crate::error::{Cause, ClientRefusal, HandshakeFailure};
 use crate::limits::LANES;
 
 /// A counter or gauge with one writer, so adding is a plain load and store.
@@ -144,6 +144,8 @@ pub struct WorkerMetrics {
     pub done: [Counter; Cause::LABELS.len()],
     /// Handshakes that failed, by [`HandshakeFailure::index`].
     pub handshake_failures: [Counter; HandshakeFailure::LABELS.len()],
+    /// Clients refused for their certificates, by [`ClientRefusal`].
+    pub clients_refused: [Counter; ClientRefusal::LABELS.len()],
     handshakes: [Counter; HANDSHAKE_KINDS],
     /// Tickets that clients got.
     pub tickets_issued: Counter,
@@ -190,6 +192,7 @@ impl Default for WorkerMetrics {
             accept_failures: Counter::default(),
             done: std::array::from_fn(|_| Counter::default()),
             handshake_failures: std::array::from_fn(|_| Counter::default()),
+            clients_refused: std::array::from_fn(|_| Counter::default()),
             handshakes: std::array::from_fn(|_| Counter::default()),
             tickets_issued: Counter::default(),
             sessions_stored: Counter::default(),

@@ -31,6 +31,7 @@ use crate::config::{
     self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
 };
 use crate::crypto::cpu::Cpu;
+use crate::identity::client_auth::RevocationList;
 use crate::identity::preflight::FileFacts;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::{FOLDER_MESSAGES_MAX, SERVERS_PER_UPSTREAM_MAX};
@@ -236,7 +237,22 @@ impl Snapshot {
         identities_of(ids, &self.ranges, &self.identities)
     }
 
-    fn listener(&self, name: &str) -> Option<&Listener> {
+    /// Lists that clients are looked up in, with the names of their listeners; not those that newer ones have replaced.
+    pub fn revocation_lists(&self) -> impl Iterator<Item = (&str, &RevocationList)> {
+        self.listeners.iter().flat_map(|listener| {
+            let client_auths = listener
+                .admissions
+                .iter()
+                .filter_map(|admission| admission.client_auth.as_ref());
+            let lists = client_auths.flat_map(|client_auth| client_auth.lists());
+            let in_use = lists.filter(|list| !list.is_replaced);
+            in_use.map(|list| (&*listener.name, list))
+        })
+    }
+
+    /// The listener of this name.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&Listener> {
         self.listeners.iter().find(|listener| *listener.name == *name)
     }
 
@@ -290,6 +306,12 @@ impl Listener {
         let routed = name.and_then(|name| self.routes.find(name).first());
         let AdmissionId(position) = routed.map_or(AdmissionId::default(), |destination| destination.admission);
         &self.admissions[position]
+    }
+
+    /// Connections of clients that are revoked after they were let in are closed, at least those that have asked for some name.
+    #[must_use]
+    pub fn closes_revoked(&self) -> bool {
+        self.admissions.iter().any(Admission::closes_revoked)
     }
 
     /// For sessions that clients do not keep themselves: one for all names.

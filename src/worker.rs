@@ -4,6 +4,7 @@
 
 mod listening;
 mod operations;
+mod revoked;
 mod signers;
 
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ use crate::net::timer::{Entry, TimerWheel};
 use crate::proxy::session::{Context, Input, Output, Phase, Session, Side};
 use crate::proxy::upstream::{Balancer, GroupDescription, ServerId};
 use crate::record::{ConnectionRecord, wanted};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Listener, Snapshot};
 use crate::tls::Tls;
 
 /// What the control thread tells a worker; wake its driver afterwards.
@@ -100,6 +101,8 @@ struct Live<T> {
     session: Session<T>,
     /// Position in the worker's generations.
     config: usize,
+    /// The client is not revoked by the snapshot of this epoch.
+    client_good_in: u64,
     downstream: Option<Socket>,
     upstream: Option<Socket>,
 }
@@ -112,6 +115,10 @@ pub struct Worker<D, T> {
     /// Freed entries are `None` and used again; `current` never is.
     generations: Vec<Option<Generation>>,
     current: usize,
+    /// Of the current snapshot.
+    epoch: u64,
+    /// The next slot whose client may be revoked by the current snapshot; none when all have been looked at.
+    unchecked: Option<u32>,
     /// By the slot of the listener's token; `None` where it is closed and the position free.
     listening: Vec<Option<Listening>>,
     slots: Vec<Slot<T>>,
@@ -144,6 +151,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             shared,
             generations: Vec::new(),
             current: 0,
+            epoch: 0,
+            unchecked: None,
             listening: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
@@ -190,6 +199,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         }
         self.run_operations();
         self.ask_signers();
+        self.look_for_revoked();
         self.expire_timers();
         self.retry_accepts();
         while let Ok(command) = self.commands.try_recv() {
@@ -226,7 +236,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        if self.has_operations() || !self.held.is_empty() {
+        if self.has_operations() || !self.held.is_empty() || self.unchecked.is_some() {
             return Some(self.driver.now());
         }
         let retries = self
@@ -325,6 +335,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
         let live = Live {
             session,
             config: self.current,
+            client_good_in: self.epoch,
             downstream: Some(socket),
             upstream: None,
         };
@@ -381,6 +392,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
 
     /// Does everything the session wants, then arms its timer.
     fn obey_session(&mut self, slot: u32) {
+        self.end_if_revoked(slot);
         loop {
             let mut output = None;
             with_session(
@@ -660,6 +672,8 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 servers: upstream.servers.len(),
             })
             .collect();
+        self.epoch = snapshot.epoch;
+        self.unchecked = snapshot.listeners.iter().any(Listener::closes_revoked).then_some(0);
         let balancer = Balancer::new(&groups, self.shared.index);
         // A new balancer begins with every server in favour.
         for server in snapshot.upstreams.iter().flat_map(|upstream| &upstream.servers) {

@@ -27,7 +27,13 @@ const CONFIG: &str = r#"
     address = "127.0.0.1:8443"
     identities = ["site"]
     upstream = "app"
-    client_auth = { mode = "optional", ca = "clients.pem", crl = ["clients.crl"] }
+
+    [listener.client_auth]
+    mode = "optional"
+    ca = "clients.pem"
+    crl = ["clients.crl"]
+    allow = ["cn:a client", "issuer:CN=nobody", "spki:sha256/yCa1Au8hCVkFSpGJBGIPOjNMWNKl8rQI2sXxdmYuUaA="]
+    deny = ["serial:01@CN=nobody", "o:Nobody"]
 
     [[identity]]
     name = "site"

@@ -189,7 +189,7 @@ fn states_follow_the_clock() {
         ("+34.1d", "expired", "expired 4 days ago", 2),
         ("-2d", "not_yet_valid", "not valid yet", 2),
     ] {
-        let setup = setup().faked_clock(offset);
+        let setup = setup().clock(offset);
         let (inventory, exit) = listed(&setup, &["--strict"]);
         assert_eq!(
             (states(&inventory), exit),
@@ -206,7 +206,7 @@ fn cas_and_revocation_lists_of_clients_are_shown() {
     let root = Authority::root("clients");
     // The CA has 30 days and a half left.
     let setup = setup()
-        .faked_clock("-0.5d")
+        .clock("-0.5d")
         .listener(r#"client_auth = { mode = "required", ca = "clients.pem", crl = ["old.crl", "new.crl"] }"#);
     let write = |name: &str, bytes: &[u8]| std::fs::write(setup.folder().join(name), bytes).unwrap();
     write("clients.pem", root.pem().as_bytes());

@@ -109,7 +109,7 @@ fn each_stage_is_logged_once(io: Io) {
     )
     .unwrap();
     std::fs::write(setup.ca().key_file("site"), key.serialize_pem()).unwrap();
-    let gateway = setup.faked_clock("+0 x20").start();
+    let gateway = setup.clock("+0 x20").start();
     let told = || -> Vec<String> {
         let lines = gateway.log_lines();
         let messages = lines

@@ -359,10 +359,10 @@ fn revocation_lists_that_let_nobody_in_are_warned_of() {
         LISTS,
         &["clients.crl", "CN=clients", "has expired", "are refused", "reload"],
     );
-    with_list(|root| root.list_with(&[], |list| list.next_update = (now + DAY / 2).into())).warned(
+    with_list(|root| root.list_with(&[], |list| list.next_update = (now + DAY / 10).into())).warned(
         10,
         LISTS,
-        &["CN=clients", "expires within a day", "reload"],
+        &["CN=clients", "expires in 2 h", "are refused after that", "reload"],
     );
     with_list(|_| Authority::root("others").list(&[])).warned(
         10,

@@ -79,14 +79,13 @@ fn whoever_shows_a_right_one_is_let_in(io: Io) {
     let clients = Clients::new();
     let root = &clients.root;
     let mut shown = vec![root.client()];
-    for kind in [KeyKind::Ecdsa, KeyKind::P384, KeyKind::Rsa] {
+    for kind in [KeyKind::Ecdsa, KeyKind::P384, KeyKind::Rsa, KeyKind::Ed25519] {
         shown.push(root.client_with(kind, |_| {}));
         let below = root.below("below", kind);
         shown.push(below.client());
         shown.push(below.client_with(KeyKind::P384, |_| {}));
         shown.push(below.below("two below", KeyKind::Ecdsa).client());
     }
-    shown.push(root.client_with(KeyKind::Ed25519, |_| {}));
     // No extended key usage allows all.
     shown.push(root.client_with(KeyKind::Ecdsa, |params| params.extended_key_usages.clear()));
     // Whoever sends the root as well sends more than is needed.
@@ -242,7 +241,11 @@ fn certificates_that_break_the_rules_are_refused(io: Io) {
                 Alert::DecryptError,
                 "client certificate with a signature that is wrong",
             ),
-            (Some(named("b.example")), Alert::CertificateUnknown, not),
+            (
+                Some(named("b.example")),
+                Alert::CertificateUnknown,
+                "client certificate with a name that one of its CAs must not give (name constraints)",
+            ),
             (
                 Some(short.below("too deep", KeyKind::Ecdsa).client()),
                 Alert::CertificateUnknown,

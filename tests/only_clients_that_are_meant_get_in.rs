@@ -1,6 +1,5 @@
 //! Revocation lists, the length of chains, and the names of clients: who is refused, and what the client and the log are told.
 
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::support::*;
@@ -11,7 +10,6 @@ use rcgen::{
 use rustix::process::Signal;
 use rustls::AlertDescription as Alert;
 use rustls_pki_types::CertificateDer;
-use tempfile::TempDir;
 
 both_drivers!(
     what_is_revoked_is_refused,
@@ -23,85 +21,9 @@ both_drivers!(
     other_peoples_clients_are_told,
 );
 
-/// A folder with the files that the gateway reads.
-struct Files {
-    root: Authority,
-    folder: TempDir,
-}
-
-impl Files {
-    fn new() -> Files {
-        let files = Files {
-            root: Authority::root("clients"),
-            folder: TempDir::new().unwrap(),
-        };
-        files.write("ca.pem", files.root.pem());
-        files
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), content).unwrap();
-    }
-
-    /// With these keys in `[listener.client_auth]`.
-    fn setup(&self, io: Io, origin: &Origin, keys: &str) -> Setup {
-        Setup::new(io, &[origin.address()]).listener(&format!(
-            "client_auth = {{ mode = \"required\", ca = {:?}, {keys} }}",
-            self.path("ca.pem")
-        ))
-    }
-
-    /// With these lists.
-    fn with_lists(&self, io: Io, origin: &Origin, lists: &[Vec<u8>]) -> Gateway {
-        let mut paths = Vec::new();
-        for (number, list) in lists.iter().enumerate() {
-            let name = format!("{number}.crl");
-            self.write(&name, list);
-            paths.push(self.path(&name));
-        }
-        self.setup(io, origin, &format!("crl = {paths:?}")).start()
-    }
-}
-
-#[track_caller]
-fn let_in(gateway: &Gateway, shown: &Shown) {
-    let client = Client::new(gateway).shows(shown);
-    for client in [client.clone().tls12(), client.tls13()] {
-        try_exchange(&client).unwrap();
-    }
-    gateway.wait_until_quiet();
-}
-
-/// In both versions; the log says so in these words.
-#[track_caller]
-fn refused(gateway: &Gateway, shown: &Shown, alert: Alert, words: &str) {
-    let counted = || {
-        let metrics = gateway.metrics();
-        metrics.count("ringlock_handshake_failures_total", &[("cause", "client_certificate")])
-    };
-    let start = format!("client certificate {words}");
-    let says_so = |line: &serde_json::Value| {
-        let cause = line["cause"].as_str().unwrap_or_default();
-        line["message"] == "connection" && line["fault"] == "peer" && cause.starts_with(&start)
-    };
-    let said = || gateway.log_lines().iter().filter(|line| says_so(line)).count();
-    let client = Client::new(gateway).shows(shown);
-    for client in [client.clone().tls12(), client.tls13()] {
-        let (before, lines) = (counted(), said());
-        assert_eq!(client.refused_after_its_flight(), alert, "{words}");
-        gateway.wait_until_quiet();
-        assert_eq!(counted(), before + 1, "{words}");
-        eventually(&format!("a line with {words:?}"), || (said() > lines).then_some(()));
-    }
-}
-
 fn what_is_revoked_is_refused(io: Io) {
     let origin = Origin::echo();
-    let files = Files::new();
+    let files = ClientFiles::new();
     let root = &files.root;
     let below = root.below("below", KeyKind::P384);
     let deeper = below.below("deeper", KeyKind::Ecdsa);
@@ -145,7 +67,7 @@ fn what_is_revoked_is_refused(io: Io) {
 
 fn without_a_list_in_force_nobody_gets_in(io: Io) {
     let origin = Origin::echo();
-    let files = Files::new();
+    let files = ClientFiles::new();
     let root = &files.root;
     let below = root.below("below", KeyKind::Ecdsa);
     let shown = below.client();
@@ -205,7 +127,7 @@ fn without_a_list_in_force_nobody_gets_in(io: Io) {
 
 fn the_newest_list_of_a_ca_counts(io: Io) {
     let origin = Origin::echo();
-    let files = Files::new();
+    let files = ClientFiles::new();
     let root = &files.root;
     let (now, revoked) = (SystemTime::now(), root.client());
     let new = root.list_with(&[&revoked.chain[0]], |list| list.this_update = now.into());
@@ -219,7 +141,7 @@ fn the_newest_list_of_a_ca_counts(io: Io) {
 
 fn the_path_that_was_verified_counts(io: Io) {
     let origin = Origin::echo();
-    let files = Files::new();
+    let files = ClientFiles::new();
     let root = &files.root;
     let one = root.below("one", KeyKind::Ecdsa);
     let two = one.below("two", KeyKind::Ecdsa);
@@ -263,7 +185,7 @@ fn the_path_that_was_verified_counts(io: Io) {
 
 fn one_of_the_names_has_to_be_allowed(io: Io) {
     let origin = Origin::echo();
-    let files = Files::new();
+    let files = ClientFiles::new();
     let named = |common_name: &str, names: Vec<SanType>| {
         files
             .root
@@ -332,7 +254,7 @@ fn reload(gateway: &Gateway, result: &str) {
 
 fn a_reload_revokes(io: Io) {
     let origin = Origin::echo();
-    let files = Files::new();
+    let files = ClientFiles::new();
     let (one, other) = (files.root.client(), files.root.client());
     files.write("clients.crl", files.root.list(&[]));
     let keys = format!("crl = [{:?}]", files.path("clients.crl"));
@@ -370,7 +292,7 @@ fn a_reload_revokes(io: Io) {
 /// openssl and curl say why, and nothing of what they send reaches a server.
 fn other_peoples_clients_are_told(io: Io) {
     let origin = Origin::http("a page of the origin");
-    let files = Files::new();
+    let files = ClientFiles::new();
     let below = files.root.below("below", KeyKind::Ecdsa);
     let named = |name: &str| {
         below.client_with(KeyKind::Ecdsa, |params| {
@@ -397,7 +319,7 @@ fn other_peoples_clients_are_told(io: Io) {
         (named("batch-8"), Some("access denied")),
         (deep, Some("unknown ca")),
     ] {
-        let (chain, key) = shown.write(files.folder.path(), "client");
+        let (chain, key) = shown.write(files.folder(), "client");
         let (chain, key) = (chain.to_str().unwrap(), key.to_str().unwrap());
         for version in ["-tls1_2", "-tls1_3"] {
             let own = ["-cert", chain, "-cert_chain", chain, "-key", key, version];

@@ -134,7 +134,7 @@ fn a_ticket_survives_a_restart_with_a_file_only(io: Io) {
 fn clocks_may_be_an_epoch_apart(io: Io) {
     let fleet = Fleet::new();
     let tickets = format!("{}\nrotation = \"1h\"", fleet.secret());
-    let start = |offset: &str| fleet.setup(io, &tickets).faked_clock(offset).start();
+    let start = |offset: &str| fleet.setup(io, &tickets).clock(offset).start();
     let epoch = |gateway: &Gateway| gateway.metrics().count("ringlock_ticket_epoch", &[]);
     let right = fleet.setup(io, &tickets).start();
     let [same, ahead, far, behind] = ["+0", "+1h", "+3h", "-3h"].map(start);

@@ -133,7 +133,8 @@ pub(super) const TOKEN_ATTRIBUTES: &str =
 pub(super) const PIN_SOURCE: &str =
     r#""file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential"#;
 pub(super) const CRL: &str = "the path of a PEM or DER file with revocation lists";
-pub(super) const CLIENT_NAME: &str = r#"a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7""#;
+pub(super) const CLIENT_NAME: &str = r#"a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com", "cn:batch-7", "o:Example Corp", "ou:Payments", "spki:sha256/BASE64" or "issuer:CN=clients,O=Example Corp""#;
+pub(super) const CLIENT_DENIED: &str = r#""serial:0A1B", "serial:0A1B@CN=clients,O=Example Corp", or what "allow" takes such as "spki:sha256/BASE64" or "cn:batch-7""#;
 pub(super) const NAME_PATTERN: &str = r#"a host name such as "api.example.com" or "*.example.com""#;
 
 /// The whole file.
@@ -535,6 +536,18 @@ static CLIENT_AUTH: Section = Section {
             "Files with revocation lists, PEM or DER: one of every CA whose signature is on a client's chain. Absent: nothing is revoked.",
         ),
         key(
+            "crl_check",
+            Kind::Word(&[word("chain"), word("leaf")]),
+            Presence::Default(r#""chain""#),
+            "Which certificates are looked up in the lists: the whole chain of a client, or only its own.",
+        ),
+        key(
+            "crl_expired",
+            Kind::Word(&[word("refuse"), word("accept")]),
+            Presence::Default(r#""refuse""#),
+            "What becomes of clients of a CA whose list has expired. With accept the old list still counts.",
+        ),
+        key(
             "verify_depth",
             Kind::UpTo(VERIFY_DEPTH_MAX),
             Presence::Default("6"),
@@ -548,6 +561,21 @@ static CLIENT_AUTH: Section = Section {
             },
             Presence::Optional,
             "Names of which a client's certificate must have one. Absent: every client of the CAs.",
+        ),
+        key(
+            "deny",
+            Kind::Texts {
+                what: CLIENT_DENIED,
+                empty: true,
+            },
+            Presence::Optional,
+            "Clients that are refused whatever else is said: certificates by serial number, keys, and names as in allow.",
+        ),
+        key(
+            "close_revoked",
+            Kind::Flag,
+            Presence::Default("false"),
+            "After a reload, close established connections whose client has been revoked or denied meanwhile.",
         ),
     ],
 };

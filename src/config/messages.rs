@@ -297,9 +297,15 @@ servers = ["127.0.0.1:8080"]
     a_verify_depth_beyond_what_is_built: in_client_auth("verify_depth = 7") =>
         r#"ringlock.toml:9: listener "edge": client_auth.verify_depth: found 7, expected a whole number from 0 to 6; write a whole number in that range, without quotes"#;
     nobody_is_allowed: in_client_auth("allow = []") =>
-        r#"ringlock.toml:9: listener "edge": client_auth.allow: found an empty list, expected a list of at least one string, each a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7"; name at least one"#;
+        r#"ringlock.toml:9: listener "edge": client_auth.allow: found an empty list, expected a list of at least one string, each a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com", "cn:batch-7", "o:Example Corp", "ou:Payments", "spki:sha256/BASE64" or "issuer:CN=clients,O=Example Corp"; name at least one"#;
     a_name_without_its_kind: in_client_auth("allow = [\"cn:batch-7\", \"batch-8\"]") =>
-        r#"ringlock.toml:9: listener "edge": client_auth.allow[1]: found "batch-8", expected a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com" or "cn:batch-7"; begin it with what kind of name it is: spiffe://, uri:, dns:, email: or cn:"#;
+        r#"ringlock.toml:9: listener "edge": client_auth.allow[1]: found "batch-8", expected a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com", "cn:batch-7", "o:Example Corp", "ou:Payments", "spki:sha256/BASE64" or "issuer:CN=clients,O=Example Corp"; begin it with what it is: spiffe://, uri:, dns:, email:, cn:, o:, ou:, spki:, issuer: or serial:"#;
+    a_serial_number_that_is_allowed: in_client_auth("allow = [\"serial:0A1B\"]") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.allow[0]: found "serial:0A1B", expected a name such as "spiffe://example.org/ns/prod/*", "uri:https://example.org/a", "dns:*.clients.example.com", "email:ops@example.com", "cn:batch-7", "o:Example Corp", "ou:Payments", "spki:sha256/BASE64" or "issuer:CN=clients,O=Example Corp"; pin the public key of one certificate with spki:, or move the entry to deny"#;
+    a_serial_number_in_decimal: in_client_auth("deny = [\"serial:12 34\"]") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.deny[0]: found "serial:12 34", expected "serial:0A1B", "serial:0A1B@CN=clients,O=Example Corp", or what "allow" takes such as "spki:sha256/BASE64" or "cn:batch-7"; write the serial number in hexadecimal, as `openssl x509 -noout -serial` prints it behind serial="#;
+    expired_lists_by_a_word_of_others: in_client_auth("crl_expired = \"ignore\"") =>
+        r#"ringlock.toml:9: listener "edge": client_auth.crl_expired: found "ignore", expected "refuse" or "accept"; write one of them, or remove the key for the default"#;
     a_name_in_two_forms: in_client_auth("allow = [\"dns:a.example\", \"dns:A.example\"]") =>
         r#"ringlock.toml:9: listener "edge": client_auth.allow[1]: found "dns:A.example" a second time, expected each entry once; remove one of the two"#;
     a_ticket_secret_in_the_file_itself: in_file("[tickets]\nsecret = \"hunter2\"") =>

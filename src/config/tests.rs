@@ -72,7 +72,11 @@ mode = "required"
 ca = "clients-ca.pem"
 crl = ["clients.crl", "/etc/crl/other.crl"]
 verify_depth = 2
+crl_check = "leaf"
+crl_expired = "accept"
 allow = ["spiffe://example.org/ns/prod/*", "dns:*.clients.example.com", "cn:batch-7"]
+deny = ["serial:0A1B"]
+close_revoked = true
 
 [[identity]]
 name = "site"
@@ -177,7 +181,11 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                         ca: "/etc/ringlock/admins.pem".into(),
                         crl: vec![],
                         verify_depth: 6,
+                        crl_check: CrlCheck::Chain,
+                        accepts_expired_crls: false,
                         allow: None,
+                        deny: vec![],
+                        close_revoked: false,
                     })),
                 },
                 Route {
@@ -207,6 +215,10 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 ca: "/etc/ringlock/clients-ca.pem".into(),
                 crl: vec!["/etc/ringlock/clients.crl".into(), "/etc/crl/other.crl".into()],
                 verify_depth: 2,
+                crl_check: CrlCheck::Leaf,
+                accepts_expired_crls: true,
+                deny: vec![client_name("serial:0a1b")],
+                close_revoked: true,
                 allow: Some(
                     [
                         "spiffe://example.org/ns/prod/*",
@@ -407,7 +419,11 @@ fn the_other_forms_of_values_are_read() {
             ca: "conf/ca.pem".into(),
             crl: Vec::new(),
             verify_depth: 6,
+            crl_check: CrlCheck::Chain,
+            accepts_expired_crls: false,
             allow: None,
+            deny: Vec::new(),
+            close_revoked: false,
         })
     );
     assert_eq!(a.tls.groups, Some(vec![NamedGroup::secp384r1, NamedGroup::X25519]));

@@ -1,5 +1,6 @@
 //! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
 
+mod clients;
 mod keys;
 mod reloads;
 mod sessions;
@@ -17,6 +18,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEnc
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::clients::CrlView;
 pub use self::keys::{KeyGroupView, TokenView};
 pub use self::reloads::{Reloads, Trigger};
 pub use self::sessions::SessionCacheView;
@@ -33,6 +35,8 @@ pub struct View {
     pub upstreams: Vec<UpstreamView>,
     /// Certificates in use, one entry for each identity.
     pub certificates: Arc<[CertificateView]>,
+    /// Revocation lists of clients in use.
+    pub crls: Vec<CrlView>,
     /// Groups of tokens that the current snapshot has keys in.
     pub key_groups: Vec<KeyGroupView>,
     /// Tokens in use.
@@ -213,6 +217,7 @@ impl Collector for View {
         let mut exposition = Exposition(encoder);
         self.encode_workers(&mut exposition)?;
         self.encode_handshakes(&mut exposition)?;
+        self.encode_clients(&mut exposition)?;
         self.encode_sessions(&mut exposition)?;
         self.encode_upstreams(&mut exposition)?;
         self.encode_keys(&mut exposition)?;
@@ -514,6 +519,7 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "operator",
     "us",
     "none",
+    "peer",
 ];
 
 /// The operations of one worker, by how they were computed.

@@ -15,11 +15,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::server::danger::ClientCertVerifier;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub use self::refusal::refusal;
+pub use self::refusal::{refusal, span};
 pub use self::revocation::RevocationList;
 pub use self::subject::ClientSubject;
 use self::verifier::Verifier;
-use crate::config::ClientName;
+use crate::config::{ClientName, CrlCheck, NameKind};
 use crate::crypto::sha256;
 use crate::limits::CLIENT_CA_NAMES_BYTES_MAX;
 use crate::tls::resumption;
@@ -29,6 +29,8 @@ use crate::tls::resumption;
 pub struct ClientAuth {
     trust: Arc<Trust>,
     authorities: Vec<Authority>,
+    revocation: resumption::Digest,
+    closes_revoked: bool,
 }
 
 /// What certificates of clients are verified against.
@@ -40,8 +42,13 @@ struct Trust {
     required: bool,
     verify_depth: usize,
     allow: Option<Vec<ClientName>>,
+    deny: Vec<ClientName>,
+    /// What `allow` and `deny` are about: each kind once.
+    kinds: Vec<NameKind>,
     /// The newest first: the first that has a say about a certificate is asked.
     lists: Vec<RevocationList>,
+    crl_check: CrlCheck,
+    accepts_expired_lists: bool,
 }
 
 /// What is asked of clients besides a certificate of a trusted CA.
@@ -53,8 +60,32 @@ pub struct Rules {
     pub verify_depth: usize,
     /// Names of which a certificate has to have one.
     pub allow: Option<Vec<ClientName>>,
-    /// What CAs have revoked. If there is any, each CA on a client's path has to have one that is still in force.
+    /// Certificates that are refused whatever else is said of them.
+    pub deny: Vec<ClientName>,
+    /// What CAs have revoked. If there is any, each CA whose certificates are looked up has to have one.
     pub lists: Vec<RevocationList>,
+    /// Which certificates are looked up.
+    pub crl_check: CrlCheck,
+    /// Lists count, too, when they are not in force any more.
+    pub accepts_expired_lists: bool,
+    /// Connections whose client is revoked or denied after it was let in are closed.
+    pub closes_revoked: bool,
+}
+
+impl Default for Rules {
+    /// Everybody with a certificate of a trusted CA.
+    fn default() -> Rules {
+        Rules {
+            required: true,
+            verify_depth: 6,
+            allow: None,
+            deny: Vec::new(),
+            lists: Vec::new(),
+            crl_check: CrlCheck::Chain,
+            accepts_expired_lists: false,
+            closes_revoked: false,
+        }
+    }
 }
 
 /// A trust anchor, for people.
@@ -64,7 +95,9 @@ pub struct Authority {
     pub subject: String,
     /// Last second of its validity, seconds since 1970. It is trusted all the same after that.
     pub not_after: i64,
-    /// There are lists, and none is of this CA: nobody with a certificate that it has signed is let in.
+    /// Bits of its key, if that is too short: nobody with a certificate that it has signed is let in.
+    pub weak_key: Option<usize>,
+    /// There are lists for whole chains, and none is of this CA: nobody with a certificate that it has signed is let in.
     pub lacks_list: bool,
 }
 
@@ -84,7 +117,11 @@ impl ClientAuth {
             required,
             verify_depth,
             allow,
+            deny,
             mut lists,
+            crl_check,
+            accepts_expired_lists,
+            closes_revoked,
         } = rules;
         lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
         for position in 1..lists.len() {
@@ -99,6 +136,7 @@ impl ClientAuth {
                 |error: &dyn std::fmt::Display| format!("certificate {number}, which cannot be used ({error}),");
             let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|error| unusable(&error))?;
             root_digests.push(sha256::digest(&[&certificate]));
+            let weak_key = verifier::weak_key(&certificate);
             let (subject, not_after) = (parsed.subject().to_string(), parsed.validity().not_after.timestamp());
             roots.add(certificate).map_err(|error| unusable(&error))?;
             let subject_der = roots.roots.last().map(|root| &root.subject);
@@ -106,19 +144,32 @@ impl ClientAuth {
             authorities.push(Authority {
                 subject,
                 not_after,
-                lacks_list: !lists.is_empty() && !lists.iter().any(is_its),
+                weak_key,
+                lacks_list: crl_check == CrlCheck::Chain && !lists.is_empty() && !lists.iter().any(is_its),
             });
         }
         root_digests.sort_unstable();
         root_digests.dedup();
+        let mut kinds = Vec::new();
+        for rule in allow.iter().flatten().chain(&deny) {
+            if !kinds.contains(&rule.kind()) {
+                kinds.push(rule.kind());
+            }
+        }
         Ok(ClientAuth {
+            revocation: revocation(&lists, &deny),
+            closes_revoked,
             trust: Arc::new(Trust {
                 roots,
                 root_digests,
                 required,
                 verify_depth,
                 allow,
+                deny,
+                kinds,
                 lists,
+                crl_check,
+                accepts_expired_lists,
             }),
             authorities,
         })
@@ -136,24 +187,23 @@ impl ClientAuth {
         &self.trust.lists
     }
 
-    /// Names everything that decides who is let in, but for what is revoked: mode, trust anchors, `verify_depth` and `allow`. SHA-256
-    /// of their one encoding, in which whatever varies in length has its length in front.
+    /// Names everything that decides who is let in, but for what is revoked or denied: mode, trust anchors, `verify_depth`, `allow`,
+    /// `crl_check` and `crl_expired`. SHA-256 of their one encoding, in which whatever varies in length has its length in front.
     #[must_use]
     pub fn policy(&self) -> [u8; 32] {
         let mut encoded = Vec::new();
         let trust = &*self.trust;
         let length = |length: usize| u64::try_from(length).expect("lengths fit 64 bits").to_be_bytes();
-        encoded.extend_from_slice(b"ringlock client_auth 1\0");
-        encoded.extend_from_slice(&[u8::from(trust.required)]);
+        encoded.extend_from_slice(b"ringlock client_auth 2\0");
+        let is_leaf_only = trust.crl_check == CrlCheck::Leaf;
+        encoded.extend_from_slice(&[trust.required, is_leaf_only, trust.accepts_expired_lists].map(u8::from));
         encoded.extend_from_slice(&length(trust.verify_depth));
         encoded.extend_from_slice(&length(trust.root_digests.len()));
         for root in &trust.root_digests {
             encoded.extend_from_slice(root);
         }
         encoded.extend_from_slice(&[u8::from(trust.allow.is_some())]);
-        let mut names: Vec<String> = trust.allow.iter().flatten().map(ToString::to_string).collect();
-        names.sort_unstable();
-        names.dedup();
+        let names = forms(trust.allow.iter().flatten());
         encoded.extend_from_slice(&length(names.len()));
         for name in names {
             encoded.extend_from_slice(&length(name.len()));
@@ -162,16 +212,23 @@ impl ClientAuth {
         sha256::digest(&[&encoded])
     }
 
-    /// Names what is revoked: the lists, whatever their order. Zeros when there are none.
+    /// Names what is revoked and denied: lists and entries, whatever their order. Zeros when there are none.
     #[must_use]
     pub fn revocation(&self) -> resumption::Digest {
-        let mut digests: Vec<[u8; 32]> = self.trust.lists.iter().map(|list| list.digest).collect();
-        if digests.is_empty() {
-            return resumption::Digest::default();
-        }
-        digests.sort_unstable();
-        digests.dedup();
-        resumption::digest(&[&digests.concat()])
+        self.revocation
+    }
+
+    /// Connections whose client is revoked or denied after it was let in are closed.
+    #[must_use]
+    pub fn closes_revoked(&self) -> bool {
+        self.closes_revoked
+    }
+
+    /// How a client that has shown this chain, the leaf first, is revoked or denied: to be read behind "client certificate". Nothing
+    /// when it is not, whether or not it would be let in.
+    #[must_use]
+    pub fn revokes(&self, chain: &[CertificateDer<'_>]) -> Option<String> {
+        self.trust.revokes(chain)
     }
 
     /// What rustls asks.
@@ -191,6 +248,30 @@ impl ClientAuth {
     }
 }
 
+/// See [`ClientAuth::revocation`].
+fn revocation(lists: &[RevocationList], deny: &[ClientName]) -> resumption::Digest {
+    if lists.is_empty() && deny.is_empty() {
+        return resumption::Digest::default();
+    }
+    let mut digests: Vec<[u8; 32]> = lists.iter().map(|list| list.digest).collect();
+    digests.extend(
+        forms(deny)
+            .iter()
+            .map(|form| sha256::digest(&[b"deny ", form.as_bytes()])),
+    );
+    digests.sort_unstable();
+    digests.dedup();
+    resumption::digest(&[&digests.concat()])
+}
+
+/// Entries as they are written in one form: sorted, none twice.
+fn forms<'n>(names: impl IntoIterator<Item = &'n ClientName>) -> Vec<String> {
+    let mut forms: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+    forms.sort_unstable();
+    forms.dedup();
+    forms
+}
+
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair};
@@ -201,9 +282,7 @@ mod tests {
     fn rules(required: bool) -> Rules {
         Rules {
             required,
-            verify_depth: 6,
-            allow: None,
-            lists: Vec::new(),
+            ..Rules::default()
         }
     }
 
@@ -253,6 +332,20 @@ mod tests {
                     ..rules(true)
                 },
             ),
+            policy(
+                &one,
+                Rules {
+                    crl_check: CrlCheck::Leaf,
+                    ..rules(true)
+                },
+            ),
+            policy(
+                &one,
+                Rules {
+                    accepts_expired_lists: true,
+                    ..rules(true)
+                },
+            ),
             policy(&one, allowing(&["cn:a"])),
             policy(&one, allowing(&["dns:a"])),
             policy(&one, allowing(&["dns:a", "cn:a"])),
@@ -277,6 +370,8 @@ mod tests {
             ..rules(true)
         };
         assert_eq!(policy(&one, lists), policy(&one, rules(true)));
+        let deny = vec![name("serial:1b")];
+        assert_eq!(policy(&one, Rules { deny, ..rules(true) }), policy(&one, rules(true)));
     }
 
     #[test]
@@ -288,6 +383,25 @@ mod tests {
             let rules = Rules { lists, ..rules(true) };
             ClientAuth::from_pem(pem.as_bytes(), rules).unwrap()
         };
+        let denying = |names: &[&str]| {
+            let deny = names.iter().copied().map(name).collect();
+            ClientAuth::from_pem(pem.as_bytes(), Rules { deny, ..rules(true) })
+                .unwrap()
+                .revocation()
+        };
+        assert_eq!(denying(&[]), [0; 16]);
+        let different = [
+            denying(&["serial:1b"]),
+            denying(&["serial:1c"]),
+            denying(&["serial:1b", "cn:a"]),
+        ];
+        for (position, digest) in different.iter().enumerate() {
+            assert!(
+                *digest != [0; 16] && !different[..position].contains(digest),
+                "{position}"
+            );
+        }
+        assert_eq!(denying(&["cn:a", "serial:001B"]), different[2]);
         let (one, two) = (&*revocation::tests::der(), &*revocation::tests::der());
         assert_eq!(of(&[]).revocation(), [0; 16]);
         assert!(!of(&[]).authorities()[0].lacks_list);

@@ -10,6 +10,8 @@ mod ways;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rustls_pki_types::CertificateDer;
+
 use super::leg::{Leg, Receive, Socket};
 use super::upstream::{Balancer, ServerId, Tried};
 use crate::address::Endpoints;
@@ -68,6 +70,8 @@ pub enum Input<'a> {
     Connected(Result<(), IoError>),
     /// The answer to an [`Output::Crypto`].
     CryptoDone(OpId, CryptoResult),
+    /// The client is revoked or denied now, and how.
+    Revoked(String),
     /// The time for finishing is over.
     Drain,
 }
@@ -164,6 +168,8 @@ pub struct Session<T> {
     next_op: u32,
     /// Of a client that has shown a certificate.
     client: Option<Box<ClientSubject>>,
+    /// What the client has shown, kept where it matters whether that is revoked later.
+    client_chain: Box<[CertificateDer<'static>]>,
     /// The client has sent something.
     heard: bool,
     received: u64,
@@ -201,6 +207,7 @@ impl<T: Tls> Session<T> {
             crypto: None,
             next_op: 0,
             client: None,
+            client_chain: Box::default(),
             heard: false,
             received: 0,
             sent: 0,
@@ -217,6 +224,8 @@ impl<T: Tls> Session<T> {
             Input::Sent { side, buffer, result } => self.on_sent(side, buffer, result, cx),
             Input::Connected(result) => self.on_connected(result, cx),
             Input::CryptoDone(id, result) => self.on_crypto_done(id, result, cx),
+            // What it has sent is not passed on, and what is meant for it is not sent: revoked means now.
+            Input::Revoked(why) => self.close(Cause::ClientRevoked(why), cx),
             Input::Drain => self.close(Cause::Drained, cx),
         }
         self.settle(cx);
@@ -376,6 +385,12 @@ impl<T: Tls> Session<T> {
     #[must_use]
     pub fn client(&self) -> Option<&ClientSubject> {
         self.client.as_deref()
+    }
+
+    /// What the client has shown, its own certificate first; none where it does not matter whether that is revoked after the handshake.
+    #[must_use]
+    pub fn client_chain(&self) -> &[CertificateDer<'static>] {
+        &self.client_chain
     }
 
     /// The TLS of the session.

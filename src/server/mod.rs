@@ -31,8 +31,8 @@ use crate::config::{Config, Problem, Problems};
 use crate::control::certs::{InForce, Inventory, LastReload};
 use crate::control::log::{Collector, LinesLost, Logging};
 use crate::control::metrics::{
-    self, CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
-    WorkerView,
+    self, CertificateView, CrlView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger,
+    UpstreamView, View, WorkerView,
 };
 use crate::control::time::Timestamp;
 use crate::control::{Condition, Service};
@@ -475,6 +475,13 @@ impl Service for Server {
                 })
                 .collect(),
         };
+        let crl = |(listener, list): (&str, &crate::identity::client_auth::RevocationList)| CrlView {
+            listener: listener.to_owned(),
+            file: list.source.clone(),
+            issuer: list.issuer.clone(),
+            this_update_unix: list.this_update,
+            next_update_unix: list.next_update,
+        };
         let key_group = |known: &crate::snapshot::KeyGroup| KeyGroupView {
             name: known.group.spec.name.clone(),
             workers: known.metrics.clone(),
@@ -498,6 +505,7 @@ impl Service for Server {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
             certificates: Arc::clone(&self.certificates),
+            crls: self.snapshot.revocation_lists().map(crl).collect(),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
             tickets: self.snapshot.tickets.in_use(),

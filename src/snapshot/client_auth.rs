@@ -1,13 +1,14 @@
 //! `[listener.client_auth]`, or that of a route, as loaded: CAs and revocation lists from files, and what is to be said of them.
 
 use crate::config::{self, Places, Problem, Warning};
-use crate::identity::client_auth::{ClientAuth, RevocationList, Rules};
+use crate::identity::client_auth::{ClientAuth, RevocationList, Rules, span};
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, CRL_FILE_BYTES_MAX};
 
 use super::read;
 
-/// A revocation list that expires sooner than this is warned of.
-const EXPIRY_WARNING_SECONDS: i64 = 24 * 3600;
+/// A revocation list is warned of when less than this part of its validity is left: CAs make the next one before, and a list that is
+/// good for an hour is not warned of all its life.
+const EXPIRY_WARNING_PART: i64 = 10;
 
 /// Reads every file that clients are verified with. Nothing when they are not asked for certificates. `table`: where the settings are.
 pub(super) fn load(
@@ -22,7 +23,11 @@ pub(super) fn load(
         required: settings.required,
         verify_depth: settings.verify_depth,
         allow: settings.allow.clone(),
+        deny: settings.deny.clone(),
         lists: load_lists(settings, table, places)?,
+        crl_check: settings.crl_check,
+        accepts_expired_lists: settings.accepts_expired_crls,
+        closes_revoked: settings.close_revoked,
     };
     let loaded = read(&settings.ca, CERTIFICATE_FILE_BYTES_MAX).and_then(|pem| ClientAuth::from_pem(&pem, rules));
     loaded.map(Some).map_err(|found| {
@@ -74,6 +79,19 @@ pub(super) fn warnings(
         );
         warn("ca", what, "remove it, or renew it");
     }
+    for authority in authorities {
+        let Some(bits) = authority.weak_key else { continue };
+        let what = format!(
+            "{} holds a CA whose key is too short (RSA, {bits} bits; 2048 is the least): whoever shows a certificate that it has signed is refused ({})",
+            settings.ca.display(),
+            authority.subject
+        );
+        warn(
+            "ca",
+            what,
+            "have the CA issued anew with a longer key, and its clients, too",
+        );
+    }
     for authority in authorities.iter().filter(|authority| authority.lacks_list) {
         let what = format!(
             "no file has a revocation list of {}: whoever shows a certificate that it has signed is refused",
@@ -81,18 +99,24 @@ pub(super) fn warnings(
         );
         warn("crl", what, "add its list, or remove the CA from ca");
     }
+    let refused = if settings.accepts_expired_crls {
+        "it counts all the same (crl_expired = \"accept\")"
+    } else {
+        "clients of this CA are refused"
+    };
     for list in client_auth.lists() {
         let RevocationList { issuer, source, .. } = list;
+        let left = list.next_update - now;
         let (what, remedy) = if list.is_replaced {
-            ("of which there is a newer one: it is not used", "remove it")
-        } else if list.next_update <= now {
+            ("of which there is a newer one: it is not used".to_owned(), "remove it")
+        } else if left <= 0 {
             (
-                "that has expired: clients of this CA are refused",
+                format!("that has expired: {refused}"),
                 "fetch the CA's present list, and reload",
             )
-        } else if list.next_update < now + EXPIRY_WARNING_SECONDS {
+        } else if left < (list.next_update - list.this_update) / EXPIRY_WARNING_PART {
             (
-                "that expires within a day: clients of this CA are refused after that",
+                format!("that expires in {}: {refused} after that", span(left.unsigned_abs())),
                 "fetch the CA's next list in time, and reload",
             )
         } else {

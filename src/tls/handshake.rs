@@ -22,7 +22,7 @@ use super::{Opened, Outboxes, Step, Tls};
 use crate::buffers::Sink;
 use crate::crypto::suspend::{self, Progress, Suspended};
 use crate::crypto::{CryptoOp, CryptoResult, provider};
-use crate::error::{Cause, HandshakeFailure, KeyFailure, alert_name};
+use crate::error::{Cause, ClientRefusal, HandshakeFailure, KeyFailure, alert_name};
 use crate::identity::client_auth;
 use crate::metrics::{self, Negotiated, Resumptions};
 
@@ -102,8 +102,8 @@ struct Established {
     negotiated: Option<Negotiated>,
     resumptions: Resumptions,
     alpn: Option<Box<[u8]>>,
-    /// Until it is taken.
-    client_certificate: Option<Box<CertificateDer<'static>>>,
+    /// Until they are taken.
+    client_certificates: Box<[CertificateDer<'static>]>,
 }
 
 impl Tls for Connection {
@@ -209,11 +209,11 @@ impl Tls for Connection {
         self.established()?.negotiated
     }
 
-    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>> {
+    fn take_client_certificates(&mut self) -> Box<[CertificateDer<'static>]> {
         let State::Established(this) = &mut self.state else {
-            return None;
+            return Box::default();
         };
-        this.client_certificate.take().map(|certificate| *certificate)
+        std::mem::take(&mut this.client_certificates)
     }
 
     fn resumptions(&self) -> Resumptions {
@@ -440,7 +440,7 @@ impl Connection {
         let negotiated = negotiated(&rustls);
         let resumptions = self.take_attempt().outcome(is_resumed(&rustls));
         let alpn = rustls.alpn_protocol().map(Into::into);
-        let client_certificate = rustls.peer_certificates().and_then(<[_]>::first).cloned().map(Box::new);
+        let client_certificates = rustls.peer_certificates().unwrap_or_default().into();
         match Records::new(*rustls) {
             Ok(records) => {
                 self.state = State::Established(Box::new(Established {
@@ -448,7 +448,7 @@ impl Connection {
                     negotiated,
                     resumptions,
                     alpn,
-                    client_certificate,
+                    client_certificates,
                 }));
                 (at.end, Step::Established)
             }
@@ -535,10 +535,12 @@ impl Connection {
         match error {
             Error::AlertReceived(alert) => HandshakeFailure::PeerAlert(*alert),
             Error::NoCertificatesPresented => {
-                HandshakeFailure::ClientCertificate("client sent no certificate, which is required".into())
+                let words = "client sent no certificate, which is required".into();
+                HandshakeFailure::ClientCertificate(ClientRefusal::NoCertificate, words)
             }
             Error::InvalidCertificate(error) => {
-                HandshakeFailure::ClientCertificate(format!("client certificate {}", client_auth::refusal(error)))
+                let (reason, words) = client_auth::refusal(error);
+                HandshakeFailure::ClientCertificate(reason, format!("client certificate {words}"))
             }
             Error::NoApplicationProtocol => HandshakeFailure::NoSharedAlpn,
             Error::PeerIncompatible(P::NoKxGroupsInCommon | P::NamedGroupsExtensionRequired) => {
@@ -600,7 +602,7 @@ fn alert_for(failure: &HandshakeFailure) -> Option<AlertDescription> {
         | HandshakeFailure::NoSharedSuite
         | HandshakeFailure::NoSharedAlpn
         | HandshakeFailure::NoSuitableCertificate
-        | HandshakeFailure::ClientCertificate(_)
+        | HandshakeFailure::ClientCertificate(..)
         | HandshakeFailure::PeerAlert(_)
         | HandshakeFailure::Key(_)
         | HandshakeFailure::Protocol(_) => Some(AlertDescription::HandshakeFailure),

@@ -58,9 +58,9 @@ pub trait Tls: Sized {
     /// What was agreed on, once the handshake is complete.
     fn negotiated(&self) -> Option<Negotiated>;
 
-    /// Gives away the certificate that the client has shown in this handshake, or in the one whose session it resumes: once, when the
-    /// handshake is complete. It has been verified.
-    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>>;
+    /// Gives away what the client has shown in this handshake, or in the one whose session it resumes, its own certificate first: once,
+    /// when the handshake is complete. The first has been verified; not all of the others need be on its path.
+    fn take_client_certificates(&mut self) -> Box<[CertificateDer<'static>]>;
 
     /// What became of sessions, once the handshake is complete.
     fn resumptions(&self) -> Resumptions;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
 
@@ -35,6 +36,26 @@ pub struct Admission {
     pub client_auth: Option<Arc<ClientAuth>>,
     /// Sessions of those who were let in.
     pub resumption: Arc<Resumption>,
+}
+
+impl Admission {
+    /// Connections of clients that are revoked after they were let in are closed.
+    #[must_use]
+    pub fn closes_revoked(&self) -> bool {
+        self.client_auth.as_deref().is_some_and(ClientAuth::closes_revoked)
+    }
+
+    /// How the client of a session that was let in under `earlier` is revoked meanwhile, if it is and that matters. `chain`: what it has
+    /// shown.
+    #[must_use]
+    pub fn revokes(&self, earlier: &Admission, chain: &[CertificateDer<'_>]) -> Option<String> {
+        let client_auth = self.client_auth.as_ref().filter(|now| now.closes_revoked())?;
+        let before = earlier.client_auth.as_deref().map(ClientAuth::revocation);
+        if chain.is_empty() || before == Some(client_auth.revocation()) {
+            return None;
+        }
+        client_auth.revokes(chain)
+    }
 }
 
 /// Position among the admissions of a listener.

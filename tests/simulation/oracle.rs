@@ -140,6 +140,7 @@ fn the_record_is_true<C: ClientTls>(world: &World<C>, net: &SimDriver, client: &
         }
         Cause::KeyUpdateFlood => assert!(matches!(mischief, Some(Mischief::KeyUpdates(_)))),
         Cause::Record(why) => panic!("records were good, but {why}"),
+        Cause::ClientRevoked(why) => panic!("clients show no certificates, but {why}"),
         Cause::KeyLimit => panic!("so many bytes were not sent"),
         Cause::Truncated => assert!(
             client.broke_off || !client.ended_in_order() || mischief.is_some(),

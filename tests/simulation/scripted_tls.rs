@@ -265,8 +265,8 @@ impl Tls for ScriptedServer {
         None
     }
 
-    fn take_client_certificate(&mut self) -> Option<CertificateDer<'static>> {
-        None
+    fn take_client_certificates(&mut self) -> Box<[CertificateDer<'static>]> {
+        Box::default()
     }
 
     fn resumptions(&self) -> Resumptions {

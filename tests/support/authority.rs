@@ -78,6 +78,11 @@ impl Authority {
         self.issuer.der()
     }
 
+    /// Its private key.
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A revocation list with these certificates, in force for a day.
     pub(crate) fn list(&self, revoked: &[&CertificateDer<'_>]) -> Vec<u8> {
         self.list_with(revoked, |_| {})
@@ -205,7 +210,8 @@ pub(crate) fn pem_of_list(der: &[u8]) -> String {
     super::run("openssl", &["crl", "-inform", "DER"], der).ok().stdout
 }
 
-fn serial(certificate: &CertificateDer<'_>) -> Vec<u8> {
+/// The serial number of a certificate, in bytes.
+pub(crate) fn serial(certificate: &CertificateDer<'_>) -> Vec<u8> {
     let (_, parsed) = X509Certificate::from_der(certificate).unwrap();
     parsed.raw_serial().to_vec()
 }

@@ -156,6 +156,14 @@ impl Setup {
         self
     }
 
+    /// Has the gateway's clock run so much ahead, such as "+3h", or behind, or faster, too: "+3d x60". Timers go by a clock that nobody sets.
+    #[track_caller]
+    pub(crate) fn clock(self, offset: &str) -> Setup {
+        self.environment("LD_PRELOAD", &faked_clocks())
+            .environment("FAKETIME", offset)
+            .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    }
+
     /// Leaves the choice of the driver to the gateway.
     pub(crate) fn automatic_io(mut self) -> Setup {
         self.io_name = "auto";
@@ -196,13 +204,6 @@ impl Setup {
         std::fs::write(&file, self.to_toml(free_address(), free_address())).unwrap();
         let arguments = [arguments, &["--config", file.to_str().unwrap()]].concat();
         run_with(&self.environment, env!("CARGO_BIN_EXE_ringlock"), &arguments, b"")
-    }
-
-    /// Has the gateway see another time: "+3d", or "+3d x60" for one that goes faster, too. Timers go by a clock that nobody sets.
-    pub(crate) fn faked_clock(self, offset: &str) -> Setup {
-        self.environment("LD_PRELOAD", &faked_clocks())
-            .environment("FAKETIME", offset)
-            .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
     }
 
     /// The file, for these addresses of the listener and of the admin server.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ringlock_hsm::protocol::{Breaker, TokenStatus};
 
 use super::*;
+use crate::error::ClientRefusal;
 use crate::metrics::KeyMetrics;
 use crate::tls::session_cache::Usage;
 
@@ -58,6 +59,15 @@ pub(in crate::control) fn busy() -> View {
             not_after_unix: 1_900_000_000,
             serial: "0a1b".to_owned(),
         }]),
+        crls: [1_800_000_000, 1_700_000_000]
+            .map(|next_update_unix| CrlView {
+                listener: "edge".to_owned(),
+                file: "clients.crl".to_owned(),
+                issuer: "CN=clients".to_owned(),
+                this_update_unix: 1_600_000_000,
+                next_update_unix,
+            })
+            .into(),
         key_groups: vec![KeyGroupView {
             name: "edge".to_owned(),
             workers: vec![key_metrics(), key_metrics()],
@@ -397,9 +407,23 @@ fn the_fault_of_each_label_is_the_fault_of_its_cause() {
         Cause::Exhausted,
         Cause::Internal(""),
         Cause::ConnectionAge,
+        Cause::ClientRevoked(String::new()),
     ] {
         assert_eq!(FAULTS[cause.index()], cause.fault().label(), "{cause:?}");
     }
+}
+
+/// Two lists of one CA in one file are one series, which Prometheus insists on.
+#[test]
+fn the_list_that_ends_first_is_told() {
+    let text = render(busy());
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("ringlock_crl_next_update_seconds{"))
+        .collect();
+    let expected =
+        r#"ringlock_crl_next_update_seconds{listener="edge",file="clients.crl",issuer="CN=clients"} 1700000000"#;
+    assert_eq!(lines, [expected]);
 }
 
 #[test]
@@ -459,6 +483,9 @@ fn the_manual_explains_every_metric_and_no_other() {
     }
     for cause in HandshakeFailure::LABELS {
         assert!(text.contains(cause), "{cause} is not explained");
+    }
+    for reason in ClientRefusal::LABELS {
+        assert!(text.contains(&format!("| {reason} |")), "{reason} is not explained");
     }
     let families = parse(&render(busy()));
     for (family, parsed) in &families {

@@ -1,6 +1,7 @@
 //! The verification of a client's certificate: by webpki, and by the rules of the listener.
 
 use std::cell::Cell;
+use std::fmt::Write;
 use std::iter;
 use std::sync::Arc;
 
@@ -13,13 +14,22 @@ use webpki::{
     Cert, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
     RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::oid::db::DB;
+use x509_cert::der::{Decode, SliceReader};
 use x509_parser::nom::Parser;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificateParser};
+use x509_parser::public_key::PublicKey;
 
-use super::refusal::{Refusal, shown};
+use super::refusal::{self, Refusal, shown};
 use super::revocation::Remembering;
 use super::{Trust, names};
+use crate::config::{ClientName, CrlCheck, NameKind};
+use crate::error::ClientRefusal;
 use crate::tls::resumption::note_client;
+
+/// AWS-LC verifies no signatures of shorter keys.
+const RSA_BITS_MIN: usize = 2048;
 
 /// What rustls asks about the certificates of one listener's clients.
 #[derive(Debug)]
@@ -59,7 +69,8 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+        let verified = verify_tls12_signature(message, certificate, signed, &self.algorithms);
+        verified.map_err(|error| unproven(error, certificate))
     }
 
     fn verify_tls13_signature(
@@ -68,7 +79,8 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+        let verified = verify_tls13_signature(message, certificate, signed, &self.algorithms);
+        verified.map_err(|error| unproven(error, certificate))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -90,9 +102,16 @@ impl Verifier {
         // Without a list there is nothing to build from: nothing is revoked.
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
             options
-                .with_depth(RevocationCheckDepth::Chain)
+                .with_depth(match trust.crl_check {
+                    CrlCheck::Chain => RevocationCheckDepth::Chain,
+                    CrlCheck::Leaf => RevocationCheckDepth::EndEntity,
+                })
                 .with_status_policy(UnknownStatusPolicy::Deny)
-                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .with_expiration_policy(if trust.accepts_expired_lists {
+                    ExpirationPolicy::Ignore
+                } else {
+                    ExpirationPolicy::Enforce
+                })
                 .build()
         });
         let remembering: Vec<Remembering<'_>> = (self.algorithms.all.iter())
@@ -128,10 +147,17 @@ impl Verifier {
                 Some(depth) => Refusal::too_deep(depth, trust.verify_depth),
                 None => self.explained(error, end_entity, intermediates),
             })?;
-        if let Some(allow) = &trust.allow {
-            let names = names::of(end_entity);
-            let is_allowed = |(kind, name): &(_, String)| allow.iter().any(|allowed| allowed.allows(*kind, name));
-            if !names.iter().any(is_allowed) {
+        for certificate in path.intermediate_certificates() {
+            if let Some(rule) = trust.denial_of_ca(&certificate.der())? {
+                return Err(Refusal::denied(rule, false));
+            }
+        }
+        if !trust.deny.is_empty() || trust.allow.is_some() {
+            let names = trust.names(end_entity)?;
+            if let Some(rule) = trust.denial(&names) {
+                return Err(Refusal::denied(rule, true));
+            }
+            if !trust.allows(&names) {
                 return Err(Refusal::not_allowed(&names));
             }
         }
@@ -142,8 +168,9 @@ impl Verifier {
     fn accepted(&self, path: &VerifiedPath<'_>) -> u64 {
         let end_entity: &Cert<'_> = path.end_entity();
         let chain = iter::once(end_entity).chain(path.intermediate_certificates());
-        let untils = chain.flat_map(|certificate| {
-            let lists = self.trust.lists.iter();
+        let untils = chain.enumerate().flat_map(|(position, certificate)| {
+            let is_asked = self.trust.looks_up(position) && !self.trust.accepts_expired_lists;
+            let lists = self.trust.lists.iter().filter(move |_| is_asked);
             let in_use = lists.filter(|list| !list.is_replaced && list.list.issuer() == certificate.issuer());
             // A list is no more in force in the second that it names.
             let in_force = in_use.map(|list| seconds(list.next_update.saturating_sub(1)));
@@ -161,44 +188,28 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
     ) -> Refusal {
         let mut sent = iter::once(end_entity).chain(intermediates);
-        let (alert, words) = match error {
-            webpki::Error::CertRevoked => {
-                let whose = |(position, der)| {
-                    let whose = if position == 0 {
-                        "revoked"
-                    } else {
-                        "below a CA that is revoked"
-                    };
-                    Some(format!("{whose} (serial {})", self.revoked_serial(der)?))
-                };
-                (CertificateError::Revoked, sent.enumerate().find_map(whose))
-            }
-            webpki::Error::UnknownRevocationStatus => {
-                let issuer = sent.find_map(|der| self.issuer_without_list(der));
-                let words =
-                    |issuer: String| format!("whose revocation is unknown: crl has no list of {}", shown(&issuer));
-                (CertificateError::UnknownRevocationStatus, issuer.map(words))
-            }
-            other => return Refusal::from(other),
+        let refusal = match &error {
+            webpki::Error::CertRevoked => sent.enumerate().find_map(|(position, der)| {
+                let words = self.trust.revocation_of(position, der)?;
+                Some(Refusal::new(CertificateError::Revoked, ClientRefusal::Revoked, words))
+            }),
+            webpki::Error::UnknownRevocationStatus => sent.find_map(|der| {
+                let issuer = self.issuer_without_list(der)?;
+                let words = format!("whose revocation is unknown: crl has no list of {}", shown(&issuer));
+                let error = CertificateError::UnknownRevocationStatus;
+                Some(Refusal::new(error, ClientRefusal::CrlMissing, words))
+            }),
+            // AWS-LC verifies nothing with such a key, and says no more.
+            webpki::Error::InvalidSignatureForPublicKey => sent.find_map(weak_key).map(Refusal::weak_key),
+            webpki::Error::UnsupportedSignatureAlgorithmContext(context) => Some(Refusal::unsupported_algorithm(
+                &name_of(&context.signature_algorithm_id),
+            )),
+            webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(context) => Some(
+                Refusal::unsupported_algorithm(&name_of(&context.signature_algorithm_id)),
+            ),
+            _ => None,
         };
-        match words {
-            Some(words) => Refusal::new(alert, words),
-            None => Refusal::from(error),
-        }
-    }
-
-    /// In hexadecimal, when a list has it.
-    fn revoked_serial(&self, der: &CertificateDer<'_>) -> Option<String> {
-        /// RFC 5280 section 4.1.2.2 has no longer ones.
-        const SERIAL_BYTES_MAX: usize = 20;
-        let certificate = EndEntityCert::try_from(der).ok()?;
-        let of_issuer = |list: &&CertRevocationList<'_>| list.issuer() == certificate.issuer();
-        let has = |list: &CertRevocationList<'_>| matches!(list.find_serial(certificate.serial()), Ok(Some(_)));
-        let mut lists = self.trust.lists.iter().map(|list| &list.list).filter(of_issuer);
-        let serial = certificate.serial().iter().take(SERIAL_BYTES_MAX);
-        lists
-            .any(has)
-            .then(|| serial.map(|byte| format!("{byte:02x}")).collect())
+        refusal.unwrap_or_else(|| Refusal::from(error))
     }
 
     /// The issuer of a certificate of which there is no list.
@@ -217,6 +228,134 @@ impl Verifier {
     }
 }
 
+impl Trust {
+    /// The certificate at this position of a client's chain is looked up in lists.
+    fn looks_up(&self, position: usize) -> bool {
+        match self.crl_check {
+            CrlCheck::Chain => true,
+            CrlCheck::Leaf => position == 0,
+        }
+    }
+
+    /// What rules can say of a client's own certificate.
+    fn names(&self, certificate: &CertificateDer<'_>) -> Result<Vec<(NameKind, String)>, Refusal> {
+        // One that is not understood could be one that is denied.
+        let unread = || Refusal::from(webpki::Error::BadDer);
+        names::of(certificate, |kind| self.kinds.contains(&kind)).ok_or_else(unread)
+    }
+
+    fn allows(&self, names: &[(NameKind, String)]) -> bool {
+        let one_of = |allow: &Vec<ClientName>| allow.iter().any(|rule| matches_one(rule, names));
+        self.allow.as_ref().is_none_or(one_of)
+    }
+
+    fn denial(&self, names: &[(NameKind, String)]) -> Option<&ClientName> {
+        self.deny.iter().find(|rule| matches_one(rule, names))
+    }
+
+    /// A CA is denied by its serial number and its key; its names are not those of clients.
+    fn denial_of_ca(&self, certificate: &CertificateDer<'_>) -> Result<Option<&ClientName>, Refusal> {
+        let is_of_cas = |rule: &&ClientName| matches!(rule.kind(), NameKind::Serial | NameKind::PublicKey);
+        if !self.deny.iter().any(|rule| is_of_cas(&rule)) {
+            return Ok(None);
+        }
+        let names = names::of_ca(certificate, |kind| self.kinds.contains(&kind));
+        let names = names.ok_or_else(|| Refusal::from(webpki::Error::BadDer))?;
+        Ok(self
+            .deny
+            .iter()
+            .filter(is_of_cas)
+            .find(|rule| matches_one(rule, &names)))
+    }
+
+    /// How the certificate at this position of a client's chain is revoked by a list, if it is.
+    fn revocation_of(&self, position: usize, der: &CertificateDer<'_>) -> Option<String> {
+        /// RFC 5280 section 4.1.2.2 has no longer ones.
+        const SERIAL_BYTES_MAX: usize = 20;
+        if !self.looks_up(position) {
+            return None;
+        }
+        let certificate = EndEntityCert::try_from(der).ok()?;
+        let has = |list: &CertRevocationList<'_>| matches!(list.find_serial(certificate.serial()), Ok(Some(_)));
+        let mut in_use = self
+            .lists
+            .iter()
+            .filter(|list| !list.is_replaced)
+            .map(|list| &list.list);
+        if !in_use.any(|list| list.issuer() == certificate.issuer() && has(list)) {
+            return None;
+        }
+        let serial: String = certificate
+            .serial()
+            .iter()
+            .take(SERIAL_BYTES_MAX)
+            .fold(String::new(), |mut hex, byte| {
+                write!(hex, "{byte:02x}").expect("a string takes whatever is written");
+                hex
+            });
+        let whose = if position == 0 {
+            "revoked"
+        } else {
+            "below a CA that is revoked"
+        };
+        Some(format!("{whose} (serial {serial})"))
+    }
+
+    /// How a client that has shown this chain is revoked or denied, if it is. What it has shown beside its path counts, too.
+    pub(super) fn revokes(&self, chain: &[CertificateDer<'_>]) -> Option<String> {
+        chain.iter().enumerate().find_map(|(position, certificate)| {
+            let denial = if position == 0 {
+                match self.names(certificate) {
+                    Ok(names) => self.denial(&names),
+                    Err(_) => return Some("that cannot be read".to_owned()),
+                }
+            } else {
+                self.denial_of_ca(certificate).ok().flatten()
+            };
+            denial
+                .map(|rule| refusal::denied(rule, position == 0))
+                .or_else(|| self.revocation_of(position, certificate))
+        })
+    }
+}
+
+fn matches_one(rule: &ClientName, names: &[(NameKind, String)]) -> bool {
+    names.iter().any(|(kind, name)| rule.matches(*kind, name))
+}
+
+/// What is said of a signature of the client's own that is not right.
+fn unproven(error: Error, certificate: &CertificateDer<'_>) -> Error {
+    if error != Error::InvalidCertificate(CertificateError::BadSignature) {
+        return error;
+    }
+    weak_key(certificate)
+        .map_or_else(Refusal::no_proof, Refusal::weak_key)
+        .raise()
+}
+
+/// The bits of a key that is too short for AWS-LC.
+pub(super) fn weak_key(der: &CertificateDer<'_>) -> Option<usize> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    match certificate.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) => Some(key.key_size()).filter(|&bits| bits < RSA_BITS_MIN),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// The name of an algorithm that is given as in certificates, without its outermost tag.
+fn name_of(algorithm: &[u8]) -> String {
+    /// The one that is met and not in the database.
+    const ECDSA_WITH_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.1");
+    let id = SliceReader::new(algorithm).and_then(|mut reader| ObjectIdentifier::decode(&mut reader));
+    let Ok(id) = id else {
+        return "unknown".to_owned();
+    };
+    if id == ECDSA_WITH_SHA1 {
+        return "ecdsa-with-SHA1".to_owned();
+    }
+    DB.by_oid(&id).map_or_else(|| id.to_string(), str::to_owned)
+}
+
 /// Zero when it cannot be read: what is not understood is not valid for long.
 fn not_after(der: &CertificateDer<'_>) -> u64 {
     let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
@@ -233,9 +372,12 @@ fn seconds(timestamp: i64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
-        KeyIdMethod, KeyPair, date_time_ymd,
+        KeyIdMethod, KeyPair, RevokedCertParams, date_time_ymd,
     };
     use rustls::crypto::aws_lc_rs;
 
@@ -273,10 +415,9 @@ mod tests {
         };
         let until = |leaf_year: i32, lists: Vec<Vec<RevocationList>>| {
             let rules = Rules {
-                required: true,
                 verify_depth: 1,
-                allow: None,
                 lists: lists.into_iter().flatten().collect(),
+                ..Rules::default()
             };
             let auth = ClientAuth::from_pem(root.pem().as_bytes(), rules).unwrap();
             let verifier = Verifier {
@@ -303,5 +444,65 @@ mod tests {
         let old = list(&below, 2027, 1);
         let lists = vec![of_root(), list(&below, 2040, 2), old, list(&aside, 2027, 1)];
         assert_eq!(until(2035, lists), start_of(2034) - 1);
+    }
+
+    /// A client that is revoked, its CA, and the list that says so.
+    static REVOKED: LazyLock<(String, CertificateDer<'static>, Vec<u8>)> = LazyLock::new(|| {
+        let root = CertifiedIssuer::self_signed(authority("root", 2030), key()).unwrap();
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(vec![0x8a, 0x1b].into());
+        let leaf = params.signed_by(&key(), &root).unwrap();
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2027, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: vec![0x8a, 0x1b].into(),
+                revocation_time: date_time_ymd(2025, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&root).unwrap().der().to_vec();
+        (root.pem(), leaf.der().clone(), list)
+    });
+
+    proptest! {
+        /// However a list is damaged, nothing panics, and it lets nobody in whom it revokes.
+        #[test]
+        fn a_damaged_list_lets_no_revoked_client_in(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            inserted in prop::option::of((any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 1..4))),
+            (leaf_only, accepts_expired_lists) in any::<(bool, bool)>(),
+        ) {
+            let (root, leaf, list) = &*REVOKED;
+            let mut bytes = list.clone();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some((at, inserted)) = inserted {
+                let at = at.index(bytes.len());
+                bytes.splice(at..at, inserted);
+            }
+            let Ok(lists) = RevocationList::all_in(&bytes, "a.crl") else {
+                return Ok(());
+            };
+            let crl_check = if leaf_only { CrlCheck::Leaf } else { CrlCheck::Chain };
+            let rules = Rules { lists, crl_check, accepts_expired_lists, ..Rules::default() };
+            let auth = ClientAuth::from_pem(root.as_bytes(), rules).unwrap();
+            let verifier = Verifier {
+                trust: Arc::clone(&auth.trust),
+                algorithms: aws_lc_rs::default_provider().signature_verification_algorithms,
+                hints: Vec::new(),
+            };
+            let now = seconds(date_time_ymd(2026, 1, 1).unix_timestamp());
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
+            prop_assert!(verifier.verify(leaf, &[], now).is_err());
+            let is_whole = bytes == *list;
+            prop_assert!(!is_whole || auth.revokes(std::slice::from_ref(leaf)).is_some());
+        }
     }
 }

@@ -150,6 +150,9 @@ impl<T: Tls> Session<T> {
 
     pub(super) fn fail_handshake(&mut self, failure: HandshakeFailure, cx: &mut Context<'_>) {
         cx.metrics.handshake_failures[failure.index()].add(1);
+        if let HandshakeFailure::ClientCertificate(reason, _) = &failure {
+            cx.metrics.clients_refused[*reason as usize].add(1);
+        }
         self.linger(Cause::Handshake(failure), cx);
     }
 
@@ -162,9 +165,13 @@ impl<T: Tls> Session<T> {
         self.upstream_id = listener.route(self.tls.server_name());
         let upstream = &cx.snapshot.upstreams[self.upstream_id.0].settings;
         self.active_at = self.now;
-        let certificate = self.tls.take_client_certificate();
-        self.client = certificate.as_ref().and_then(ClientSubject::of).map(Box::new);
-        self.queue_proxy_header(upstream.send_proxy, certificate.as_deref(), cx);
+        let chain = self.tls.take_client_certificates();
+        let certificate = chain.first();
+        self.client = certificate.and_then(ClientSubject::of).map(Box::new);
+        self.queue_proxy_header(upstream.send_proxy, certificate.map(AsRef::as_ref), cx);
+        if listener.admission(self.tls.server_name()).closes_revoked() {
+            self.client_chain = chain;
+        }
         match upstream.connect_on {
             ConnectOn::Handshake => self.connect_upstream(cx),
             ConnectOn::FirstByte => self.phase = Phase::AwaitingFirstByte,
