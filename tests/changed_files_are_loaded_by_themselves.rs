@@ -13,6 +13,7 @@ both_drivers!(
     a_link_to_a_file_of_another_folder_is_followed,
     a_half_written_file_is_waited_for,
     certificate_and_key_may_come_one_after_the_other,
+    a_key_that_the_signer_has_may_come_later,
     a_broken_certificate_is_an_alarm_and_the_old_one_stays,
     a_file_that_is_gone_may_come_back,
     one_broken_certificate_of_many_holds_up_no_other,
@@ -187,25 +188,36 @@ fn a_half_written_file_is_waited_for(io: Io) {
 
 fn certificate_and_key_may_come_one_after_the_other(io: Io) {
     let origin = Origin::echo();
-    let gateway = watching(io, &origin).start();
+    one_after_the_other(&watching(io, &origin).start());
+}
+
+fn a_key_that_the_signer_has_may_come_later(io: Io) {
+    let origin = Origin::echo();
+    let setup = watching(io, &origin).no_identities();
+    setup.ca().issue("site", &[SITE], KeyKind::Ecdsa);
+    let isolated = "key_isolation = \"process\"";
+    one_after_the_other(&setup.issued_identity("site", "site.pem", "site.key", isolated).start());
+}
+
+fn one_after_the_other(gateway: &Gateway) {
     for certificate_first in [true, false] {
-        let old = shown(&gateway, SITE);
+        let old = shown(gateway, SITE);
         gateway.ca.issue("next", &[SITE], KeyKind::Ecdsa);
-        let mut moves: Vec<_> = pair(&gateway, "next").into_iter().zip(pair(&gateway, "site")).collect();
+        let mut moves: Vec<_> = pair(gateway, "next").into_iter().zip(pair(gateway, "site")).collect();
         if !certificate_first {
             moves.reverse();
         }
         for (step, (from, to)) in moves.iter().enumerate() {
             if step > 0 {
                 std::thread::sleep(SETTLED);
-                assert_eq!(shown(&gateway, SITE), old, "certificate first: {certificate_first}");
+                assert_eq!(shown(gateway, SITE), old, "certificate first: {certificate_first}");
             }
             fs::rename(from, to).unwrap();
         }
-        wait_until_served(&gateway, SITE, &gateway.ca.certificate_file("site"));
+        wait_until_served(gateway, SITE, &gateway.ca.certificate_file("site"));
     }
-    assert_eq!(reloads(&gateway, "succeeded"), 2);
-    assert_eq!(alarms(&gateway), [""; 0]);
+    assert_eq!(reloads(gateway, "succeeded"), 2);
+    assert_eq!(alarms(gateway), [""; 0]);
 }
 
 fn a_broken_certificate_is_an_alarm_and_the_old_one_stays(io: Io) {
@@ -400,4 +412,30 @@ fn what_is_not_watched_waits_for_a_signal() {
     gateway.ca.issue("site", &[SITE], KeyKind::Ecdsa);
     wait_until_served(&gateway, SITE, &gateway.ca.certificate_file("site"));
     assert_eq!(reloads(&gateway, "succeeded"), 1);
+}
+
+/// What was read as root and is hidden from the user that the gateway becomes.
+#[test]
+fn a_file_that_cannot_be_looked_at_is_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let origin = Origin::echo();
+    let setup = watching(Io::Epoll, &origin).no_identities().global("user = \"nobody\"");
+    setup.ca().issue("site", &[SITE], KeyKind::Ecdsa);
+    let hidden = setup.folder().join("private");
+    fs::create_dir(&hidden).unwrap();
+    fs::set_permissions(&hidden, PermissionsExt::from_mode(0o700)).unwrap();
+    fs::set_permissions(setup.folder(), PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(setup.ca().key_file("site"), hidden.join("site.key")).unwrap();
+    let gateway = setup
+        .issued_identity("site", "site.pem", "private/site.key", "")
+        .start();
+    let line = gateway.wait_for_line("which file", |line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("cannot be looked at"))
+    });
+    assert_eq!(line["level"], "WARN");
+    assert!(line["file"].as_str().unwrap().ends_with("private/site.key"), "{line}");
+    exchange(&gateway);
+    assert_eq!(gateway.metrics().count(SUCCESSFUL, &[]), 1);
 }

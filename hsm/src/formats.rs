@@ -375,7 +375,7 @@ mod tests {
             \x30\x14\x04\x08saltsalt\x02\x04\x7f\xff\xff\xff\x02\x02\x00\x20\x30\x1d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x01\x2a\x04\x10\
             0123456789abcdef\x04\x02ab";
         let error = private_key(work, Some(PASSPHRASE)).unwrap_err();
-        assert!(matches!(&error, KeyError::Unsupported(_)), "{error}");
+        assert!(error.to_string().contains("more work or memory"), "{error}");
     }
 
     proptest! {

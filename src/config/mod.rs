@@ -233,10 +233,27 @@ pub struct Global {
     pub drain_timeout: Duration,
     /// User to become after binding.
     pub user: Option<String>,
+    /// Main group to become a member of; the user's own when absent.
+    pub group: Option<String>,
+    /// What the process gives up after binding.
+    pub given_up: GivenUp,
     /// Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change.
     pub watch_files: bool,
     /// `[global.log]`
     pub log: Log,
+}
+
+/// What the process gives up after binding: everything, unless an `unsafe_` key keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Capabilities.
+    pub capabilities: bool,
+    /// That others see its memory: core dumps and debuggers.
+    pub dumps: bool,
+    /// Files that it does not need (Landlock).
+    pub files: bool,
+    /// System calls that it does not need (seccomp).
+    pub system_calls: bool,
 }
 
 /// `[crypto]`

@@ -1,5 +1,6 @@
 //! The gateway as a whole: binds, drops privileges, starts the workers, hands them snapshots, joins them.
 
+pub mod confine;
 mod expiry;
 pub mod host;
 mod listen;
@@ -10,7 +11,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -18,8 +19,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
-use ringlock_hsm::custody::Custody;
+use ringlock_hsm::custody::{Custody, Launcher};
 
+use self::confine::{ConfineError, Confinement};
 use self::expiry::Expiries;
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
@@ -27,9 +29,9 @@ use self::ticket_secret::TicketSecrets;
 use self::watch::{Seen, Watch};
 use crate::config::{Config, Problem, Problems};
 use crate::control::certs::{InForce, Inventory, LastReload};
-use crate::control::log::{Collector, LinesLost};
+use crate::control::log::{Collector, LinesLost, Logging};
 use crate::control::metrics::{
-    CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
+    self, CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
     WorkerView,
 };
 use crate::control::time::Timestamp;
@@ -59,6 +61,9 @@ pub enum StartError {
     /// A thread, or the driver that is made in it, cannot be started.
     #[error("cannot start a thread: {0}; check the limits of this process (ulimit -a)")]
     Thread(#[source] std::io::Error),
+    /// Rights cannot be given up.
+    #[error(transparent)]
+    Confine(ConfineError),
     /// There is no page for the secret of session tickets.
     #[error("no memory for the secret of session tickets: {0}")]
     Memory(#[source] std::io::Error),
@@ -70,18 +75,35 @@ impl From<Vec<Problem>> for StartError {
     }
 }
 
-/// Everything that has to be found out before anything is bound or started: what `run` begins with and `check` is.
+impl From<ConfineError> for StartError {
+    fn from(error: ConfineError) -> Self {
+        match error {
+            ConfineError::Problem(problem) => StartError::Problems(vec![problem]),
+            error @ ConfineError::Sandbox(_) => StartError::Confine(error),
+        }
+    }
+}
+
+/// Everything that has to be found out before anything is bound or started, for `check`.
 ///
 /// # Errors
 /// Everything that the configuration asks for and is not there.
 pub fn load(config: Config) -> Result<Loaded, Vec<Problem>> {
+    load_with(config, |_| Ok(host::launcher()))
+}
+
+/// The same, with signers that are started by what `launcher` makes.
+fn load_with(
+    config: Config,
+    launcher: impl FnOnce(&Config) -> Result<Launcher, Problem>,
+) -> Result<Loaded, Vec<Problem>> {
     let plan = host::plan(&config);
     let ticket_secret = ticket_secret::read(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
-    if let Err(problems) = host::check_users_of_signers(&config, &[]) {
+    if let Err(problems) = host::check_users_of_signers(&config, None) {
         return Err(plan.err().into_iter().flatten().chain(problems).collect());
     }
-    let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
+    let launcher = launcher(&config).map_err(|problem| vec![problem])?;
     let mut custody = Custody::new(workers, launcher);
     let seen = seen(&config);
     let snapshot = Snapshot::load(config, workers, None, &mut custody);
@@ -121,7 +143,7 @@ pub struct Server {
     custody: Custody,
     ticket_secrets: TicketSecrets,
     watch: Watch,
-    /// Whom signers can become though the gateway is not root any more.
+    /// Whom signers can become besides the gateway's user.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
     /// When it was put in force.
@@ -139,6 +161,7 @@ pub struct Server {
     /// Writes connection records until it is dropped, after the workers.
     collector: Option<Collector>,
     lines_lost: LinesLost,
+    confinement: Confinement,
     started: SystemTime,
     draining: bool,
     reloads: Reloads,
@@ -163,7 +186,8 @@ impl WorkerHandle {
 }
 
 impl Server {
-    /// Loads, binds, drops privileges and starts the workers.
+    /// Loads, binds, gives up what it does not need any more and starts the workers. The folder `temporary` is this process's own, to be
+    /// removed at its end.
     ///
     /// # Errors
     /// Why it cannot start, with every reason.
@@ -171,7 +195,8 @@ impl Server {
         config: Config,
         inherited: Inherited,
         loader: Loader,
-        lines_lost: LinesLost,
+        logging: &mut Logging,
+        temporary: Option<&Path>,
     ) -> Result<Server, StartError> {
         let Loaded {
             plan,
@@ -179,11 +204,14 @@ impl Server {
             custody,
             ticket_secret,
             seen,
-        } = load(config)?;
+        } = load_with(config, host::launcher_process)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
-        host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
+        metrics::open_process_files();
+        // No thread has been started yet: those that are take it over.
+        let confinement = Confinement::begin(&snapshot.config, temporary)?;
+        logging.start_thread();
         let ticket_secrets = TicketSecrets::new(Arc::clone(&snapshot.tickets), &snapshot.config.tickets, ticket_secret)
             .map_err(StartError::Memory)?;
         let mut watch = Watch::new(Instant::now());
@@ -207,7 +235,8 @@ impl Server {
             bound: Vec::new(),
             inherited,
             collector: None,
-            lines_lost,
+            lines_lost: logging.lines_lost(),
+            confinement,
             started,
             draining: false,
             reloads: Reloads::new(started),
@@ -220,6 +249,9 @@ impl Server {
             .map(|worker| Arc::clone(&worker.shared.records))
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
+        server
+            .confinement
+            .complete(&snapshot.config, server.plan.equipment.driver);
         server.serve(snapshot, sockets);
         let Plan { cpus, equipment } = &server.plan;
         let Equipment {
@@ -296,7 +328,8 @@ impl Server {
             return Err("the gateway is draining".into());
         }
         let mut config = (self.loader)().map_err(|problems| problems.to_string())?;
-        host::plan(&config).map_err(|problems| lines(&problems))?;
+        self.confinement.check(&config).map_err(|problems| lines(&problems))?;
+        host::check(&config).map_err(|problems| lines(&problems))?;
         let (old, new) = (&self.snapshot.config.global, &config.global);
         let (old_log, new_log) = (&old.log, &new.log);
         let fixed = [
@@ -304,13 +337,15 @@ impl Server {
             ("io", old.io != new.io),
             ("admin", old.admin != new.admin),
             ("user", old.user != new.user),
+            ("group", old.group != new.group),
+            ("unsafe_*", old.given_up != new.given_up),
             ("log.format", old_log.format != new_log.format),
             ("log.level", old_log.level != new_log.level),
             ("log.file", old_log.file != new_log.file),
         ];
         // Signers become whom the gateway has become.
         config.global.user.clone_from(&old.user);
-        host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
+        host::check_users_of_signers(&config, Some(&self.users_of_signers)).map_err(|problems| lines(&problems))?;
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
         let seen = seen(&config);
@@ -360,13 +395,19 @@ impl Server {
     fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
         let began = Instant::now();
         let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
-        let usable = failures.is_empty();
+        let all_usable = failures.is_empty();
         let verdict = self.watch.loaded(changed, failures, at);
         for what in verdict.not_yet.iter().take(FOLDER_MESSAGES_MAX) {
             tracing::info!(
                 what,
                 "a changed file cannot be used yet, the old one stays in use; perhaps more of them are about to change"
             );
+        }
+        // A folder that was made anew is out of reach, and what cannot be read does not say that.
+        if !verdict.alarms.is_empty()
+            && let Err(problems) = self.confinement.check(&self.snapshot.config)
+        {
+            tracing::error!(why = lines(&problems), "files are out of reach");
         }
         for (told, why) in verdict.alarms.iter().enumerate() {
             if told < FOLDER_MESSAGES_MAX {
@@ -378,11 +419,10 @@ impl Server {
             self.last_reload = Some(LastReload::new(Trigger::File, Some(&lines(&verdict.alarms))));
         }
         let Some(snapshot) = snapshot else {
-            // What was wrong is as it was before, which is still in use.
-            if usable && !self.reloads.is_good() && !self.watch.is_in_trouble() {
+            if all_usable && !self.reloads.are_good() && !self.watch.is_in_trouble() {
                 self.reloads.count(Trigger::File, true, true, now());
                 self.last_reload = Some(LastReload::new(Trigger::File, None));
-                tracing::info!("changed files are again what is in use");
+                tracing::info!("the files are again what is in use");
             }
             return;
         };
@@ -465,6 +505,7 @@ impl Service for Server {
             connections_by_epoch: self.retired.iter().chain([&self.snapshot]).map(connections).collect(),
             reloads: self.reloads.clone(),
             log_lines_lost: self.lines_lost.value(),
+            confinement: self.confinement.in_force(),
             started: self.started,
         }
     }
@@ -607,7 +648,7 @@ fn bind_new(
             Err(error) => {
                 let key = format!("listener \"{}\": address", listener.name);
                 let found = format!("{address}, which cannot be listened at ({error})");
-                let (expected, remedy) = listen::explain(&error);
+                let (expected, remedy) = listen::explain(&error, !bound.is_empty());
                 problems.push(snapshot.config.places.problem(key, found, expected, remedy));
             }
         }

@@ -87,6 +87,11 @@ impl Sighting {
         }
     }
 
+    /// It was found to be another, and has not settled.
+    pub(super) fn is_changing(&self) -> bool {
+        self.found.is_some()
+    }
+
     /// It was not there when it was read last.
     pub(super) fn is_missing(&self) -> bool {
         self.read.is_none() && self.found.is_none()

@@ -33,8 +33,12 @@ pub(super) struct Watch {
     files: BTreeMap<PathBuf, Sighting>,
     folders: Option<Folders>,
     look_at: Instant,
+    /// When those that have changed may have settled.
+    settle_at: Option<Instant>,
     /// Hints are not followed before: looking at many files takes its time.
     rested_at: Instant,
+    /// It has been told that some files cannot be looked at.
+    told_hidden: bool,
     troubles: Vec<Trouble>,
 }
 
@@ -83,7 +87,9 @@ impl Watch {
             files: BTreeMap::new(),
             folders: folders.ok(),
             look_at: now,
+            settle_at: None,
             rested_at: now,
+            told_hidden: false,
             troubles: Vec::new(),
         }
     }
@@ -104,7 +110,9 @@ impl Watch {
         self.roots = roots;
         self.files = files;
         self.troubles.clear();
+        self.told_hidden = false;
         self.look_at = now;
+        self.settle_at = None;
         self.follow_links();
     }
 
@@ -116,7 +124,8 @@ impl Watch {
     /// When to call [`Watch::tick`] again.
     pub(super) fn due(&self) -> Option<Instant> {
         let retries = self.troubles.iter().map(|trouble| trouble.retry_at);
-        (!self.roots.is_empty()).then(|| retries.fold(self.look_at, Instant::min))
+        let others = retries.chain(self.settle_at);
+        (!self.roots.is_empty()).then(|| others.fold(self.look_at, Instant::min))
     }
 
     /// Files that have changed and settled, or are worth another attempt: they are going to be read.
@@ -126,24 +135,45 @@ impl Watch {
         }
         let mut due = BTreeSet::new();
         if now >= self.look_at {
-            due = self.look(now);
-            for trouble in &mut self.troubles {
-                trouble.told &= trouble.files.is_disjoint(&due);
-            }
+            let found = self.look_at_all(now);
+            due = self.compare(found, now);
+        } else if self.settle_at.is_some_and(|at| now >= at) {
+            let changing = self.files.iter().filter(|(_, sighting)| sighting.is_changing());
+            let found = changing.map(|(path, _)| (path.clone(), Stamp::at(path).ok()));
+            due = self.compare(found.collect(), now);
+        }
+        for trouble in &mut self.troubles {
+            trouble.told &= trouble.files.is_disjoint(&due);
         }
         let retried = self.troubles.iter().filter(|trouble| now >= trouble.retry_at);
         due.extend(retried.flat_map(|trouble| trouble.files.iter().cloned()));
         due
     }
 
-    fn look(&mut self, now: Instant) -> BTreeSet<PathBuf> {
+    fn look_at_all(&mut self, now: Instant) -> Stamps {
         let began = Instant::now();
         let mut found = stamps(&self.roots);
         for path in self.files.keys() {
             // What was in a folder and is gone.
             found.entry(path.clone()).or_insert(Some(None));
         }
+        if !self.told_hidden
+            && let Some((path, _)) = found.iter().find(|(_, stamp)| stamp.is_none())
+        {
+            self.told_hidden = true;
+            tracing::warn!(
+                file = %path.display(),
+                "a file cannot be looked at, so that nobody will notice when it changes: make it and its folders readable for the user that the gateway has become"
+            );
+        }
         self.look_at = now + self.interval();
+        self.rested_at = now + began.elapsed() * 4;
+        found
+    }
+
+    /// Notes what is there now, for all files or those that are changing, and gives what has settled.
+    fn compare(&mut self, found: Stamps, now: Instant) -> BTreeSet<PathBuf> {
+        self.settle_at = None;
         let mut settled = BTreeSet::new();
         let mut others = false;
         for (path, stamp) in found {
@@ -154,20 +184,19 @@ impl Watch {
             others |= look != Look::Same;
             match look {
                 Look::Same => {}
-                Look::Changing(until) => self.look_at = self.look_at.min(until),
+                Look::Changing(until) => self.settle_at = Some(self.settle_at.map_or(until, |at| at.min(until))),
                 Look::Settled => {
                     sighting.read();
                     settled.insert(path);
                 }
             }
         }
-        let roots = &self.roots;
-        self.files
-            .retain(|path, sighting| !sighting.is_missing() || roots.contains(path));
         if others {
+            let roots = &self.roots;
+            self.files
+                .retain(|path, sighting| !sighting.is_missing() || roots.contains(path));
             self.follow_links();
         }
-        self.rested_at = now + began.elapsed() * 10;
         settled
     }
 
@@ -230,8 +259,11 @@ impl Watch {
     }
 }
 
-/// What is at these paths, and what is in those of them that are folders; none for what cannot be looked at.
-fn stamps(roots: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Option<Option<Stamp>>> {
+/// What is at each path; none for what cannot be looked at.
+type Stamps = BTreeMap<PathBuf, Option<Option<Stamp>>>;
+
+/// What is at these paths, and what is in those of them that are folders.
+fn stamps(roots: &BTreeSet<PathBuf>) -> Stamps {
     let mut found = BTreeMap::new();
     for root in roots {
         let within = inside(root);

@@ -279,7 +279,9 @@ impl<'a> Identities<'a> {
             &sha256::digest(&[&file]),
             &sha256::digest(&[&key_file]),
             &sha256::digest(&[passphrase.as_ref().map_or(&[], |passphrase| passphrase.as_slice())]),
-            format!("{}\0{}", certificate.display(), key.display()).as_bytes(),
+            certificate.as_os_str().as_encoded_bytes(),
+            b"\0",
+            key.as_os_str().as_encoded_bytes(),
         ]);
         if let Some((known, _)) = self.known.get(wanted.settings.name.as_str())
             && known.content == Some(content)

@@ -1,4 +1,4 @@
-"""NUMBER PROGRAM ARGUMENT...: runs a program for which the system call of this number is forbidden, as containers do."""
+"""NUMBER[,NUMBER...] PROGRAM ARGUMENT...: runs a program for which these system calls are forbidden, as containers do."""
 import ctypes
 import os
 import struct
@@ -14,12 +14,11 @@ class Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-instructions = [
-    (LOAD_NUMBER, 0, 0, 0),
-    (JUMP_EQUAL, 0, 1, int(sys.argv[1])),
-    (RETURN, 0, 0, RETURN_ERRNO | EPERM),
-    (RETURN, 0, 0, RETURN_ALLOW),
-]
+numbers = [int(number) for number in sys.argv[1].split(",")]
+instructions = [(LOAD_NUMBER, 0, 0, 0)]
+for number in numbers:
+    instructions += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, RETURN_ERRNO | EPERM)]
+instructions += [(RETURN, 0, 0, RETURN_ALLOW)]
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in instructions))
 program = Program(len(instructions), ctypes.cast(code, ctypes.c_void_p))
 libc = ctypes.CDLL(None, use_errno=True)

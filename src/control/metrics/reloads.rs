@@ -50,9 +50,9 @@ impl Reloads {
         }
     }
 
-    /// Whether all that is in force is what the files hold, as far as the last one knew.
+    /// All that is in force was what the files held when the last one ended.
     #[must_use]
-    pub fn is_good(&self) -> bool {
+    pub fn are_good(&self) -> bool {
         self.last_succeeded
     }
 

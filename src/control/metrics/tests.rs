@@ -90,6 +90,12 @@ pub(in crate::control) fn busy() -> View {
         connections_by_epoch: vec![(2, 4), (3, 0)],
         reloads: reloads(),
         log_lines_lost: 9,
+        confinement: [
+            ("capabilities", true),
+            ("memory", true),
+            ("files", false),
+            ("system_calls", true),
+        ],
         started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use ringlock_hsm::formats;
+use ringlock_hsm::{KeyError, formats};
 
 use crate::identity::facts::CertificateFacts;
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, IDENTITIES_PER_FOLDER_MAX};
@@ -147,7 +147,12 @@ enum OnePart {
 /// What a file without a key beside it has: CAs and Diffie-Hellman parameters are kept there, too.
 fn is_one_of_a_pair(path: &Path) -> Result<OnePart, String> {
     let file = read(path, CERTIFICATE_FILE_BYTES_MAX)?;
-    let certificates = formats::certificates(&file, None).unwrap_or_default();
+    let certificates = match formats::certificates(&file, None) {
+        Ok(certificates) => certificates,
+        // By its name it is one of a pair, and by its content nothing at all: cut off, or written over.
+        Err(error @ (KeyError::Unknown | KeyError::Pem(_))) => return Err(error.to_string()),
+        Err(_) => Vec::new(),
+    };
     if formats::has_private_key(&file) {
         return Ok(OnePart::Both);
     }
@@ -238,7 +243,7 @@ mod tests {
             ("..data/tls.crt", ""),
             ("tls.crt", "x"),
             ("tls.key", "x"),
-            ("ca.crt", "x"),
+            ("ca.crt", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"),
         ];
         assert_eq!(found(&kubernetes), names(&[("tls.crt", "tls.key")]));
     }
@@ -261,6 +266,7 @@ mod tests {
                 "-----BEGIN DH PARAMETERS-----\nAAAA\n-----END DH PARAMETERS-----\n",
             ),
             ("lonely.pem", &certificate),
+            ("nothing.pem", "text"),
             (".hidden.pem", &certificate),
             ("README", "text"),
             ("other.key", &key),
@@ -273,6 +279,7 @@ mod tests {
                 "lonely.pem",
                 "a certificate without its key, which is neither in the file nor beside it",
             ),
+            ("nothing.pem", "neither PEM nor DER nor PKCS#12"),
         ];
         assert_eq!(pairs, names(&expected));
     }
