@@ -190,6 +190,15 @@ pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// A longer answer of an OCSP responder is refused: one with a certificate of the responder has about 2 KB, with ML-DSA-87 some 15.
+pub const OCSP_RESPONSE_BYTES_MAX: usize = 32 * 1024;
+
+/// Certificates in an OCSP answer that are tried for its signature: a responder sends its own, and perhaps its CA's.
+pub const OCSP_RESPONDER_CERTIFICATES_MAX: usize = 4;
+
+/// How far the clock of an OCSP responder may be ahead of ours.
+pub const OCSP_CLOCK_TOLERANCE_SECONDS: i64 = 300;
+
 /// CAs of clients whose names take more than this are not named to the client: the list has 16 bits for its length, and a
 /// handshake that names hundreds of them is slow. The client then chooses by itself.
 pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;

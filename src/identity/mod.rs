@@ -4,6 +4,7 @@
 
 pub mod client_auth;
 pub mod facts;
+pub mod ocsp;
 
 use std::collections::HashMap;
 use std::sync::Arc;
