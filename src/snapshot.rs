@@ -3,6 +3,7 @@
 
 mod client_auth;
 mod identities;
+mod staples;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -17,6 +18,7 @@ use rustls::time_provider::DefaultTimeProvider;
 
 use self::identities::Identities;
 pub use self::identities::{files, token_spec};
+pub use self::staples::{StapleSource, Stapled, responder};
 
 use crate::address::ServerEndpoint;
 use crate::config::{
@@ -48,6 +50,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Upstream>,
     /// By [`IdentityId`].
     pub identities: Vec<Arc<Identity>>,
+    /// Those that get OCSP staples, or should.
+    pub staples: Vec<Stapled>,
     /// What tickets are sealed with: the same through all reloads.
     pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
@@ -119,6 +123,11 @@ impl Snapshot {
         let mut loader = Identities::new(&config, custody);
         let identities = collect(&config.identities, &mut problems, |identity| loader.load(identity));
         let (groups, absences) = loader.into_parts();
+        let staples = if problems.is_empty() {
+            staples::load(&config, identities.iter().zip(&config.identities), &mut problems)
+        } else {
+            Vec::new()
+        };
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
@@ -147,6 +156,7 @@ impl Snapshot {
             listeners,
             upstreams,
             identities,
+            staples,
             tickets,
             key_groups: groups
                 .into_iter()
@@ -184,6 +194,8 @@ impl Snapshot {
                 );
             }
         }
+        let identities = self.identities.iter().zip(&self.config.identities);
+        warnings.extend(staples::warnings(&self.config, identities, &self.staples));
         for token in &self.config.tokens {
             if let Some(path) = token.pin.as_ref().and_then(PinSource::exposed) {
                 let what = format!("others than owner and group can read or write {}", path.display());

@@ -6,6 +6,7 @@ use toml::de::DeValue;
 
 use super::address::{self, Taken};
 use super::keys::CPUS_MAX;
+use super::ocsp;
 use super::read::{Item, Refusal, Report, Table, choice, parsed, path, share, whole_number};
 use super::units::duration;
 use super::{ConnectionLog, Crypto, Global, Io, Log, LogFormat, LogLevel, MadeAhead, Multibuffer, Workers};
@@ -20,6 +21,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
     let admin = table.read_optional("admin", |report, item| address::admin(report, taken, item));
     let drain_timeout = table.read("drain_timeout", duration);
     let user = table.read_optional("user", parsed(|text| Ok(text.to_owned())));
+    let stapling = ocsp::read_settings(table);
     let log = table.section("log", read_log);
     Some(Global {
         workers: workers?,
@@ -27,6 +29,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         admin: admin?,
         drain_timeout: drain_timeout?,
         user: user?,
+        stapling: stapling?,
         log: log?,
     })
 }

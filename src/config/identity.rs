@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ringlock_hsm::uri::{ObjectKind, Uri};
 
 use super::names::Names;
+use super::ocsp;
 use super::read::{Item, Report, Table, choice, path};
 use super::tokens::{self, Tokens};
 use super::{CertificateSource, Identity, InTokens, KeySource};
@@ -23,8 +24,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, names: &mut Names, tokens: &mut To
     });
     let key = table.read("key", |report, item| source(report, item, tokens, ObjectKind::Private));
     let in_signer = table.read("key_isolation", choice(&[("none", false), ("process", true)]));
-    let ocsp = table.read("ocsp", choice(&[("off", ())]));
-    ocsp?;
+    let ocsp = table.read("ocsp", ocsp::source);
     let key = match (key?, in_signer?) {
         (Source::File(path), false) => KeySource::File(path),
         (Source::File(path), true) => KeySource::Signer(path),
@@ -47,6 +47,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, names: &mut Names, tokens: &mut To
             Source::Tokens(object) => CertificateSource::Tokens(object),
         },
         key,
+        ocsp: ocsp?,
     })
 }
 

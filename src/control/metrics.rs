@@ -1,6 +1,7 @@
 //! The counters of all workers as OpenMetrics text, rendered when somebody asks. `docs/metrics.md` explains each.
 
 mod keys;
+mod ocsp;
 mod sessions;
 
 use std::borrow::Cow;
@@ -15,6 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 pub use self::keys::{KeyGroupView, TokenView};
+pub use self::ocsp::{StapleView, StaplingView};
 pub use self::sessions::SessionCacheView;
 use crate::error::{Cause, HandshakeFailure, KeyFailure};
 use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
@@ -29,6 +31,8 @@ pub struct View {
     pub upstreams: Vec<UpstreamView>,
     /// Certificates in use, one entry for each identity.
     pub certificates: Vec<CertificateView>,
+    /// Their OCSP staples.
+    pub stapling: StaplingView,
     /// Groups of tokens that the current snapshot has keys in.
     pub key_groups: Vec<KeyGroupView>,
     /// Tokens in use.
@@ -209,6 +213,7 @@ impl Collector for View {
         self.encode_upstreams(&mut exposition)?;
         self.encode_keys(&mut exposition)?;
         self.encode_configuration(&mut exposition)?;
+        self.encode_stapling(&mut exposition)?;
         encode_process(self.started, &mut exposition)
     }
 }

@@ -22,6 +22,7 @@ use crate::control::log::{Collector, LinesLost};
 use crate::control::metrics::{
     CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
 };
+use crate::control::ocsp::Stapler;
 use crate::control::{Condition, Service};
 use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
@@ -102,6 +103,7 @@ pub struct Server {
     plan: Plan,
     custody: Custody,
     ticket_secrets: TicketSecrets,
+    stapler: Stapler,
     /// Whom signers can become though the gateway is not root any more.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
@@ -164,6 +166,7 @@ impl Server {
             plan,
             custody,
             ticket_secrets,
+            stapler: Stapler::new(&snapshot.config.global.stapling),
             users_of_signers: host::users_of_signers(&snapshot.config),
             snapshot: Arc::clone(&snapshot),
             workers: Vec::new(),
@@ -184,6 +187,7 @@ impl Server {
             .map(|worker| Arc::clone(&worker.shared.records))
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
+        server.stapler.adopt(&snapshot);
         server.serve(snapshot, sockets);
         let Plan { cpus, equipment } = &server.plan;
         let Equipment {
@@ -284,6 +288,7 @@ impl Server {
         self.ticket_secrets
             .reload(&snapshot.config.tickets, ticket_secret)
             .map_err(|error| StartError::Memory(error).to_string())?;
+        self.stapler.adopt(&snapshot);
         self.serve(Arc::new(snapshot), sockets);
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -343,6 +348,7 @@ impl Service for Server {
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
+            stapling: self.stapler.view(),
             certificates: self.snapshot.identities.iter().map(certificate).collect(),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
@@ -375,7 +381,8 @@ impl Service for Server {
         self.custody.tick(now);
         let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
         let tickets = self.ticket_secrets.tick(now);
-        Some(custody.map_or(tickets, |custody| custody.min(tickets)))
+        let stapler = self.stapler.tick();
+        [custody, Some(tickets), Some(stapler)].into_iter().flatten().min()
     }
 
     fn reload(&mut self) -> Result<String, String> {

@@ -1,0 +1,186 @@
+//! Where the OCSP staple of each identity comes from, and what is in those files that have one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::read;
+use crate::config::{self, Config, Ocsp, Problem, Warning};
+use crate::identity::Identity;
+use crate::identity::facts::Facts;
+use crate::identity::ocsp::{Answer, Refused, Status};
+use crate::limits::OCSP_RESPONSE_BYTES_MAX;
+
+/// An identity that gets staples, or should.
+#[derive(Debug)]
+pub struct Stapled {
+    /// Which.
+    pub identity: Arc<Identity>,
+    /// Where its staples come from.
+    pub source: StapleSource,
+}
+
+/// Where staples come from.
+#[derive(Debug)]
+pub enum StapleSource {
+    /// There are none, though the certificate demands one.
+    Nowhere,
+    /// From the responder at [`responder`].
+    Responder,
+    /// From a file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What was in it, or why that is no staple now.
+        found: Result<(Vec<u8>, Answer), String>,
+    },
+}
+
+/// Where the certificate's status is asked for. Responders are asked over HTTP (RFC 5019, 5): what they say is signed.
+#[must_use]
+pub fn responder(facts: &Facts) -> Option<&str> {
+    let is_http = |url: &&String| {
+        url.get(..7)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
+    };
+    facts.ocsp_urls.iter().find(is_http).map(String::as_str)
+}
+
+/// Reads the files of `identities`, each with what the configuration has for it.
+pub(super) fn load<'i>(
+    config: &Config,
+    identities: impl Iterator<Item = (&'i Arc<Identity>, &'i config::Identity)>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Stapled> {
+    let now = unix_now();
+    if let Some(dir) = &config.global.stapling.dir
+        && !dir.is_dir()
+    {
+        let found = format!("no directory at {}", dir.display());
+        let remedy = format!(
+            "create it for the user that the gateway becomes: install -d -o USER {}",
+            dir.display()
+        );
+        problems.push(config.places.problem(
+            "global.ocsp_dir",
+            found,
+            "a directory that the gateway can write to",
+            remedy,
+        ));
+    }
+    let mut stapled = Vec::new();
+    for (identity, settings) in identities {
+        let source = match &settings.ocsp {
+            Ocsp::Auto if responder(&identity.facts).is_some() && identity.question().is_some() => {
+                StapleSource::Responder
+            }
+            Ocsp::File(path) => match read_file(identity, path, now) {
+                Ok(found) => StapleSource::File {
+                    path: path.clone(),
+                    found,
+                },
+                Err((found, expected, remedy)) => {
+                    let key = format!("identity \"{}\": ocsp", settings.name);
+                    let found = format!("{found} in {}", path.display());
+                    problems.push(config.places.problem(key, found, expected, remedy));
+                    continue;
+                }
+            },
+            Ocsp::Off | Ocsp::Auto if identity.facts.must_staple => StapleSource::Nowhere,
+            Ocsp::Off | Ocsp::Auto => continue,
+        };
+        stapled.push(Stapled {
+            identity: Arc::clone(identity),
+            source,
+        });
+    }
+    stapled
+}
+
+type Advice = (String, &'static str, &'static str);
+
+/// A staple, or why it is none now; what was found when it never will be one.
+fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<Result<(Vec<u8>, Answer), String>, Advice> {
+    const EXPECTED: &str = "an OCSP response in DER about the identity's certificate";
+    let response = read(path, OCSP_RESPONSE_BYTES_MAX as u64).map_err(|found| {
+        (
+            found,
+            EXPECTED,
+            "check the path, and that the gateway's user can read it",
+        )
+    })?;
+    let Some(question) = identity.question() else {
+        return Err((
+            "a response that cannot be verified, as the chain has no issuer,".to_owned(),
+            "the issuer's certificate behind the leaf in `certificate`",
+            "add it to the chain",
+        ));
+    };
+    match question.read(&response, now) {
+        Ok(answer) => Ok(match answer.status {
+            Status::Good => Ok((response, answer)),
+            Status::Revoked { .. } => Err("says that the certificate is revoked: replace the certificate".to_owned()),
+            Status::Unknown => Err("says that the responder does not know the certificate".to_owned()),
+        }),
+        Err(refused @ (Refused::Expired(_) | Refused::NotYetValid(_))) => Ok(Err(format!("has {refused}"))),
+        Err(
+            refused @ (Refused::Responder(_)
+            | Refused::Malformed(_)
+            | Refused::OtherCertificate
+            | Refused::Signature
+            | Refused::Algorithm
+            | Refused::Delegation(_)
+            | Refused::Endless),
+        ) => {
+            let remedy = "fetch it anew for this certificate: openssl ocsp -issuer ISSUER -cert LEAF -url URL -no_nonce -respout FILE";
+            Err((refused.to_string(), EXPECTED, remedy))
+        }
+    }
+}
+
+/// What is legal and probably not meant.
+pub(super) fn warnings<'i>(
+    config: &Config,
+    identities: impl Iterator<Item = (&'i Arc<Identity>, &'i config::Identity)>,
+    stapled: &[Stapled],
+) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (identity, settings) in identities {
+        let facts = &identity.facts;
+        let (what, remedy) = match &settings.ocsp {
+            Ocsp::Off if facts.must_staple => (
+                "its certificate demands an OCSP staple (must-staple), and gets none: clients that hold to that refuse it",
+                "set ocsp = \"auto\", or a file",
+            ),
+            Ocsp::Auto if facts.ocsp_urls.is_empty() && facts.must_staple => (
+                "its certificate demands an OCSP staple (must-staple), and names no responder that could be asked for one",
+                "set ocsp to a file, or have the certificate issued without that",
+            ),
+            Ocsp::Auto if facts.ocsp_urls.is_empty() => continue,
+            Ocsp::Auto if responder(facts).is_none() => (
+                "its certificate names no responder that is asked over http://: nothing is stapled",
+                "set ocsp to a file that is fetched otherwise, or to \"off\"",
+            ),
+            Ocsp::Auto if identity.question().is_none() => (
+                "its chain has no issuer: no answer of the responder could be verified, and none is stapled",
+                "add the issuer's certificate to the chain, or set ocsp = \"off\"",
+            ),
+            Ocsp::Off | Ocsp::Auto | Ocsp::File(_) => continue,
+        };
+        let key = format!("identity \"{}\": ocsp", settings.name);
+        warnings.push(config.places.warning(key, what.to_owned(), remedy));
+    }
+    for Stapled { identity, source } in stapled {
+        if let StapleSource::File { path, found: Err(why) } = source {
+            let key = format!("identity \"{}\": ocsp", identity.name);
+            let what = format!("{} {why}: it is not stapled", path.display());
+            warnings.push(config.places.warning(key, what, "fetch it anew"));
+        }
+    }
+    warnings
+}
+
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
