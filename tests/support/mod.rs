@@ -35,6 +35,7 @@ mod origin;
 pub(crate) mod pre_shared_keys;
 mod processes;
 mod proxy_header;
+pub(crate) mod responder;
 mod saved_sessions;
 mod sessions;
 mod tokens;
