@@ -3,6 +3,7 @@
 use crate::support::responder::*;
 use crate::support::*;
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -94,7 +95,9 @@ fn a_good_answer_is_stapled_in_both_versions(io: Io) {
 
 #[test]
 fn openssl_as_responder_is_understood() {
-    let (origin, responder) = (Origin::echo(), free_address());
+    // It listens at every address, so the port has to be free at all of them.
+    let free = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let (origin, responder) = (Origin::echo(), SocketAddr::new(own_ip(), free));
     let setup = setup(Io::Epoll, &origin, &format!("http://{responder}/ca"), AUTO);
     let ca = setup.ca();
     let (index, key) = (index(ca, "site", Listed::Good), ca.write_key());
