@@ -34,7 +34,10 @@ fn signatures(c: &mut Criterion) {
     std::fs::write(&file, &pem).expect("a file");
     let key = KeyRef::from_pem(pem.as_bytes()).expect("it has been made for this");
     let here = key.choose_scheme(&[SCHEME]).expect("it is of this scheme");
-    let place = KeyPlace::File(file);
+    let place = KeyPlace::File {
+        path: file,
+        passphrase: None,
+    };
     let mut on_thread = Remote::start(Isolation::Thread, &place);
     let mut in_process = Remote::start(Isolation::Process, &place);
 

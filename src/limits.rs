@@ -231,6 +231,11 @@ pub const OCSP_FILE_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// How far the clock of an OCSP responder may be ahead of ours.
 pub const OCSP_CLOCK_TOLERANCE_SECONDS: i64 = 300;
+/// Certificates of one folder; a larger one is the wrong path. Each takes some 10 KB of memory.
+pub const IDENTITIES_PER_FOLDER_MAX: usize = 100_000;
+
+/// Problems, and warnings of one kind, that are told of one folder: the others are counted.
+pub const FOLDER_MESSAGES_MAX: usize = 10;
 
 /// CAs of clients whose names take more than this are not named to the client: the list has 16 bits for its length, and a
 /// handshake that names hundreds of them is slow. The client then chooses by itself.

@@ -6,6 +6,7 @@ mod identities;
 mod staples;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,9 +16,10 @@ use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
 use ringlock_hsm::uri::PinSource;
 use rustls::time_provider::DefaultTimeProvider;
+use zeroize::Zeroizing;
 
-use self::identities::Identities;
-pub use self::identities::{files, token_spec};
+use self::identities::{Identities, Loaded};
+pub use self::identities::{files, pairs, token_spec};
 pub use self::staples::{StapleSource, Stapled, responder};
 
 use crate::address::ServerEndpoint;
@@ -26,6 +28,7 @@ use crate::config::{
 };
 use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::ClientAuth;
+use crate::identity::preflight::FileFacts;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::SERVERS_PER_UPSTREAM_MAX;
 use crate::metrics::{KeyMetrics, ServerMetrics};
@@ -33,9 +36,6 @@ use crate::tls::policy::Policy;
 use crate::tls::resumption::Resumption;
 use crate::tls::session_cache::SessionCache;
 use crate::tls::tickets::Tickets;
-
-/// A certificate that expires sooner than this is warned of.
-const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 3600;
 
 /// See the module.
 #[derive(Debug)]
@@ -48,8 +48,12 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// By [`UpstreamId`].
     pub upstreams: Vec<Upstream>,
-    /// By [`IdentityId`].
+    /// All, in the order of the file: of a folder as many as it has. [`Snapshot::identities_of`] has those of an [`IdentityId`].
     pub identities: Vec<Arc<Identity>>,
+    /// By [`IdentityId`]: which of the identities.
+    ranges: Vec<Range<usize>>,
+    /// By position in `identities`.
+    files: Vec<FileFacts>,
     /// Those that get OCSP staples, or should.
     pub staples: Vec<Stapled>,
     /// What tickets are sealed with: the same through all reloads.
@@ -120,14 +124,22 @@ impl Snapshot {
     ) -> Result<Snapshot, Vec<Problem>> {
         let mut problems = Vec::new();
         let places = &config.places;
-        let mut loader = Identities::new(&config, custody);
-        let identities = collect(&config.identities, &mut problems, |identity| loader.load(identity));
-        let (groups, absences) = loader.into_parts();
-        let staples = if problems.is_empty() {
-            staples::load(&config, identities.iter().zip(&config.identities), &mut problems)
-        } else {
-            Vec::new()
-        };
+        let mut loader = Identities::new(&config, custody, previous);
+        for settings in &config.identities {
+            problems.extend(loader.load(settings));
+        }
+        let Loaded {
+            identities,
+            ranges,
+            files,
+            groups,
+            absences,
+        } = loader.into_loaded();
+        let mut staples = Vec::new();
+        if problems.is_empty() {
+            let identities = by_settings(&config, &identities, &ranges);
+            staples = staples::load(&config, identities, &mut problems);
+        }
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
@@ -143,7 +155,9 @@ impl Snapshot {
             listeners = collect(&config.listeners, &mut problems, |listener| {
                 let client_auth = client_auths.next().expect("each listener's was loaded");
                 let resumption = resumption(listener, client_auth.as_ref(), &config.tickets, &tickets, previous);
-                load_listener(listener, client_auth, resumption, places, &identities, previous)
+                let own = identities_of(&listener.identities, &ranges, &identities);
+                let own: Vec<_> = own.map(Arc::clone).collect();
+                load_listener(listener, client_auth, resumption, places, &own, previous)
             });
         }
         if !problems.is_empty() {
@@ -156,6 +170,8 @@ impl Snapshot {
             listeners,
             upstreams,
             identities,
+            ranges,
+            files,
             staples,
             tickets,
             key_groups: groups
@@ -170,31 +186,8 @@ impl Snapshot {
     #[must_use]
     pub fn warnings(&self, now: i64) -> Vec<Warning> {
         let mut warnings = self.absences.clone();
-        for (identity, settings) in self.identities.iter().zip(&self.config.identities) {
-            let key = || format!("identity \"{}\": certificate", settings.name);
-            let mut warn = |what: &str, remedy| {
-                let what = format!("{} {what}", settings.certificate);
-                warnings.push(self.config.places.warning(key(), what, remedy));
-            };
-            if identity.facts.leaf().not_after < now {
-                warn("has expired: clients will refuse it", "renew it");
-            } else if identity.facts.leaf().not_after < now + EXPIRY_WARNING_SECONDS {
-                warn("expires within a week", "renew it");
-            }
-            if identity.facts.leaf().not_before > now {
-                warn(
-                    "is not valid yet: clients will refuse it",
-                    "check the clock of this machine and of the issuer",
-                );
-            }
-            if identity.names.is_empty() {
-                warn(
-                    "has no DNS name (subjectAltName): no client can ask for it by name",
-                    "have it issued with the names that clients use",
-                );
-            }
-        }
-        let identities = self.identities.iter().zip(&self.config.identities);
+        warnings.extend(identities::warnings(self, now));
+        let identities = by_settings(&self.config, &self.identities, &self.ranges);
         warnings.extend(staples::warnings(&self.config, identities, &self.staples));
         for token in &self.config.tokens {
             if let Some(path) = token.pin.as_ref().and_then(PinSource::exposed) {
@@ -214,18 +207,6 @@ impl Snapshot {
             warnings.push(self.config.places.warning("tickets.secret", what, remedy));
         }
         for listener in &self.listeners {
-            for &IdentityId(position) in &listener.settings.identities {
-                let identity = &self.identities[position];
-                if listener.settings.tls.max_version == TlsVersion::Tls13 && !identity.signs_for_tls13() {
-                    let what = format!(
-                        "it cannot sign for TLS 1.3, which listener \"{}\" has enabled: its token has no RSA-PSS as TLS wants it",
-                        listener.name
-                    );
-                    let remedy = "use a key for ECDSA, or a token that can (`ringlock keys test --config FILE`)";
-                    let key = format!("identity \"{}\": key", identity.name);
-                    warnings.push(self.config.places.warning(key, what, remedy));
-                }
-            }
             if let Some(client_auth) = &listener.client_auth {
                 warnings.extend(client_auth::warnings(
                     &listener.settings,
@@ -236,6 +217,11 @@ impl Snapshot {
             }
         }
         warnings
+    }
+
+    /// The identities of these, in their order.
+    pub fn identities_of<'a>(&'a self, ids: &'a [IdentityId]) -> impl Iterator<Item = &'a Arc<Identity>> + Clone {
+        identities_of(ids, &self.ranges, &self.identities)
     }
 
     fn listener(&self, name: &str) -> Option<&Listener> {
@@ -296,6 +282,24 @@ impl Listener {
     }
 }
 
+fn identities_of<'a>(
+    ids: &'a [IdentityId],
+    ranges: &'a [Range<usize>],
+    identities: &'a [Arc<Identity>],
+) -> impl Iterator<Item = &'a Arc<Identity>> + Clone {
+    ids.iter().flat_map(|id| &identities[ranges[id.0].clone()])
+}
+
+/// Each `[[identity]]` with those that were made of it.
+fn by_settings<'a>(
+    config: &'a Config,
+    identities: &'a [Arc<Identity>],
+    ranges: &'a [Range<usize>],
+) -> impl Iterator<Item = (&'a config::Identity, &'a [Arc<Identity>])> {
+    let slices = ranges.iter().map(|range| &identities[range.clone()]);
+    config.identities.iter().zip(slices)
+}
+
 fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(&T) -> Result<U, Problem>) -> Vec<U> {
     items
         .iter()
@@ -304,13 +308,8 @@ fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(
 }
 
 /// The bytes of a file of at most so many, or what was found in place of them.
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let unreadable = |error: std::io::Error| format!("nothing readable ({error})");
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > bytes_max {
-        return Err(format!("{size} bytes, more than {bytes_max},"));
-    }
-    std::fs::read(path).map_err(unreadable)
+fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    regular_file::read(path, bytes_max).map_err(|error| error.to_string())
 }
 
 fn load_upstream(
@@ -408,14 +407,9 @@ fn load_listener(
     client_auth: Option<ClientAuth>,
     resumption: Arc<Resumption>,
     places: &Places,
-    identities: &[Arc<Identity>],
+    own: &[Arc<Identity>],
     previous: Option<&Snapshot>,
 ) -> Result<Listener, Problem> {
-    let own: Vec<_> = settings
-        .identities
-        .iter()
-        .map(|&IdentityId(position)| Arc::clone(&identities[position]))
-        .collect();
     if settings.tls.max_version == TlsVersion::Tls13 && !own.iter().any(|identity| identity.signs_for_tls13()) {
         return Err(places.problem(
             format!("listener \"{}\": identities", settings.name),

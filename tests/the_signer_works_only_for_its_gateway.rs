@@ -164,7 +164,10 @@ fn it_gives_up_what_it_does_not_need_and_signs() {
     let (token, key) = (TokenNumber(1), KeyNumber(1));
     signer.order(&Order::Token { token, settings });
     let challenge = b"challenge".to_vec();
-    let place = KeyPlace::File(file);
+    let place = KeyPlace::File {
+        path: file,
+        passphrase: None,
+    };
     signer.order(&Order::Key {
         key,
         token,

@@ -1,19 +1,15 @@
-//! Keys in PEM files, behind the signer: read here, used here, never shown to the gateway.
+//! Keys in files, behind the signer: read here, used here, never shown to the gateway.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustls::SignatureScheme;
 use rustls::sign::SigningKey;
-use zeroize::Zeroizing;
 
 use crate::protocol::{Fault, FaultKind, KeyPlace, TokenSettings};
-use crate::regular_file;
 use crate::token::{FoundKey, Module, Session};
 use crate::uri::ObjectMatch;
-use crate::{KeyError, local};
+use crate::{KeyError, formats, local, pin, regular_file};
 
 /// A longer file is no private key.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -70,8 +66,8 @@ impl Session for Files {
     }
 
     fn find(&mut self, place: &KeyPlace) -> Result<FoundKey, Fault> {
-        let path = match place {
-            KeyPlace::File(path) => path,
+        let (path, passphrase) = match place {
+            KeyPlace::File { path, passphrase } => (path, passphrase),
             KeyPlace::Object(_) => {
                 return Err(Fault::new(
                     FaultKind::Object,
@@ -79,9 +75,20 @@ impl Session for Files {
                 ));
             }
         };
-        let key = local::load(&read(path)?).map_err(|error| {
+        let file = regular_file::read(path, FILE_BYTES_MAX)
+            .map_err(|error| Fault::new(FaultKind::Module, format!("{error} in {}", path.display())))?;
+        let passphrase = passphrase.as_deref().map(pin::passphrase).transpose()?;
+        let passphrase = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
+        let key = formats::private_key(&file, passphrase).and_then(local::load_der);
+        let key = key.map_err(|error| {
             let kind = match error {
-                KeyError::Missing | KeyError::Encrypted | KeyError::Pem(_) => FaultKind::Object,
+                KeyError::Unknown
+                | KeyError::Missing
+                | KeyError::Several(_)
+                | KeyError::Encrypted
+                | KeyError::Passphrase
+                | KeyError::Foreign(_)
+                | KeyError::Pem(_) => FaultKind::Object,
                 KeyError::Unsupported(_) => FaultKind::Mechanism,
             };
             Fault::new(kind, format!("{error} in {}", path.display()))
@@ -140,34 +147,18 @@ impl Session for Files {
     }
 }
 
-/// Reads into memory that is wiped, and that is large enough from the start: what grows leaves copies behind.
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let fault = |found: String| Fault::new(FaultKind::Module, format!("{found}: {}", path.display()));
-    let unreadable = |error: std::io::Error| fault(format!("a file that cannot be read ({error})"));
-    let unusable = || fault(format!("no file of at most {FILE_BYTES_MAX} bytes"));
-    let file = regular_file::open(path).map_err(unreadable)?.ok_or_else(unusable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(unusable());
-    }
-    let capacity = usize::try_from(length).expect("it is at most a megabyte");
-    let mut bytes = Zeroizing::new(vec![0; capacity]);
-    let mut length = 0;
-    while length < capacity {
-        match (&file).read(&mut bytes[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
-        }
-    }
-    bytes.truncate(length);
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    fn file_at(path: &Path) -> KeyPlace {
+        KeyPlace::File {
+            path: path.to_owned(),
+            passphrase: None,
+        }
+    }
 
     fn file(text: &[u8]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -176,7 +167,7 @@ mod tests {
     }
 
     fn place(file: &tempfile::NamedTempFile) -> KeyPlace {
-        KeyPlace::File(file.path().to_owned())
+        file_at(file.path())
     }
 
     #[test]
@@ -214,15 +205,13 @@ mod tests {
             fault.found,
             format!("no private key in {}", certificate.path().display())
         );
-        let fault = session
-            .find(&KeyPlace::File("/nonexistent/key.pem".into()))
-            .unwrap_err();
+        let fault = session.find(&file_at(Path::new("/nonexistent/key.pem"))).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Module);
         assert!(fault.found.ends_with(": /nonexistent/key.pem"), "{fault}");
         let long = file(&vec![b'\n'; 1024 * 1024 + 1]);
         let fault = session.find(&place(&long)).unwrap_err();
         assert!(fault.found.starts_with("no file of at most 1048576 bytes"), "{fault}");
-        let folder = KeyPlace::File(std::env::temp_dir());
+        let folder = file_at(&std::env::temp_dir());
         assert_eq!(session.find(&folder).unwrap_err().kind, FaultKind::Module);
     }
 }

@@ -3,31 +3,15 @@
 use std::sync::Arc;
 
 use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::sign::SigningKey;
 use zeroize::Zeroize;
 
 use crate::KeyError;
 
-pub(crate) fn load(pem: &[u8]) -> Result<Arc<dyn SigningKey>, KeyError> {
-    let key = match PrivateKeyDer::from_pem_slice(pem) {
-        Ok(key) => key,
-        Err(PemError::NoItemsFound) if is_encrypted(pem) => return Err(KeyError::Encrypted),
-        Err(PemError::NoItemsFound) => return Err(KeyError::Missing),
-        Err(error) => return Err(KeyError::Pem(error.to_string())),
-    };
-    load_der(key)
-}
-
 pub(crate) fn load_der(key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, KeyError> {
     let loaded = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key);
     wipe(key);
     loaded.map_err(|error| KeyError::Unsupported(error.to_string()))
-}
-
-fn is_encrypted(pem: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(pem);
-    text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED")
 }
 
 fn wipe(mut key: PrivateKeyDer<'static>) {

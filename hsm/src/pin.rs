@@ -1,7 +1,6 @@
-//! Where PINs come from. A PIN lives as long as it takes to log in, in memory that is wiped afterwards.
+//! Where PINs and pass phrases come from. They live as long as it takes to use them, in memory that is wiped afterwards.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -10,7 +9,8 @@ use crate::protocol::{Fault, FaultKind};
 use crate::regular_file;
 use crate::uri::PinSource;
 
-/// A longer first line is refused: tokens take PINs of up to some 255 bytes, and a wrong path is no PIN.
+/// A longer first line is refused: tokens take PINs of up to some 255 bytes, OpenSSL pass phrases of up to 1,024, and a wrong path is
+/// neither.
 const PIN_BYTES_MAX: usize = 1024;
 
 /// Where systemd puts credentials (systemd.exec(5), `LoadCredential=`).
@@ -23,21 +23,7 @@ impl PinSource {
     /// A [`FaultKind::Pin`]: there is none, it is empty or too long, or it cannot be read.
     pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, Fault> {
         let path = self.path()?;
-        let fault = |what: &str| Fault::new(FaultKind::Pin, format!("{what} in {}", path.display()));
-        // One byte more than a PIN and the two of a line's end: what does not fit is too long. Of a fixed size, so that
-        // growing leaves no copy behind.
-        let mut bytes = Zeroizing::new([0; PIN_BYTES_MAX + 3]);
-        let used = regular_file::open(&path)
-            .and_then(|file| file.ok_or_else(|| io::Error::other("it is no regular file")))
-            .and_then(|file| fill(file, bytes.as_mut_slice()))
-            .map_err(|error| fault(&format!("no readable PIN ({error})")))?;
-        let line = bytes[..used].split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        match line.len() {
-            0 => Err(fault("no PIN (the first line is empty)")),
-            1..=PIN_BYTES_MAX => Ok(Zeroizing::new(line.to_vec())),
-            _ => Err(fault(&format!("a first line of more than {PIN_BYTES_MAX} bytes"))),
-        }
+        first_line(&path, "PIN")
     }
 
     /// The file that others than its owner and its group can read or write; none when they cannot, or when it is not there.
@@ -61,18 +47,30 @@ impl PinSource {
     }
 }
 
-/// Reads until the end or until the buffer is full: how many bytes there were.
-fn fill(mut file: File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut used = 0;
-    while used < buffer.len() {
-        match file.read(&mut buffer[used..]) {
-            Ok(0) => break,
-            Ok(read) => used += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+/// The pass phrase of an encrypted key: the first line of a file, without its end.
+///
+/// # Errors
+/// A [`FaultKind::Pin`]: there is none, it is empty or too long, or it cannot be read.
+pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    first_line(path, "pass phrase")
+}
+
+fn first_line(path: &Path, name: &str) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let fault = |what: &str| Fault::new(FaultKind::Pin, format!("{what} in {}", path.display()));
+    // One byte more than a PIN and the two of a line's end: what does not fit is too long. Of a fixed size, so that
+    // growing leaves no copy behind.
+    let mut bytes = Zeroizing::new([0; PIN_BYTES_MAX + 3]);
+    let used = regular_file::open(path)
+        .and_then(|file| file.ok_or_else(|| io::Error::other("it is no regular file")))
+        .and_then(|mut file| regular_file::fill(&mut file, bytes.as_mut_slice()))
+        .map_err(|error| fault(&format!("no readable {name} ({error})")))?;
+    let line = bytes[..used].split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    match line.len() {
+        0 => Err(fault(&format!("no {name} (the first line is empty)"))),
+        1..=PIN_BYTES_MAX => Ok(Zeroizing::new(line.to_vec())),
+        _ => Err(fault(&format!("a first line of more than {PIN_BYTES_MAX} bytes"))),
     }
-    Ok(used)
 }
 
 #[cfg(test)]

@@ -94,8 +94,13 @@ pub struct TokenSettings {
 pub enum KeyPlace {
     /// In the token.
     Object(ObjectMatch),
-    /// In a PEM file that only the signer reads.
-    File(PathBuf),
+    /// In a file that only the signer reads.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The file with the pass phrase of an encrypted key.
+        passphrase: Option<PathBuf>,
+    },
 }
 
 /// From the signer.

@@ -583,7 +583,16 @@ fn keys_in_files_are_used_without_a_token() {
     std::fs::write(file.path(), pair.serialize_pem()).unwrap();
     let mut gateway = Gateway::start(Files::default(), Isolation::Process);
     gateway.token(1, settings("", 2));
-    let key = gateway.key(1, 1, KeyPlace::File(file.path().to_owned())).unwrap();
+    let key = gateway
+        .key(
+            1,
+            1,
+            KeyPlace::File {
+                path: file.path().to_owned(),
+                passphrase: None,
+            },
+        )
+        .unwrap();
     assert_eq!(key.public, rcgen::PublicKeyData::subject_public_key_info(&pair));
     // What is written there later is another key's, to be asked for by another number.
     std::fs::write(file.path(), rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
@@ -592,7 +601,16 @@ fn keys_in_files_are_used_without_a_token() {
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public)
         .verify(b"message", &signature)
         .unwrap();
-    let renewed = gateway.key(2, 1, KeyPlace::File(file.path().to_owned())).unwrap();
+    let renewed = gateway
+        .key(
+            2,
+            1,
+            KeyPlace::File {
+                path: file.path().to_owned(),
+                passphrase: None,
+            },
+        )
+        .unwrap();
     assert_ne!(renewed.public, key.public);
     assert!(worker.sign(2, 1, b"message").is_ok() && worker.sign(3, 2, b"message").is_ok());
     gateway.end().unwrap();

@@ -123,8 +123,8 @@ pub(super) const SERVER_ADDRESS: &str =
     r#""host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket""#;
 pub(super) const ADMIN_ADDRESS: &str =
     r#"an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock""#;
-pub(super) const CERTIFICATE: &str = r#"the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert""#;
-pub(super) const PRIVATE_KEY: &str = r#"the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private""#;
+pub(super) const CERTIFICATE: &str = r#"the path of a file with the certificate chain (PEM, DER or PKCS#12), or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert""#;
+pub(super) const PRIVATE_KEY: &str = r#"the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private""#;
 pub(super) const OCSP: &str = r#""off", "auto", or the path of a DER file with an OCSP response"#;
 pub(super) const OCSP_PROXY: &str = r#"the address of an HTTP proxy such as "http://proxy.example.com:3128""#;
 pub(super) const TICKET_SECRET: &str = r#""random", or "file:PATH" of a file with at least 32 random bytes"#;
@@ -534,14 +534,26 @@ static IDENTITY: Section = Section {
         key(
             "certificate",
             Kind::Text(CERTIFICATE),
-            Presence::Required,
-            "PEM chain, leaf first; or the URI of a certificate in a token.",
+            Presence::Optional,
+            "File with the certificate chain (PEM, DER or PKCS#12), with or without the key; or the URI of a certificate in a token. This or certificates.",
+        ),
+        key(
+            "certificates",
+            Kind::Text("the path of a folder with certificates and their keys"),
+            Presence::Optional,
+            "Folder with any number of certificates and their keys, each pair an identity. Listeners that name this identity have them all, in the order of the files' names.",
         ),
         key(
             "key",
             Kind::Text(PRIVATE_KEY),
-            Presence::Required,
-            "PEM private key; or the URI (RFC 7512) of a key in a token.",
+            Presence::Optional,
+            "File with the private key (PEM, DER or PKCS#12); or the URI (RFC 7512) of a key in a token. Absent: in the file of the certificate.",
+        ),
+        key(
+            "passphrase_file",
+            Kind::Text("the path of a file whose first line is the pass phrase"),
+            Presence::Optional,
+            "File whose first line is the pass phrase of the encrypted key or of the PKCS#12 file. Absent: they have none.",
         ),
         key(
             "key_isolation",

@@ -487,8 +487,10 @@ pub struct Identity {
     pub name: String,
     /// `certificate`
     pub certificate: CertificateSource,
-    /// `key`, with `key_isolation`
+    /// `key`, with `key_isolation`; the path of the certificate, or of the folder, when absent.
     pub key: KeySource,
+    /// `passphrase_file`
+    pub passphrase: Option<PathBuf>,
     /// `ocsp`
     pub ocsp: Ocsp,
 }
@@ -504,11 +506,13 @@ pub enum Ocsp {
     File(PathBuf),
 }
 
-/// `certificate`
+/// `certificate`, `certificates`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
-    /// A PEM chain, leaf first.
+    /// A file with a chain.
     File(PathBuf),
+    /// A folder with any number of chains and their keys; `key` is the folder, too.
+    Folder(PathBuf),
     /// In tokens.
     Tokens(InTokens),
 }
@@ -516,9 +520,9 @@ pub enum CertificateSource {
 /// `key`, with `key_isolation`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
-    /// A PEM file, whose key is used in this process.
+    /// A file, whose key is used in this process.
     File(PathBuf),
-    /// A PEM file that only the signer process reads.
+    /// A file that only the signer process reads.
     Signer(PathBuf),
     /// In tokens.
     Tokens(InTokens),
@@ -538,7 +542,7 @@ pub struct InTokens {
 impl fmt::Display for CertificateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CertificateSource::File(path) => path.display().fmt(f),
+            CertificateSource::File(path) | CertificateSource::Folder(path) => path.display().fmt(f),
             CertificateSource::Tokens(object) => f.write_str(&object.uri),
         }
     }

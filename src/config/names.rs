@@ -172,7 +172,8 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
 
 impl NamePattern {
     /// Whether every name of `other` is one of this pattern too.
-    pub(super) fn covers(&self, other: &NamePattern) -> bool {
+    #[must_use]
+    pub fn covers(&self, other: &NamePattern) -> bool {
         match (self, other) {
             (NamePattern::Exact(ours), NamePattern::Exact(theirs)) => ours == theirs,
             (NamePattern::Wildcard(ours), NamePattern::Wildcard(theirs)) => ours == theirs,

@@ -203,6 +203,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 name: "site".to_owned(),
                 certificate: CertificateSource::File("/etc/ringlock/fullchain.pem".into()),
                 key: KeySource::File("/etc/keys/privkey.pem".into()),
+                passphrase: None,
                 ocsp: Ocsp::Auto,
             },
             Identity {
@@ -216,6 +217,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                     },
                     uri: "pkcs11:token=edge;object=site;type=private".to_owned(),
                 }),
+                passphrase: None,
                 ocsp: Ocsp::File("/etc/ringlock/staple.der".into()),
             },
         ],

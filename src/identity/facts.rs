@@ -11,9 +11,11 @@ use x509_parser::prelude::{AlgorithmIdentifier, FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 
+use super::chain::Arranged;
 use crate::crypto::sha256;
 
 const OCSP: Oid<'static> = oid!(1.3.6.1.5.5.7.48.1);
+const CA_ISSUERS: Oid<'static> = oid!(1.3.6.1.5.5.7.48.2);
 /// RFC 7633.
 const TLS_FEATURE: Oid<'static> = oid!(1.3.6.1.5.5.7.1.24);
 /// `status_request` as a TLS feature: the extension's number (RFC 6066).
@@ -30,12 +32,20 @@ pub struct Facts {
     pub source: String,
     /// The leaf, and behind it the others as they are sent. Never empty.
     pub chain: Vec<CertificateFacts>,
+    /// Subjects in the order in which they were found; none when that was the right one.
+    pub order_found: Vec<String>,
+    /// Subjects of certificates that were found beside the chain and belong to no place of it.
+    pub left_out: Vec<String>,
     /// The leaf's DNS names and IP addresses (subjectAltName), as text, in its order.
     pub names: Vec<String>,
     /// The leaf's extended key usages by name ("serverAuth"), or as object identifiers. Empty when it has none, which means all.
     pub extended_key_usages: Vec<String>,
     /// Where the leaf's issuer says whether it is revoked; mostly none.
     pub ocsp_urls: Vec<String>,
+    /// Where the leaf says that its issuer's certificate is. Public CAs say it.
+    pub issuer_urls: Vec<String>,
+    /// A log of public CAs has the leaf (RFC 6962): its issuer is no root.
+    pub logged: bool,
     /// Clients are to refuse the leaf without a staple (RFC 7633).
     pub must_staple: bool,
 }
@@ -103,20 +113,24 @@ impl fmt::Display for KeyFacts {
 }
 
 impl Facts {
-    /// Reads a chain, leaf first, that came from `source`.
+    /// Reads a chain that came from `source`.
     ///
     /// # Errors
     /// What was found in place of a certificate.
-    pub fn of(chain: &[CertificateDer<'_>], source: &str) -> Result<Facts, String> {
-        let leaf = chain.first().ok_or("no certificate")?;
+    pub fn of(arranged: &Arranged, source: &str) -> Result<Facts, String> {
+        let chain = &arranged.chain;
         let (_, leaf) =
-            X509Certificate::from_der(leaf).map_err(|error| format!("a malformed first certificate ({error})"))?;
+            X509Certificate::from_der(&chain[0]).map_err(|error| format!("a malformed first certificate ({error})"))?;
         let mut facts = Facts {
             source: source.to_owned(),
+            order_found: arranged.order_found.clone(),
+            left_out: arranged.left_out.clone(),
             chain: Vec::with_capacity(chain.len()),
             names: Vec::new(),
             extended_key_usages: Vec::new(),
             ocsp_urls: Vec::new(),
+            issuer_urls: Vec::new(),
+            logged: false,
             must_staple: false,
         };
         for (number, certificate) in (1..).zip(chain) {
@@ -161,14 +175,18 @@ impl Facts {
                     self.extended_key_usages = known.chain(usage.other.iter().map(Oid::to_id_string)).collect();
                 }
                 ParsedExtension::AuthorityInfoAccess(access) => {
-                    let descriptions = access.iter().filter(|description| description.access_method == OCSP);
-                    self.ocsp_urls = descriptions
-                        .filter_map(|description| match &description.access_location {
-                            GeneralName::URI(url) => Some((*url).to_owned()),
-                            _ => None,
-                        })
-                        .collect();
+                    let urls = |method: &Oid<'_>| {
+                        let descriptions = access.iter().filter(|description| description.access_method == *method);
+                        descriptions
+                            .filter_map(|description| match &description.access_location {
+                                GeneralName::URI(url) => Some((*url).to_owned()),
+                                _ => None,
+                            })
+                            .collect()
+                    };
+                    (self.ocsp_urls, self.issuer_urls) = (urls(&OCSP), urls(&CA_ISSUERS));
                 }
+                ParsedExtension::SCT(_) => self.logged = true,
                 _ if extension.oid == TLS_FEATURE => {
                     let features = Vec::<u16>::from_der(extension.value);
                     self.must_staple = features.is_ok_and(|(_, features)| features.contains(&STATUS_REQUEST));
@@ -284,8 +302,17 @@ mod tests {
         params
     }
 
+    fn facts_of(chain: Vec<CertificateDer<'static>>) -> Result<Facts, String> {
+        let arranged = Arranged {
+            chain,
+            order_found: Vec::new(),
+            left_out: Vec::new(),
+        };
+        Facts::of(&arranged, "site.pem")
+    }
+
     fn facts(params: &CertificateParams, key: &KeyPair) -> Facts {
-        Facts::of(&[params.self_signed(key).unwrap().der().clone()], "site.pem").unwrap()
+        facts_of(vec![params.self_signed(key).unwrap().der().clone()]).unwrap()
     }
 
     #[test]
@@ -354,14 +381,13 @@ mod tests {
         let leaf = params()
             .signed_by(&key, &Issuer::from_params(&root, &root_key))
             .unwrap();
-        let facts = Facts::of(&[leaf.der().clone(), root_der], "site.pem").unwrap();
+        let facts = facts_of(vec![leaf.der().clone(), root_der]).unwrap();
         let [leaf, root] = &facts.chain[..] else {
             panic!("{} certificates", facts.chain.len())
         };
         assert!(leaf.issuer == root.subject && !leaf.self_signed);
         assert!(root.self_signed && root.is_ca);
-        assert!(Facts::of(&[], "").unwrap_err().contains("no certificate"));
-        let broken = Facts::of(&[CertificateDer::from(vec![0x30, 0])], "");
+        let broken = facts_of(vec![CertificateDer::from(vec![0x30, 0])]);
         assert!(broken.unwrap_err().contains("malformed"));
     }
 }

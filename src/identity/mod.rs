@@ -2,9 +2,11 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod chain;
 pub mod client_auth;
 pub mod facts;
 pub mod ocsp;
+pub mod preflight;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +15,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -33,6 +34,8 @@ pub struct Identity {
     pub names: Vec<NamePattern>,
     /// What is known of the chain.
     pub facts: Facts,
+    /// SHA-256 of the files that it was made of: with the same ones it need not be made again. None when its key is elsewhere.
+    pub content: Option<[u8; 32]>,
     /// Of public key and names: what a session is bound to in which this was shown. A renewal that keeps both keeps sessions.
     digest: resumption::Digest,
     /// With the staple that clients get.
@@ -44,26 +47,29 @@ pub struct Identity {
 /// Why certificates and a key make no identity: what was found in place of one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
-    /// The certificate file is no valid PEM, or a certificate in it is malformed.
+    /// There is none, or one is malformed.
     #[error("{0}")]
     Certificate(String),
     /// The key belongs to another certificate.
-    #[error("a key that does not belong to the first certificate of the chain")]
+    #[error("a key that does not belong to any of the certificates")]
     Mismatch,
 }
 
 impl Identity {
-    /// Builds an identity of a chain, leaf first, that came from `source`, and whatever signs for it.
+    /// Builds an identity of certificates in any order, which came from `source`, and whatever signs for one of them.
     ///
     /// # Errors
-    /// The chain is unusable, or the key belongs to another certificate.
+    /// There is no usable chain, or the key belongs to none of the certificates.
     pub fn new(
         name: &str,
         source: &str,
-        chain: Vec<CertificateDer<'static>>,
+        certificates: &[CertificateDer<'_>],
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, ChainError> {
-        let facts = Facts::of(&chain, source).map_err(ChainError::Certificate)?;
+        let public_key = key.public_key().ok_or(ChainError::Mismatch)?;
+        let arranged = chain::arrange(certificates, &public_key)?;
+        let facts = Facts::of(&arranged, source).map_err(ChainError::Certificate)?;
+        let chain = arranged.chain;
         let leaf = &chain[0];
         let (_, parsed) = X509Certificate::from_der(leaf)
             .map_err(|error| ChainError::Certificate(format!("a malformed first certificate ({error})")))?;
@@ -81,6 +87,7 @@ impl Identity {
             name: name.into(),
             names,
             facts,
+            content: None,
             digest,
             certified: ArcSwap::from_pointee(certified),
             withheld: AtomicBool::new(false),
@@ -130,44 +137,6 @@ impl Identity {
         let key = &self.certified.load().key;
         !self.withheld.load(Ordering::Relaxed) && key.choose_scheme(hello.signature_schemes()).is_some()
     }
-}
-
-/// The certificates of a PEM file, in its order.
-///
-/// # Errors
-/// It is no valid PEM.
-pub fn chain_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| ChainError::Certificate(format!("text that is no valid PEM ({error})")))
-}
-
-/// Puts certificates in the order of a chain: the leaf, which has this public key, and each behind the one that it issued. What
-/// belongs to no chain stays out.
-///
-/// # Errors
-/// None has this key, or one is malformed.
-pub fn chain_of(certificates: &[Vec<u8>], public_key: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
-    let parsed = certificates
-        .iter()
-        .map(|der| X509Certificate::from_der(der).map(|(_, parsed)| parsed))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| ChainError::Certificate(format!("a malformed certificate ({error})")))?;
-    let is_leaf = |certificate: &&X509Certificate<'_>| certificate.public_key().raw == public_key;
-    let mut last = parsed.iter().find(is_leaf).ok_or(ChainError::Mismatch)?;
-    let mut chain = vec![last];
-    while chain.len() < parsed.len()
-        && let Some(issuer) = parsed.iter().find(|certificate| {
-            certificate.subject() == last.issuer() && !chain.iter().any(|known| known.as_ref() == certificate.as_ref())
-        })
-    {
-        chain.push(issuer);
-        last = issuer;
-    }
-    Ok(chain
-        .into_iter()
-        .map(|certificate| CertificateDer::from(certificate.as_ref().to_vec()))
-        .collect())
 }
 
 /// The DNS names a verifier would accept this leaf for.
@@ -230,8 +199,9 @@ impl<T> NameMap<T> {
 /// Chooses an identity by name and by what the client can verify: several identities may have one name (ECDSA and RSA).
 #[derive(Debug)]
 pub struct Selector {
-    /// In the order of the configuration: the first is the default.
-    identities: Vec<Arc<Identity>>,
+    /// The first identity of the configuration, and behind it those with the same names, for clients that cannot verify its kind of
+    /// key.
+    defaults: Vec<Arc<Identity>>,
     names: NameMap<Arc<Identity>>,
     strict: bool,
 }
@@ -239,8 +209,10 @@ pub struct Selector {
 impl Selector {
     /// The first identity is the default, unless `strict`.
     #[must_use]
-    pub fn new(identities: Vec<Arc<Identity>>, strict: bool) -> Selector {
+    pub fn new(identities: &[Arc<Identity>], strict: bool) -> Selector {
         // For one name an ECDSA certificate goes first: its signature costs a twentieth of RSA's.
+        let is_like_first = |other: &&Arc<Identity>| other.names == identities[0].names;
+        let defaults = identities.iter().filter(is_like_first).cloned().collect();
         let is_rsa =
             |identity: &&Arc<Identity>| identity.certified.load().key.algorithm() == rustls::SignatureAlgorithm::RSA;
         let (rsa, others): (Vec<_>, Vec<_>) = identities.iter().partition(is_rsa);
@@ -251,7 +223,7 @@ impl Selector {
             }
         }
         Selector {
-            identities,
+            defaults,
             names,
             strict,
         }
@@ -283,18 +255,14 @@ impl ResolvesServerCert for Selector {
 impl Selector {
     /// The default identity; when the client cannot verify its kind of key, one with the same names that it can.
     fn default_for(&self, hello: &ClientHello<'_>) -> Option<&Arc<Identity>> {
-        let default = self.identities.first()?;
-        if default.fits(hello) {
-            return Some(default);
-        }
-        self.identities
-            .iter()
-            .find(|other| other.names == default.names && other.fits(hello))
+        self.defaults.iter().find(|identity| identity.fits(hello))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ringlock_hsm::formats;
+
     use super::*;
     use crate::crypto::key::{Key, SuspendingKey};
 
@@ -315,14 +283,12 @@ mod tests {
         let (one, other) = (make(), make());
         let identity = |chain: &[u8], key: &rcgen::KeyPair| {
             let key = Key::from_pem(key.serialize_pem().as_bytes()).unwrap();
-            let chain = chain_from_pem(chain).unwrap();
-            Identity::new("a", "a.pem", chain, Arc::new(SuspendingKey(Arc::new(key))))
+            let chain = formats::certificates(chain, None).unwrap();
+            Identity::new("a", "a.pem", &chain, Arc::new(SuspendingKey(Arc::new(key))))
         };
         let good = identity(one.cert.pem().as_bytes(), &one.signing_key).unwrap();
         assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);
         let bad = identity(one.cert.pem().as_bytes(), &other.signing_key);
         assert_eq!(bad.unwrap_err(), ChainError::Mismatch);
-        let none = identity(b"", &one.signing_key);
-        assert_eq!(none.unwrap_err(), ChainError::Certificate("no certificate".into()));
     }
 }

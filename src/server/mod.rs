@@ -288,6 +288,9 @@ impl Server {
         self.ticket_secrets
             .reload(&snapshot.config.tickets, ticket_secret)
             .map_err(|error| StartError::Memory(error).to_string())?;
+        for warning in snapshot.warnings(ticket_secret::unix_now().cast_signed()) {
+            tracing::warn!("{warning}");
+        }
         self.stapler.adopt(&snapshot);
         self.serve(Arc::new(snapshot), sockets);
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {

@@ -198,7 +198,7 @@ fn random() -> Bytes {
 }
 
 /// Seconds since 1970.
-fn unix_now() -> u64 {
+pub(super) fn unix_now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

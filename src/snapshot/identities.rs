@@ -1,5 +1,11 @@
 //! Identities as configured, made into identities: certificates and keys from files and tokens.
 
+mod files;
+mod folder;
+mod warnings;
+
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,34 +14,38 @@ use ringlock_hsm::custody::{Custody, OpenedKey};
 use ringlock_hsm::protocol::{Fault, FaultKind, KeyPlace, TokenSettings};
 use ringlock_hsm::remote::{Group, GroupSpec, RemoteKey, SignerSpec, TokenSpec};
 use ringlock_hsm::uri::TokenMatch;
+use ringlock_hsm::{KeyError, formats, pin};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
-use super::read;
+use self::files::Examiner;
+use self::folder::Broken;
+pub(super) use self::warnings::warnings;
+use super::{Snapshot, read};
 use crate::config::{
     self, CertificateSource, Config, InTokens, Isolation, KeySource, Problem, TokenConfig, TokenId, Warning, WhenDown,
 };
 use crate::crypto::key::{Key, SuspendingKey};
 use crate::crypto::remote::RemoteSigningKey;
-use crate::identity::{ChainError, Identity, chain_from_pem, chain_of};
-use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
+use crate::crypto::sha256;
+use crate::identity::preflight::FileFacts;
+use crate::identity::{ChainError, Identity, chain};
+use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, FOLDER_MESSAGES_MAX};
 
-/// What is expected of a key or certificate, and what to do when it is not so.
-type Advice = (&'static str, &'static str);
-
-const CHAIN: Advice = (
-    "a PEM chain with the leaf first",
-    "check the path, and that the file holds the chain",
-);
-const KEY: Advice = (
-    "a PEM private key without pass phrase: RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519",
-    "check the path; openssl pkey -in FILE -out PLAIN converts",
-);
-const PAIR: Advice = (
-    "the leaf's key",
-    "check that the chain has the leaf first, and that both were renewed together",
-);
+/// What is expected of certificates and keys, and what to do when there is nothing more to say.
+const CHAIN: &str = "a certificate chain in PEM, DER or PKCS#12";
+const CHAIN_REMEDY: &str = "check the path, and that the file holds the chain";
+const KEY: &str =
+    "a private key in PEM, DER or PKCS#12: RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519";
+const KEY_REMEDY: &str =
+    "check the path and passphrase_file; openssl pkcs8 -topk8 -in FILE -out NEW converts other formats";
+const PAIR: &str = "the key of one of the certificates";
+const PAIR_REMEDY: &str = "check that both were renewed together";
+const FOLDER: &str = "a folder with certificates and their keys";
+const FOLDER_REMEDY: &str = "check the path; docs/certificates.md says which files are looked for";
+const ISOLATED: &str = "a file of certificates alone, as key_isolation is \"process\" and the gateway reads it";
+const ISOLATED_REMEDY: &str = "write the key to a file of its own, or remove key_isolation";
 
 /// Name of the signer of keys in files, as a token.
 const FILES: &str = "files";
@@ -50,71 +60,296 @@ const FILES_QUEUE: usize = 1024;
 pub(super) struct Identities<'a> {
     config: &'a Config,
     custody: &'a mut Custody,
-    groups: Vec<Arc<Group>>,
-    absences: Vec<Warning>,
+    /// Those of the previous snapshot that were made of files alone, by name.
+    known: HashMap<&'a str, &'a Arc<Identity>>,
+    examiner: Examiner,
+    loaded: Loaded,
+}
+
+/// What was loaded.
+#[derive(Default)]
+pub(super) struct Loaded {
+    pub(super) identities: Vec<Arc<Identity>>,
+    /// By [`config::IdentityId`]: which of them.
+    pub(super) ranges: Vec<Range<usize>>,
+    /// By position in `identities`.
+    pub(super) files: Vec<FileFacts>,
+    /// The groups of tokens that are used.
+    pub(super) groups: Vec<Arc<Group>>,
+    /// What is to be told of tokens.
+    pub(super) absences: Vec<Warning>,
+}
+
+/// The identities of a folder, each as if it were configured by itself.
+///
+/// # Errors
+/// What was found in place of a folder with certificates; for each file what was found in place of a pair.
+pub fn pairs(settings: &config::Identity, folder: &Path) -> Result<Vec<Result<config::Identity, String>>, String> {
+    let isolated = matches!(settings.key, KeySource::Signer(_));
+    let as_configured = |pair: folder::Pair| config::Identity {
+        name: format!("{}/{}", settings.name, pair.name),
+        certificate: CertificateSource::File(pair.certificate),
+        key: if isolated {
+            KeySource::Signer(pair.key)
+        } else {
+            KeySource::File(pair.key)
+        },
+        passphrase: settings.passphrase.clone(),
+        ocsp: settings.ocsp.clone(),
+    };
+    let pairs = folder::pairs(folder)?.into_iter();
+    Ok(pairs
+        .map(|pair| {
+            pair.map(as_configured)
+                .map_err(|Broken { path, found }| format!("{found} in {}", path.display()))
+        })
+        .collect())
 }
 
 impl<'a> Identities<'a> {
-    pub(super) fn new(config: &'a Config, custody: &'a mut Custody) -> Identities<'a> {
+    pub(super) fn new(config: &'a Config, custody: &'a mut Custody, previous: Option<&'a Snapshot>) -> Identities<'a> {
         custody.forgive_pins();
+        let known = previous.map_or(&[][..], |snapshot| &snapshot.identities);
         Identities {
             config,
             custody,
-            groups: Vec::new(),
-            absences: Vec::new(),
+            known: known
+                .iter()
+                .filter(|identity| identity.content.is_some())
+                .map(|identity| (&*identity.name, identity))
+                .collect(),
+            examiner: Examiner::new(config.global.user.as_deref()),
+            loaded: Loaded::default(),
         }
     }
 
-    /// The groups of tokens that are used, and what is to be told of tokens.
-    pub(super) fn into_parts(self) -> (Vec<Arc<Group>>, Vec<Warning>) {
-        (self.groups, self.absences)
+    pub(super) fn into_loaded(self) -> Loaded {
+        self.loaded
     }
 
-    pub(super) fn load(&mut self, settings: &config::Identity) -> Result<Arc<Identity>, Problem> {
-        let (key, public): (Arc<dyn SigningKey>, Option<Vec<u8>>) = match &settings.key {
-            KeySource::File(path) => (Arc::new(SuspendingKey(Arc::new(self.local(settings, path)?))), None),
-            KeySource::Signer(path) => {
+    /// Loads an identity, or those of its folder. Problems.
+    pub(super) fn load(&mut self, settings: &config::Identity) -> Vec<Problem> {
+        let first = self.loaded.identities.len();
+        let problems = match &settings.certificate {
+            CertificateSource::Folder(folder) => self.load_folder(settings, folder),
+            CertificateSource::File(_) | CertificateSource::Tokens(_) => {
+                self.load_one(&Wanted::configured(settings)).err().into_iter().collect()
+            }
+        };
+        self.loaded.ranges.push(first..self.loaded.identities.len());
+        problems
+    }
+
+    fn load_folder(&mut self, settings: &config::Identity, folder: &Path) -> Vec<Problem> {
+        let key = format!("identity \"{}\": certificates", settings.name);
+        let pairs = match pairs(settings, folder) {
+            Ok(pairs) => pairs,
+            Err(what) => {
+                let found = format!("{what} in {}", folder.display());
+                return vec![self.config.places.problem(key, found, FOLDER, FOLDER_REMEDY)];
+            }
+        };
+        let mut problems = Vec::new();
+        let mut count = 0;
+        for pair in pairs {
+            let problem = match pair {
+                Ok(pair) => self.load_one(&Wanted::of_folder(&pair, &settings.name)).err(),
+                Err(found) => Some(self.config.places.problem(&key, found, FOLDER, FOLDER_REMEDY)),
+            };
+            count += usize::from(problem.is_some());
+            if count <= FOLDER_MESSAGES_MAX {
+                problems.extend(problem);
+            }
+        }
+        if count > FOLDER_MESSAGES_MAX {
+            let found = format!(
+                "{} more such files in {}",
+                count - FOLDER_MESSAGES_MAX,
+                folder.display()
+            );
+            problems.push(
+                self.config
+                    .places
+                    .problem(key, found, FOLDER, "correct those above first"),
+            );
+        }
+        problems
+    }
+
+    fn load_one(&mut self, wanted: &Wanted<'_>) -> Result<(), Problem> {
+        let settings = wanted.settings;
+        let identity = match (&settings.certificate, &settings.key) {
+            (CertificateSource::File(certificate), KeySource::File(key)) => self.in_files(wanted, certificate, key)?,
+            (certificate, KeySource::File(key)) => {
+                let passphrase = self.passphrase(wanted)?;
+                let file =
+                    read(key, CERTIFICATE_FILE_BYTES_MAX).map_err(|what| self.of_key(wanted, &what, KEY_REMEDY))?;
+                let key = self.local(wanted, &file, passphrase.as_ref())?;
+                let public = key.public_key().map(|public| public.to_vec()).unwrap_or_default();
+                let certificates = self.certificates(wanted, certificate, &public)?;
+                Arc::new(self.identity(wanted, &certificates, key)?)
+            }
+            (certificate, KeySource::Signer(path)) => {
                 let group = self.group(&files(self.config.global.user.as_ref()));
-                let (key, public) = self.remote(settings, group, &KeyPlace::File(path.clone()))?;
-                (Arc::new(RemoteSigningKey(key)), Some(public))
+                let place = KeyPlace::File {
+                    path: path.clone(),
+                    passphrase: settings.passphrase.clone(),
+                };
+                self.elsewhere(wanted, certificate, group, &place)?
             }
-            KeySource::Tokens(object) => {
+            (certificate, KeySource::Tokens(object)) => {
                 let group = self.group(&self.group_spec(&object.tokens));
-                let (key, public) = self.remote(settings, group, &KeyPlace::Object(object.object.clone()))?;
-                (Arc::new(RemoteSigningKey(key)), Some(public))
+                let place = KeyPlace::Object(object.object.clone());
+                self.elsewhere(wanted, certificate, group, &place)?
             }
         };
-        let chain = match &settings.certificate {
-            CertificateSource::File(path) => {
-                let bytes =
-                    read(path, CERTIFICATE_FILE_BYTES_MAX).map_err(|what| self.of_certificate(settings, &what))?;
-                chain_from_pem(&bytes)
-            }
-            CertificateSource::Tokens(object) => {
-                let public = public.or_else(|| Some(key.public_key()?.as_ref().to_vec()));
-                self.chain_in_token(settings, object, &public.unwrap_or_default())?
-            }
+        let certificate = match &settings.certificate {
+            CertificateSource::File(path) => Some(path.as_path()),
+            CertificateSource::Folder(_) | CertificateSource::Tokens(_) => None,
         };
-        let source = settings.certificate.to_string();
-        let identity = chain.and_then(|chain| Identity::new(&settings.name, &source, chain, key));
-        identity.map(Arc::new).map_err(|error| match &error {
-            ChainError::Certificate(what) => self.of_certificate(settings, what),
-            ChainError::Mismatch => self.problem(settings, "key", &error.to_string(), &settings.key.to_string(), PAIR),
+        let key = match &settings.key {
+            KeySource::File(path) => Some(path.as_path()),
+            // Read by somebody else, who has other rights.
+            KeySource::Signer(_) | KeySource::Tokens(_) => None,
+        };
+        let secrets: Vec<&Path> = key
+            .into_iter()
+            .chain(settings.passphrase.as_deref().filter(|_| key.is_some()))
+            .collect();
+        self.loaded.files.push(self.examiner.examine(certificate, &secrets));
+        self.loaded.identities.push(identity);
+        Ok(())
+    }
+
+    /// Both in files that the gateway reads. When their content is what it was, the identity is, too.
+    fn in_files(&mut self, wanted: &Wanted<'_>, certificate: &Path, key: &Path) -> Result<Arc<Identity>, Problem> {
+        let passphrase = self.passphrase(wanted)?;
+        let file = read(certificate, CERTIFICATE_FILE_BYTES_MAX)
+            .map_err(|what| self.of_certificate(wanted, &what, CHAIN_REMEDY))?;
+        let key_file = match certificate == key {
+            true => file.clone(),
+            false => read(key, CERTIFICATE_FILE_BYTES_MAX).map_err(|what| self.of_key(wanted, &what, KEY_REMEDY))?,
+        };
+        let content = sha256::digest(&[
+            &sha256::digest(&[&file]),
+            &sha256::digest(&[&key_file]),
+            &sha256::digest(&[passphrase.as_ref().map_or(&[], |passphrase| passphrase.as_slice())]),
+            wanted.source().as_bytes(),
+        ]);
+        if let Some(known) = self.known.get(wanted.settings.name.as_str())
+            && known.content == Some(content)
+        {
+            return Ok(Arc::clone(known));
+        }
+        let key = self.local(wanted, &key_file, passphrase.as_ref())?;
+        let certificates = self.certificates_of(wanted, &file, passphrase.as_ref())?;
+        let mut identity = self.identity(wanted, &certificates, key)?;
+        identity.content = Some(content);
+        Ok(Arc::new(identity))
+    }
+
+    /// With a key that others use for the gateway.
+    fn elsewhere(
+        &mut self,
+        wanted: &Wanted<'_>,
+        certificate: &CertificateSource,
+        group: Arc<Group>,
+        place: &KeyPlace,
+    ) -> Result<Arc<Identity>, Problem> {
+        let (key, public) = self.remote(wanted, group, place)?;
+        let certificates = self.certificates(wanted, certificate, &public)?;
+        let key = Arc::new(RemoteSigningKey(key));
+        self.identity(wanted, &certificates, key).map(Arc::new)
+    }
+
+    fn identity(
+        &self,
+        wanted: &Wanted<'_>,
+        certificates: &[CertificateDer<'_>],
+        key: Arc<dyn SigningKey>,
+    ) -> Result<Identity, Problem> {
+        let settings = wanted.settings;
+        Identity::new(&settings.name, &wanted.source(), certificates, key).map_err(|error| match &error {
+            ChainError::Certificate(what) => self.of_certificate(wanted, what, CHAIN_REMEDY),
+            ChainError::Mismatch => {
+                let found = format!("{error} in {}", settings.key);
+                self.config.places.problem(wanted.key("key"), found, PAIR, PAIR_REMEDY)
+            }
         })
     }
 
-    fn local(&self, settings: &config::Identity, path: &Path) -> Result<Key, Problem> {
-        let problem = |what: &str| self.problem(settings, "key", what, &path.display().to_string(), KEY);
-        let pem = Zeroizing::new(read(path, CERTIFICATE_FILE_BYTES_MAX).map_err(|what| problem(&what))?);
-        Key::from_pem(&pem).map_err(|error| problem(&error.to_string()))
+    fn passphrase(&self, wanted: &Wanted<'_>) -> Result<Option<Zeroizing<Vec<u8>>>, Problem> {
+        let read = wanted.settings.passphrase.as_deref().map(pin::passphrase).transpose();
+        read.map_err(|fault| {
+            let (key, expected) = (
+                wanted.own_key("passphrase_file"),
+                "a file whose first line is the pass phrase",
+            );
+            let remedy = "check the path, and write the pass phrase to it";
+            self.config.places.problem(key, fault.found, expected, remedy)
+        })
+    }
+
+    fn local(
+        &self,
+        wanted: &Wanted<'_>,
+        file: &[u8],
+        passphrase: Option<&Zeroizing<Vec<u8>>>,
+    ) -> Result<Arc<dyn SigningKey>, Problem> {
+        let key =
+            formats::private_key(file, passphrase.map(|passphrase| passphrase.as_slice())).and_then(Key::from_der);
+        let key = key.map_err(|error| self.of_key(wanted, &error.to_string(), error.remedy()))?;
+        Ok(Arc::new(SuspendingKey(Arc::new(key))))
+    }
+
+    fn certificates(
+        &mut self,
+        wanted: &Wanted<'_>,
+        source: &CertificateSource,
+        public: &[u8],
+    ) -> Result<Vec<CertificateDer<'static>>, Problem> {
+        match source {
+            CertificateSource::File(path) | CertificateSource::Folder(path) => {
+                let passphrase = self.passphrase(wanted)?;
+                let file = read(path, CERTIFICATE_FILE_BYTES_MAX)
+                    .map_err(|what| self.of_certificate(wanted, &what, CHAIN_REMEDY))?;
+                if matches!(wanted.settings.key, KeySource::Signer(_)) && formats::has_private_key(&file) {
+                    let found = format!("a private key in {}", path.display());
+                    let key = wanted.key("certificate");
+                    return Err(self.config.places.problem(key, found, ISOLATED, ISOLATED_REMEDY));
+                }
+                self.certificates_of(wanted, &file, passphrase.as_ref())
+            }
+            CertificateSource::Tokens(object) => self.in_token(wanted, object, public),
+        }
+    }
+
+    fn certificates_of(
+        &self,
+        wanted: &Wanted<'_>,
+        file: &[u8],
+        passphrase: Option<&Zeroizing<Vec<u8>>>,
+    ) -> Result<Vec<CertificateDer<'static>>, Problem> {
+        let passphrase = passphrase.map(|passphrase| passphrase.as_slice());
+        formats::certificates(file, passphrase).map_err(|error| {
+            let remedy = match error {
+                KeyError::Unknown | KeyError::Missing | KeyError::Pem(_) => CHAIN_REMEDY,
+                KeyError::Several(_)
+                | KeyError::Encrypted
+                | KeyError::Passphrase
+                | KeyError::Foreign(_)
+                | KeyError::Unsupported(_) => error.remedy(),
+            };
+            self.of_certificate(wanted, &error.to_string(), remedy)
+        })
     }
 
     fn group(&mut self, spec: &GroupSpec) -> Arc<Group> {
-        if let Some(known) = self.groups.iter().find(|group| group.spec == *spec) {
+        if let Some(known) = self.loaded.groups.iter().find(|group| group.spec == *spec) {
             return Arc::clone(known);
         }
         let group = self.custody.group(spec);
-        self.groups.push(Arc::clone(&group));
+        self.loaded.groups.push(Arc::clone(&group));
         group
     }
 
@@ -136,10 +371,11 @@ impl<'a> Identities<'a> {
     /// The key, from every token of its group that has it, and its public key.
     fn remote(
         &mut self,
-        settings: &config::Identity,
+        wanted: &Wanted<'_>,
         group: Arc<Group>,
         place: &KeyPlace,
     ) -> Result<(Arc<RemoteKey>, Vec<u8>), Problem> {
+        let settings = wanted.settings;
         let mut first: Option<OpenedKey> = None;
         let mut handles = Vec::new();
         let mut faults = Vec::new();
@@ -169,7 +405,7 @@ impl<'a> Identities<'a> {
                 .into_iter()
                 .next()
                 .expect("a group has a token, and none has the key");
-            return Err(self.of_fault(settings, "key", &fault, &settings.key.to_string()));
+            return Err(self.of_fault(wanted, "key", &fault, &settings.key.to_string()));
         };
         for (token, fault) in faults {
             let until = if fault.kind.may_pass() { " until it is back" } else { "" };
@@ -177,54 +413,113 @@ impl<'a> Identities<'a> {
                 "{} in the token {token}, which is not used for it{until}: {fault}",
                 settings.key
             );
-            let key = format!("identity \"{}\": key", settings.name);
-            self.absences
-                .push(self.config.places.warning(key, what, remedy(fault.kind)));
+            let warning = self.config.places.warning(wanted.key("key"), what, remedy(fault.kind));
+            self.loaded.absences.push(warning);
         }
         match RemoteKey::new(group, handles, public.clone(), &schemes) {
             Some(key) => Ok((Arc::new(key), public)),
             None => {
                 let fault = Fault::new(FaultKind::Object, "a public key of a kind that cannot be used");
-                Err(self.of_fault(settings, "key", &fault, &settings.key.to_string()))
+                Err(self.of_fault(wanted, "key", &fault, &settings.key.to_string()))
             }
         }
     }
 
-    fn chain_in_token(
+    /// The certificates beside the one in a token, which may be of several keys.
+    fn in_token(
         &mut self,
-        settings: &config::Identity,
+        wanted: &Wanted<'_>,
         object: &InTokens,
         public: &[u8],
-    ) -> Result<Result<Vec<CertificateDer<'static>>, ChainError>, Problem> {
+    ) -> Result<Vec<CertificateDer<'static>>, Problem> {
         let group = self.group(&self.group_spec(&object.tokens));
         let mut fault = None;
         for token in &group.tokens {
             match self.custody.certificates(token, &object.object) {
-                Ok(found) => return Ok(chain_of(&found, public)),
+                Ok(found) => {
+                    let found: Vec<_> = found.into_iter().map(CertificateDer::from).collect();
+                    // In a token nothing has an order, and what else is there is of other keys.
+                    return match chain::arrange(&found, public) {
+                        Ok(arranged) => Ok(arranged.chain),
+                        Err(_) => Ok(found),
+                    };
+                }
                 Err(other) => fault = fault.or(Some(other)),
             }
         }
         let fault = fault.expect("a group has a token, and none has the certificate");
-        Err(self.of_fault(settings, "certificate", &fault, &object.uri))
+        Err(self.of_fault(wanted, "certificate", &fault, &object.uri))
     }
 
-    fn of_fault(&self, settings: &config::Identity, key: &str, fault: &Fault, place: &str) -> Problem {
-        let expected = match key {
-            "key" => "a private key in a token that signs for the certificate",
-            _ => "certificates in a token",
+    fn of_fault(&self, wanted: &Wanted<'_>, key: &'static str, fault: &Fault, place: &str) -> Problem {
+        let (expected, remedy) = match (key, &wanted.settings.key) {
+            ("key", KeySource::Signer(_)) if fault.kind == FaultKind::Object => (KEY, KEY_REMEDY),
+            ("key", _) => (
+                "a private key in a token that signs for the certificate",
+                remedy(fault.kind),
+            ),
+            (_, _) => ("certificates in a token", remedy(fault.kind)),
         };
-        self.problem(settings, key, &fault.found, place, (expected, remedy(fault.kind)))
+        let found = format!("{} in {place}", fault.found);
+        self.config.places.problem(wanted.key(key), found, expected, remedy)
     }
 
-    fn of_certificate(&self, settings: &config::Identity, what: &str) -> Problem {
-        self.problem(settings, "certificate", what, &settings.certificate.to_string(), CHAIN)
+    fn of_certificate(&self, wanted: &Wanted<'_>, what: &str, remedy: &str) -> Problem {
+        let found = format!("{what} in {}", wanted.settings.certificate);
+        self.config
+            .places
+            .problem(wanted.key("certificate"), found, CHAIN, remedy)
     }
 
-    fn problem(&self, settings: &config::Identity, key: &str, found: &str, place: &str, advice: Advice) -> Problem {
-        let (expected, remedy) = advice;
-        let key = format!("identity \"{}\": {key}", settings.name);
-        let found = format!("{found} in {place}");
-        self.config.places.problem(key, found, expected, remedy)
+    fn of_key(&self, wanted: &Wanted<'_>, what: &str, remedy: &str) -> Problem {
+        let found = format!("{what} in {}", wanted.settings.key);
+        self.config.places.problem(wanted.key("key"), found, KEY, remedy)
+    }
+}
+
+/// An identity to be loaded, and where the configuration says so.
+struct Wanted<'a> {
+    settings: &'a config::Identity,
+    /// The `[[identity]]`.
+    configured: &'a str,
+    in_folder: bool,
+}
+
+impl<'a> Wanted<'a> {
+    fn configured(settings: &'a config::Identity) -> Wanted<'a> {
+        Wanted {
+            settings,
+            configured: &settings.name,
+            in_folder: false,
+        }
+    }
+
+    fn of_folder(settings: &'a config::Identity, configured: &'a str) -> Wanted<'a> {
+        Wanted {
+            settings,
+            configured,
+            in_folder: true,
+        }
+    }
+
+    /// The key of the configuration that it comes from: of a folder always the folder.
+    fn key(&self, key: &'static str) -> String {
+        self.own_key(if self.in_folder { "certificates" } else { key })
+    }
+
+    fn own_key(&self, key: &'static str) -> String {
+        format!("identity \"{}\": {key}", self.configured)
+    }
+
+    /// For people: certificate and key.
+    fn source(&self) -> String {
+        let config::Identity { certificate, key, .. } = self.settings;
+        let (certificate, key) = (certificate.to_string(), key.to_string());
+        if certificate == key {
+            certificate
+        } else {
+            format!("{certificate}, key in {key}")
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where the OCSP staple of each identity comes from, and what is in those files that have one.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -49,7 +50,7 @@ pub fn responder(facts: &Facts) -> Option<&str> {
 /// Reads the files of `identities`, each with what the configuration has for it.
 pub(super) fn load<'i>(
     config: &Config,
-    identities: impl Iterator<Item = (&'i Arc<Identity>, &'i config::Identity)>,
+    identities: impl Iterator<Item = (&'i config::Identity, &'i [Arc<Identity>])>,
     problems: &mut Vec<Problem>,
 ) -> Vec<Stapled> {
     let now = unix_now();
@@ -69,7 +70,8 @@ pub(super) fn load<'i>(
         ));
     }
     let mut stapled = Vec::new();
-    for (identity, settings) in identities {
+    let identities = identities.flat_map(|(settings, all)| all.iter().map(move |identity| (settings, identity)));
+    for (settings, identity) in identities {
         let source = match &settings.ocsp {
             Ocsp::Auto if responder(&identity.facts).is_some() && identity.question().is_some() => {
                 StapleSource::Responder
@@ -118,7 +120,7 @@ fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<Result<(Vec<u
     };
     match question.read(&response, now) {
         Ok(answer) => Ok(match answer.status {
-            Status::Good => Ok((response, answer)),
+            Status::Good => Ok((response.to_vec(), answer)),
             Status::Revoked { .. } => Err("says that the certificate is revoked: replace the certificate".to_owned()),
             Status::Unknown => Err("says that the responder does not know the certificate".to_owned()),
         }),
@@ -141,34 +143,26 @@ fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<Result<(Vec<u
 /// What is legal and probably not meant.
 pub(super) fn warnings<'i>(
     config: &Config,
-    identities: impl Iterator<Item = (&'i Arc<Identity>, &'i config::Identity)>,
+    identities: impl Iterator<Item = (&'i config::Identity, &'i [Arc<Identity>])>,
     stapled: &[Stapled],
 ) -> Vec<Warning> {
     let mut warnings = Vec::new();
-    for (identity, settings) in identities {
-        let facts = &identity.facts;
-        let (what, remedy) = match &settings.ocsp {
-            Ocsp::Off if facts.must_staple => (
-                "its certificate demands an OCSP staple (must-staple), and gets none: clients that hold to that refuse it",
-                "set ocsp = \"auto\", or a file",
-            ),
-            Ocsp::Auto if facts.ocsp_urls.is_empty() && facts.must_staple => (
-                "its certificate demands an OCSP staple (must-staple), and names no responder that could be asked for one",
-                "set ocsp to a file, or have the certificate issued without that",
-            ),
-            Ocsp::Auto if facts.ocsp_urls.is_empty() => continue,
-            Ocsp::Auto if responder(facts).is_none() => (
-                "its certificate names no responder that is asked over http://: nothing is stapled",
-                "set ocsp to a file that is fetched otherwise, or to \"off\"",
-            ),
-            Ocsp::Auto if identity.question().is_none() => (
-                "its chain has no issuer: no answer of the responder could be verified, and none is stapled",
-                "add the issuer's certificate to the chain, or set ocsp = \"off\"",
-            ),
-            Ocsp::Off | Ocsp::Auto | Ocsp::File(_) => continue,
-        };
-        let key = format!("identity \"{}\": ocsp", settings.name);
-        warnings.push(config.places.warning(key, what.to_owned(), remedy));
+    for (settings, all) in identities {
+        // Of a folder with thousands one is named for each reason.
+        let mut told: BTreeMap<&'static str, (&'static str, &Identity, usize)> = BTreeMap::new();
+        for identity in all {
+            if let Some((what, remedy)) = unstapled(identity, &settings.ocsp) {
+                told.entry(what).or_insert((remedy, identity, 0)).2 += 1;
+            }
+        }
+        for (what, (remedy, identity, count)) in told {
+            let key = format!("identity \"{}\": ocsp", settings.name);
+            let what = match count {
+                1 => format!("{}: {what}", identity.facts.source),
+                _ => format!("{} and {} others: {what}", identity.facts.source, count - 1),
+            };
+            warnings.push(config.places.warning(key, what, remedy));
+        }
     }
     for Stapled { identity, source } in stapled {
         if let StapleSource::File { path, found: Err(why) } = source {
@@ -178,6 +172,31 @@ pub(super) fn warnings<'i>(
         }
     }
     warnings
+}
+
+/// Why nothing will be stapled to an identity though something was meant to be, and what to do.
+fn unstapled(identity: &Identity, ocsp: &Ocsp) -> Option<(&'static str, &'static str)> {
+    let facts = &identity.facts;
+    match ocsp {
+        Ocsp::Off if facts.must_staple => Some((
+            "the certificate demands an OCSP staple (must-staple), and gets none: clients that hold to that refuse it",
+            "set ocsp = \"auto\", or a file",
+        )),
+        Ocsp::Auto if facts.ocsp_urls.is_empty() && facts.must_staple => Some((
+            "the certificate demands an OCSP staple (must-staple), and names no responder that could be asked for one",
+            "set ocsp to a file, or have the certificate issued without that",
+        )),
+        Ocsp::Auto if facts.ocsp_urls.is_empty() => None,
+        Ocsp::Auto if responder(facts).is_none() => Some((
+            "the certificate names no responder that is asked over http://: nothing is stapled",
+            "set ocsp to a file that is fetched otherwise, or to \"off\"",
+        )),
+        Ocsp::Auto if identity.question().is_none() => Some((
+            "the chain has no issuer: no answer of the responder could be verified, and none is stapled",
+            "add the issuer's certificate to the chain, or set ocsp = \"off\"",
+        )),
+        Ocsp::Off | Ocsp::Auto | Ocsp::File(_) => None,
+    }
 }
 
 fn unix_now() -> i64 {

@@ -8,14 +8,16 @@ use ringlock_hsm::custody::{Custody, ExaminedKey, launcher};
 use ringlock_hsm::protocol::{Fault, KeyPlace};
 use ringlock_hsm::remote::{Group, GroupSpec, TokenSpec};
 use ringlock_hsm::scheme::KeyKind;
-use ringlock_hsm::signer;
 use ringlock_hsm::uri::{ObjectMatch, Uri};
+use ringlock_hsm::{formats, pin, regular_file, signer};
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
 use super::list::shown;
 use super::{Answer, KeysError, Place, group, table};
 use crate::config::{CertificateSource, Config, Identity, KeySource, TokenId};
-use crate::identity::{chain_from_pem, chain_of};
+use crate::identity::chain;
+use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 use crate::snapshot;
 
 /// A key of one token, and what it is to belong to.
@@ -35,7 +37,8 @@ struct Certificate {
 
 #[derive(Clone)]
 enum Source {
-    File(PathBuf),
+    /// With the file of the pass phrase.
+    File(PathBuf, Option<PathBuf>),
     Tokens(Vec<TokenSpec>, ObjectMatch),
 }
 
@@ -72,11 +75,17 @@ pub(super) fn subjects_in(config: Option<&Config>) -> Result<Vec<Subject>, KeysE
     };
     let user = config.global.user.as_ref();
     let mut subjects = Vec::new();
-    for identity in &config.identities {
+    for identity in identities_in(config)? {
         let (tokens, place) = match &identity.key {
             // The gateway uses it itself, and a load tells whether it can.
             KeySource::File(_) => continue,
-            KeySource::Signer(path) => (vec![snapshot::files(user)], KeyPlace::File(path.clone())),
+            KeySource::Signer(path) => {
+                let place = KeyPlace::File {
+                    path: path.clone(),
+                    passphrase: identity.passphrase.clone(),
+                };
+                (vec![snapshot::files(user)], place)
+            }
             KeySource::Tokens(key) => (
                 specs(config, &key.tokens).map(group).collect(),
                 KeyPlace::Object(key.object.clone()),
@@ -87,7 +96,7 @@ pub(super) fn subjects_in(config: Option<&Config>) -> Result<Vec<Subject>, KeysE
             key: identity.key.to_string(),
             token,
             place: place.clone(),
-            certificate: Some(Certificate::of(identity, config)),
+            certificate: Some(Certificate::of(&identity, config)),
         }));
     }
     if subjects.is_empty() {
@@ -96,6 +105,27 @@ pub(super) fn subjects_in(config: Option<&Config>) -> Result<Vec<Subject>, KeysE
         return Err(KeysError::new(found, remedy));
     }
     Ok(subjects)
+}
+
+/// Those of folders one by one; what is broken there is left to `ringlock check`.
+fn identities_in(config: &Config) -> Result<Vec<Identity>, KeysError> {
+    let mut identities = Vec::new();
+    for identity in &config.identities {
+        match &identity.certificate {
+            CertificateSource::Folder(folder) => {
+                let pairs = snapshot::pairs(identity, folder).map_err(|what| {
+                    let found = format!("found {what} in {}", folder.display());
+                    KeysError::new(
+                        found,
+                        "check the path; docs/certificates.md says which files are looked for",
+                    )
+                })?;
+                identities.extend(pairs.into_iter().flatten());
+            }
+            CertificateSource::File(_) | CertificateSource::Tokens(_) => identities.push(identity.clone()),
+        }
+    }
+    Ok(identities)
 }
 
 fn specs<'a>(config: &'a Config, tokens: &'a [TokenId]) -> impl Iterator<Item = TokenSpec> + 'a {
@@ -110,7 +140,9 @@ impl Certificate {
         Certificate {
             shown: identity.certificate.to_string(),
             source: match &identity.certificate {
-                CertificateSource::File(path) => Source::File(path.clone()),
+                CertificateSource::File(path) | CertificateSource::Folder(path) => {
+                    Source::File(path.clone(), identity.passphrase.clone())
+                }
                 CertificateSource::Tokens(object) => {
                     Source::Tokens(specs(config, &object.tokens).collect(), object.object.clone())
                 }
@@ -234,16 +266,16 @@ impl Test {
     /// Whether the certificate, of a chain the first one, has this public key.
     fn compare(&mut self, certificate: &Certificate, public: &[u8]) -> Result<(), KeysError> {
         let found = match &certificate.source {
-            Source::File(path) => {
+            Source::File(path, passphrase) => {
                 let unreadable = |why: String| {
                     let found = format!("found {why} in {}", path.display());
-                    KeysError::new(found, "check the path, and that the file holds the chain, leaf first")
+                    KeysError::new(found, "check the path, and that the file holds the chain")
                 };
-                let pem = std::fs::read(path)
-                    .map_err(|error| unreadable(format!("a certificate that cannot be read ({error})")))?;
-                let chain = chain_from_pem(&pem).map_err(|error| unreadable(error.to_string()))?;
-                let leaf = chain.first().ok_or_else(|| unreadable("no certificate".to_owned()))?;
-                vec![leaf.to_vec()]
+                let file = regular_file::read(path, CERTIFICATE_FILE_BYTES_MAX)
+                    .map_err(|error| unreadable(error.to_string()))?;
+                let passphrase = passphrase.as_deref().map(pin::passphrase).transpose()?;
+                let passphrase = passphrase.as_ref().map(|passphrase| passphrase.as_slice());
+                formats::certificates(&file, passphrase).map_err(|error| unreadable(error.to_string()))?
             }
             Source::Tokens(tokens, object) => {
                 let mut read = Err(None);
@@ -257,10 +289,11 @@ impl Test {
                         read => read,
                     };
                 }
-                read.map_err(|fault| KeysError::from(fault.expect("a certificate has a token")))?
+                let read = read.map_err(|fault| KeysError::from(fault.expect("a certificate has a token")))?;
+                read.into_iter().map(CertificateDer::from).collect()
             }
         };
-        chain_of(&found, public).map(|_| ()).map_err(|error| {
+        chain::arrange(&found, public).map(|_| ()).map_err(|error| {
             let remedy = "check that URI and certificate are of the same key, and that both were renewed together";
             KeysError::new(format!("found {error} in {}", certificate.shown), remedy)
         })

@@ -1,0 +1,251 @@
+//! Certificates and private keys as they come in files: PEM, DER, PKCS#12. What a file is, is seen from its content and not from
+//! its name.
+
+use der::asn1::{AnyRef, ObjectIdentifier};
+use der::{Decode, Reader, SliceReader, Tag, Tagged};
+use p12_keystore::{Pkcs12Archive, error::Error as Pkcs12Error};
+use pkcs8::pkcs5::pbes2::{Kdf, Parameters};
+use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::KeyError;
+
+/// A format that is not read, and what makes another of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Foreign {
+    pub(crate) name: &'static str,
+    pub(crate) conversion: &'static str,
+}
+
+static TRADITIONAL: Foreign = Foreign {
+    name: "a private key in OpenSSL's old encryption (Proc-Type: 4,ENCRYPTED)",
+    conversion: "convert it; it stays encrypted: openssl pkcs8 -topk8 -in FILE -out NEW",
+};
+static TRUSTED: Foreign = Foreign {
+    name: "a certificate in OpenSSL's own form (TRUSTED CERTIFICATE)",
+    conversion: "convert it: openssl x509 -in FILE -out NEW",
+};
+static PKCS7: Foreign = Foreign {
+    name: "PKCS#7",
+    conversion: "convert it: openssl pkcs7 -print_certs -in FILE -out NEW, with -inform DER if it is no text",
+};
+static INDEFINITE: Foreign = Foreign {
+    name: "BER with indefinite lengths, where DER is expected",
+    conversion: "convert it: openssl pkcs12 -in FILE -out NEW, which is PEM",
+};
+static JAVA: Foreign = Foreign {
+    name: "a Java keystore (JKS)",
+    conversion: "convert it: keytool -importkeystore -srckeystore FILE -destkeystore NEW -deststoretype PKCS12",
+};
+
+const JAVA_MAGIC: &[u8] = &[0xfe, 0xed, 0xfe, 0xed];
+const TRADITIONAL_MARK: &str = "Proc-Type: 4,ENCRYPTED";
+const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
+
+/// Work of this size takes seconds; more is asked for by a file that is broken. OpenSSL's default is 2,048.
+const PBKDF2_ITERATIONS_MAX: u32 = 10_000_000;
+
+/// Memory that scrypt may take; OpenSSL's default takes 16 MiB.
+const SCRYPT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How often scrypt may take it.
+const SCRYPT_PARALLELIZATION_MAX: u16 = 16;
+
+/// What a file is.
+enum Format {
+    Pem,
+    Certificate,
+    Key,
+    EncryptedKey,
+    Pkcs12,
+}
+
+/// The certificates of a file, in its order; none when it has only keys. The pass phrase is for PKCS#12, where it is empty when
+/// there is none.
+///
+/// # Errors
+/// The file is of no format that is known, is broken, or is not opened by the pass phrase.
+pub fn certificates(file: &[u8], passphrase: Option<&[u8]>) -> Result<Vec<CertificateDer<'static>>, KeyError> {
+    match recognise(file)? {
+        Format::Pem => {
+            let found = CertificateDer::pem_slice_iter(file).collect::<Result<Vec<_>, _>>();
+            match (found, unread_pem(file)) {
+                (Ok(found), None) => Ok(found),
+                (Ok(found), Some(_)) if !found.is_empty() => Ok(found),
+                (_, Some(foreign)) => Err(KeyError::Foreign(foreign)),
+                (Err(error), None) => Err(KeyError::Pem(error.to_string())),
+            }
+        }
+        Format::Certificate => Ok(vec![CertificateDer::from(file.to_vec())]),
+        Format::Key | Format::EncryptedKey => Ok(Vec::new()),
+        Format::Pkcs12 => {
+            let bags = archive(file, passphrase)?.certs.into_iter();
+            Ok(bags
+                .map(|bag| CertificateDer::from(bag.cert.as_der().to_vec()))
+                .collect())
+        }
+    }
+}
+
+/// The private key of a file: of several in PEM the first.
+///
+/// # Errors
+/// There is none, it is encrypted and the pass phrase does not open it, or the file is of no format that is known.
+pub fn private_key(file: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'static>, KeyError> {
+    match recognise(file)? {
+        Format::Pem => key_in_pem(file, passphrase),
+        Format::Certificate => Err(KeyError::Missing),
+        Format::Key => {
+            let key = PrivateKeyDer::try_from(file);
+            key.map(|key| key.clone_key())
+                .map_err(|error| KeyError::Unsupported(error.to_owned()))
+        }
+        Format::EncryptedKey => decrypt(file, passphrase),
+        Format::Pkcs12 => {
+            let keys = archive(file, passphrase)?.keys;
+            match keys.as_slice() {
+                [] => Err(KeyError::Missing),
+                [bag] => Ok(PrivatePkcs8KeyDer::from(bag.key.as_der().to_vec()).into()),
+                several => Err(KeyError::Several(several.len())),
+            }
+        }
+    }
+}
+
+/// Whether a file has a private key in it, encrypted or not. What cannot be read has none.
+#[must_use]
+pub fn has_private_key(file: &[u8]) -> bool {
+    match recognise(file) {
+        Ok(Format::Pem) => String::from_utf8_lossy(file)
+            .lines()
+            .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with("PRIVATE KEY-----")),
+        Ok(Format::Key | Format::EncryptedKey | Format::Pkcs12) => true,
+        Ok(Format::Certificate) | Err(_) => false,
+    }
+}
+
+fn recognise(file: &[u8]) -> Result<Format, KeyError> {
+    if find(file, "-----BEGIN ").is_some() {
+        return Ok(Format::Pem);
+    }
+    let foreign = if file.starts_with(&[0x30, 0x80]) {
+        Some(&INDEFINITE)
+    } else if file.starts_with(JAVA_MAGIC) {
+        Some(&JAVA)
+    } else if is_pkcs7(file) {
+        Some(&PKCS7)
+    } else {
+        None
+    };
+    match foreign {
+        Some(foreign) => Err(KeyError::Foreign(foreign)),
+        None => of_der(file).ok().flatten().ok_or(KeyError::Unknown),
+    }
+}
+
+/// The first two elements tell.
+fn of_der(file: &[u8]) -> Result<Option<Format>, der::Error> {
+    let outer = AnyRef::from_der(file)?;
+    let mut elements = SliceReader::new(outer.value())?;
+    let (first, second) = (AnyRef::decode(&mut elements)?, AnyRef::decode(&mut elements)?);
+    const PFX_VERSION: &[u8] = &[3];
+    Ok(match (outer.tag(), first.tag(), second.tag()) {
+        (Tag::Sequence, Tag::Integer, Tag::Sequence) if first.value() == PFX_VERSION => Some(Format::Pkcs12),
+        (Tag::Sequence, Tag::Integer, Tag::Sequence | Tag::Integer | Tag::OctetString) => Some(Format::Key),
+        (Tag::Sequence, Tag::Sequence, Tag::OctetString) => Some(Format::EncryptedKey),
+        (Tag::Sequence, Tag::Sequence, Tag::Sequence) => Some(Format::Certificate),
+        _ => None,
+    })
+}
+
+fn is_pkcs7(file: &[u8]) -> bool {
+    const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.2");
+    let first = AnyRef::from_der(file).and_then(|outer| {
+        let mut elements = SliceReader::new(outer.value())?;
+        elements.decode::<ObjectIdentifier>()
+    });
+    first == Ok(SIGNED_DATA)
+}
+
+/// Blocks that are of another format than what is read.
+fn unread_pem(file: &[u8]) -> Option<&'static Foreign> {
+    let known = [
+        (TRADITIONAL_MARK, &TRADITIONAL),
+        ("-----BEGIN TRUSTED CERTIFICATE-----", &TRUSTED),
+        ("-----BEGIN PKCS7-----", &PKCS7),
+    ];
+    known
+        .into_iter()
+        .find(|(mark, _)| find(file, mark).is_some())
+        .map(|(_, foreign)| foreign)
+}
+
+fn key_in_pem(file: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'static>, KeyError> {
+    if find(file, TRADITIONAL_MARK).is_some() {
+        return Err(KeyError::Foreign(&TRADITIONAL));
+    }
+    match PrivateKeyDer::from_pem_slice(file) {
+        Ok(key) => return Ok(key),
+        Err(PemError::NoItemsFound) => {}
+        Err(error) => return Err(KeyError::Pem(error.to_string())),
+    }
+    // Everything but base64 and the marks may be of any encoding: names and comments of certificates.
+    let begin = find(file, ENCRYPTED_BEGIN).ok_or(KeyError::Missing)?;
+    let length = find(&file[begin..], ENCRYPTED_END)
+        .ok_or_else(|| KeyError::Pem(format!("{ENCRYPTED_END} is missing")))?
+        + ENCRYPTED_END.len();
+    let block = std::str::from_utf8(&file[begin..begin + length]).map_err(|error| KeyError::Pem(error.to_string()))?;
+    let (_, encrypted) = SecretDocument::from_pem(block).map_err(|error| KeyError::Pem(error.to_string()))?;
+    decrypt(encrypted.as_bytes(), passphrase)
+}
+
+fn find(bytes: &[u8], text: &str) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes())
+}
+
+/// Opens an encrypted PKCS#8 key (PBES2).
+fn decrypt(der: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'static>, KeyError> {
+    let unsupported = |why: String| KeyError::Unsupported(format!("its encryption is not known: {why}"));
+    let encrypted = EncryptedPrivateKeyInfoRef::try_from(der).map_err(|error| unsupported(error.to_string()))?;
+    let parameters = encrypted
+        .encryption_algorithm
+        .pbes2()
+        .ok_or_else(|| unsupported("it is that of PKCS#5 before version 2".to_owned()))?;
+    if is_too_dear(parameters) {
+        return Err(unsupported(
+            "it takes more work or memory than any key needs".to_owned(),
+        ));
+    }
+    let passphrase = passphrase.ok_or(KeyError::Encrypted)?;
+    let key = encrypted.decrypt(passphrase).map_err(|_| KeyError::Passphrase)?;
+    Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
+}
+
+fn is_too_dear(parameters: &Parameters) -> bool {
+    match &parameters.kdf {
+        Kdf::Pbkdf2(pbkdf2) => pbkdf2.iteration_count > PBKDF2_ITERATIONS_MAX,
+        Kdf::Scrypt(scrypt) => {
+            let bytes = 128_u64
+                .checked_mul(scrypt.cost_parameter)
+                .and_then(|bytes| bytes.checked_mul(scrypt.block_size.into()));
+            bytes.is_none_or(|bytes| bytes > SCRYPT_BYTES_MAX) || scrypt.parallelization > SCRYPT_PARALLELIZATION_MAX
+        }
+        _ => true,
+    }
+}
+
+/// Opens PKCS#12. The library bounds work and memory itself; it does not wipe what it has decrypted.
+fn archive(file: &[u8], passphrase: Option<&[u8]>) -> Result<Pkcs12Archive, KeyError> {
+    let given = passphrase.unwrap_or_default();
+    let text = std::str::from_utf8(given).map_err(|_| KeyError::Passphrase)?;
+    Pkcs12Archive::from_pkcs12(file, text).map_err(|error| {
+        if !matches!(error, Pkcs12Error::MacError(_)) {
+            KeyError::Unsupported(format!("PKCS#12: {error}"))
+        } else if passphrase.is_none() {
+            KeyError::Encrypted
+        } else {
+            KeyError::Passphrase
+        }
+    })
+}
