@@ -95,22 +95,43 @@ fn a_good_answer_is_stapled_in_both_versions(io: Io) {
 
 #[test]
 fn openssl_as_responder_is_understood() {
-    // It listens at every address, so the port has to be free at all of them.
-    let free = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
-    let (origin, responder) = (Origin::echo(), SocketAddr::new(own_ip(), free));
-    let setup = setup(Io::Epoll, &origin, &format!("http://{responder}/ca"), AUTO);
-    let ca = setup.ca();
-    let (index, key) = (index(ca, "site", Listed::Good), ca.write_key());
-    let (ca, port) = (ca.file(), responder.port().to_string());
-    let [index, key, ca] = [&index, &key, &ca].map(|path| path.to_str().unwrap());
-    let arguments = [
-        "ocsp", "-port", &port, "-index", index, "-CA", ca, "-rsigner", ca, "-rkey", key, "-ndays", "1",
-    ];
-    let server = Program::start("openssl", &arguments);
-    server.wait_for("waiting for OCSP client connections");
-    let gateway = setup.start();
-    wait_for_staple(&gateway);
-    all_see(&gateway, STAPLED);
+    // With a path it does not understand what is asked by GET, and says so.
+    for (path, method) in [("", "GET"), ("/ca", "POST")] {
+        // It listens at every address, so the port has to be free at all of them.
+        let free = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+        let (origin, responder) = (Origin::echo(), SocketAddr::new(own_ip(), free));
+        let setup = setup(Io::Epoll, &origin, &format!("http://{responder}{path}"), AUTO);
+        let ca = setup.ca();
+        let (index, key) = (index(ca, "site", Listed::Good), ca.write_key());
+        let (ca, port) = (ca.file(), responder.port().to_string());
+        let [index, key, ca] = [&index, &key, &ca].map(|path| path.to_str().unwrap());
+        let arguments = [
+            "ocsp",
+            "-ignore_err",
+            "-port",
+            &port,
+            "-index",
+            index,
+            "-CA",
+            ca,
+            "-rsigner",
+            ca,
+            "-rkey",
+            key,
+            "-ndays",
+            "1",
+        ];
+        let server = Program::start("openssl", &arguments);
+        server.wait_for("waiting for OCSP client connections");
+        let gateway = setup.start();
+        wait_for_staple(&gateway);
+        all_see(&gateway, STAPLED);
+        assert!(
+            server.text().contains(&format!("1st line: {method}")),
+            "{}",
+            server.text()
+        );
+    }
 }
 
 #[test]

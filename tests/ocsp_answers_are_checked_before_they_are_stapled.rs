@@ -459,7 +459,7 @@ fn what_keeps_an_answer_from_being_asked_for_is_warned_of() {
     warned(&must_staple, auto, "names no responder");
     warned(&must_staple, "", "demands an OCSP staple");
     // Without its issuer no answer can be verified.
-    let setup = warned(&|_| {}, auto, "no warnings");
+    let setup = warned(&|_| {}, auto, "no errors");
     setup.ca().issue_with("site", &[SITE], |params| {
         names_responder(params, "http://ocsp.example.com/")
     });
