@@ -296,9 +296,11 @@ fn read_single(single: &SingleResponse<'_>, now: i64) -> Result<Answer, Refused>
     if next_update <= now {
         return Err(Refused::Expired(now - next_update));
     }
-    let status = match single.status.tag() {
-        Tag::ContextSpecific { number, .. } if number.value() == 0 => Status::Good,
-        Tag::ContextSpecific { number, .. } if number.value() == 1 => {
+    let tag = single.status.tag();
+    let status = match tag.number().value() {
+        _ if !tag.is_context_specific() => return Err(strange_status(tag)),
+        0 => Status::Good,
+        1 => {
             // Implicitly tagged: the content of a SEQUENCE.
             let info =
                 AnyRef::new(Tag::Sequence, single.status.value()).and_then(|any| any.decode_as::<RevokedInfo<'_>>());
@@ -306,14 +308,18 @@ fn read_single(single: &SingleResponse<'_>, now: i64) -> Result<Answer, Refused>
                 since: unix(info.map_err(malformed)?.time),
             }
         }
-        Tag::ContextSpecific { number, .. } if number.value() == 2 => Status::Unknown,
-        other => return Err(Refused::Malformed(format!("a status with the tag {other}"))),
+        2 => Status::Unknown,
+        _ => return Err(strange_status(tag)),
     };
     Ok(Answer {
         status,
         this_update,
         next_update,
     })
+}
+
+fn strange_status(tag: Tag) -> Refused {
+    Refused::Malformed(format!("a status with the tag {tag}"))
 }
 
 fn unix(time: GeneralizedTime) -> i64 {
