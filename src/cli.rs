@@ -86,9 +86,15 @@ pub enum Command {
         /// What it signs with, for whoever looks at the list of processes
         module: Option<PathBuf>,
     },
-    /// Start signers as these users; started by ringlock itself
+    /// Start signers for a gateway that starts no programs any more; started by ringlock itself
     #[command(hide = true)]
     SignerLauncher {
+        /// Whom to become first
+        #[arg(long)]
+        user: Option<String>,
+        /// Signers may stay whom this process is
+        #[arg(long)]
+        itself: bool,
         /// Whom signers may become
         users: Vec<String>,
     },
@@ -481,8 +487,10 @@ mod tests {
             })
         );
         assert_eq!(
-            command(&["signer-launcher", "keys", "other"]),
+            command(&["signer-launcher", "--itself", "keys", "other"]),
             Some(Command::SignerLauncher {
+                user: None,
+                itself: true,
                 users: vec!["keys".to_owned(), "other".to_owned()]
             })
         );

@@ -12,9 +12,13 @@ use ringlock::control::admin::Admin;
 use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
-use ringlock::control::{self, demo};
+use ringlock::control::{
+    self,
+    demo::{self, Demo},
+};
 use ringlock::server::{self, Inherited, Server, StartError, host};
-use ringlock_hsm::{launcher, signer};
+use ringlock_hsm::launcher::{self, Whom};
+use ringlock_hsm::signer;
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -27,20 +31,24 @@ fn main() -> ExitCode {
             command: ConfigCommand::Schema,
         }) => print(&cli::schema_text()),
         Some(Command::Signer { user, gateway, .. }) => signer::main(user.as_deref(), gateway),
-        Some(Command::SignerLauncher { users }) => launcher::main(&users),
+        Some(Command::SignerLauncher { user, itself, users }) => launcher::main(&Whom {
+            process: user,
+            itself,
+            users,
+        }),
     }
 }
 
 fn run_demo() -> ExitCode {
     match demo::prepare() {
         // The demo's files and its origin go when it is dropped, after the gateway has ended.
-        Ok(demo) => run(&demo.configuration(), Some(&demo.banner())),
+        Ok(demo) => run(&demo.configuration(), Some(&demo)),
         Err(error) => fail(&error),
     }
 }
 
-/// The gateway, until a signal or a failure ends it. The banner is printed once it listens.
-fn run(path: &Path, banner: Option<&str>) -> ExitCode {
+/// The gateway, until a signal or a failure ends it. The demo's banner is printed once it listens.
+fn run(path: &Path, demo: Option<&Demo>) -> ExitCode {
     // First, while every other descriptor is still closed.
     let inherited = Inherited::take();
     let (config, warnings) = match config::load(path) {
@@ -60,16 +68,17 @@ fn run(path: &Path, banner: Option<&str>) -> ExitCode {
     };
     let file = path.to_owned();
     let loader = Box::new(move || config::load(&file).map(|(config, _)| config));
-    let server = match Server::start(config, inherited, loader, logging.lines_lost()) {
+    let temporary = demo.map(Demo::folder);
+    let server = match Server::start(config, inherited, loader, &mut logging, temporary) {
         Ok(server) => server,
         Err(StartError::Problems(problems)) => return refuse(&problems, &[]),
-        Err(error @ (StartError::Thread(_) | StartError::Memory(_))) => return fail(&error),
+        Err(error @ (StartError::Thread(_) | StartError::Confine(_) | StartError::Memory(_))) => return fail(&error),
     };
     for warning in server.snapshot().warnings(unix_now()) {
         tracing::warn!("{warning}");
     }
-    if let Some(banner) = banner {
-        print(banner);
+    if let Some(demo) = demo {
+        print(&demo.banner());
     }
     control::run(server, admin, &mut logging).unwrap_or_else(|error| fail(&error))
 }

@@ -387,7 +387,7 @@ fn refused_by_reload(gateway: &Gateway, section: &str, uri: &str, parts: &[&str]
     );
     gateway.edit_config("[[upstream]]", &identity);
     gateway.edit_config("identities = [\"site\"]", "identities = [\"site\", \"second\"]");
-    let before = living_children(gateway.pid());
+    let before = signers(gateway);
     failing_reload(gateway);
     let line = gateway.wait_for_line("why not", |line| {
         line["level"] == "ERROR"
@@ -406,9 +406,7 @@ fn refused_by_reload(gateway: &Gateway, section: &str, uri: &str, parts: &[&str]
     assert_eq!(metrics.sum("ringlock_configuration_epoch", &[]), 1.0);
     let shown = Client::new(gateway).name(NEW_NAME).try_connect();
     assert!(shown.is_err(), "the new identity is not served");
-    eventually("the new signer to end", || {
-        (living_children(gateway.pid()) == before).then_some(())
-    });
+    eventually("the new signer to end", || (signers(gateway) == before).then_some(()));
 }
 
 #[track_caller]
@@ -506,7 +504,7 @@ fn a_pin_is_shown_nowhere(io: Io) {
     let checked = setup.try_command("check").ok();
     let gateway = setup.start();
     exchange(&gateway);
-    let signers = living_children(gateway.pid());
+    let signers = signers(&gateway);
     assert_eq!(signers.len(), 1);
     let mut shown = vec![("check", checked.text())];
     for process in [gateway.pid(), signers[0]] {

@@ -10,6 +10,7 @@ use crate::support::*;
 
 both_drivers!(
     nothing_of_it_is_told,
+    in_secret_memory_root_finds_no_secret,
     no_process_remembers_a_secret_or_an_epoch_that_is_over
 );
 
@@ -194,7 +195,10 @@ fn no_process_remembers_a_secret_or_an_epoch_that_is_over(io: Io) {
     let origin = Origin::echo();
     let (old, new) = (random(), random());
     let (setup, file) = setup(io, &origin, &old);
-    let gateway = setup.workers(2).start();
+    // In secret memory (memfd_secret) nothing could be looked for.
+    let python = tool("python3").display().to_string();
+    let without_secret_memory = [&python, "tests/support/without_system_calls.py", "447", "ENOSYS"];
+    let gateway = setup.workers(2).through(&without_secret_memory).start();
     let wallet = Wallet::new(&gateway.ca);
     let come = || {
         for client in [Client::new(&gateway).tls12(), Client::new(&gateway).tls13()] {
@@ -240,4 +244,21 @@ fn no_process_remembers_a_secret_or_an_epoch_that_is_over(io: Io) {
     assert!(!memory_holds(gateway.pid(), &[old, new.clone()]));
     let (leaves, _) = derived(&new, &(now - 2..now + 3).collect::<Vec<_>>());
     assert!(memory_holds(gateway.pid(), &leaves), "the new one is there");
+}
+
+fn in_secret_memory_root_finds_no_secret(io: Io) {
+    let origin = Origin::echo();
+    let secret = random();
+    let (setup, _file) = setup(io, &origin, &secret);
+    let gateway = setup.start();
+    let wallet = Wallet::new(&gateway.ca);
+    for _ in 0..2 {
+        Client::new(&gateway).wallet(&wallet).visit();
+    }
+    // The worker may just have been using it.
+    std::thread::sleep(Duration::from_millis(100));
+    let epoch = present_epoch();
+    let (leaves, above) = derived(&secret, &(epoch - 2..epoch + 3).collect::<Vec<_>>());
+    assert_eq!(memory_holds(gateway.pid(), &leaves), !has_secret_memory());
+    assert!(!memory_holds(gateway.pid(), &above));
 }

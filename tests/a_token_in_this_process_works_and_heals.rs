@@ -25,7 +25,7 @@ fn no_process_is_started(io: Io) {
     for _ in 0..20 {
         exchange(&gateway);
     }
-    assert_eq!(living_children(gateway.pid()), [0; 0]);
+    assert_eq!(signers(&gateway), [0; 0]);
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", gateway.pid())).unwrap();
     assert!(
         maps.contains(token.module().to_str().unwrap()),
@@ -60,7 +60,7 @@ fn a_token_that_has_failed_serves_again(io: Io) {
             exchange(&gateway);
         }
     }
-    assert_eq!(living_children(gateway.pid()), [0; 0]);
+    assert_eq!(signers(&gateway), [0; 0]);
 }
 
 fn softhsm_serves_and_the_gateway_ends_in_order(io: Io) {

@@ -544,7 +544,12 @@ fn io_uring_where_it_is_forbidden() {
     let file = File::with(&[("[global]", "[global]\nio = \"io_uring\"")]);
     let path = file.path.to_str().unwrap();
     for command in ["check", "run"] {
-        let mut arguments = vec!["tests/support/without_io_uring.py", env!("CARGO_BIN_EXE_ringlock")];
+        let mut arguments = vec![
+            "tests/support/without_system_calls.py",
+            "425",
+            "EPERM",
+            env!("CARGO_BIN_EXE_ringlock"),
+        ];
         arguments.extend([command, "--config", path]);
         let ran = run("python3", &arguments, b"");
         assert_eq!(ran.status.code(), Some(1), "{ran:?}");

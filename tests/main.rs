@@ -74,6 +74,7 @@ mod the_batch_agrees_with_aws_lc;
 mod the_certificate_follows_the_name_and_the_signature_schemes;
 mod the_command_line;
 mod the_demo_runs_as_printed;
+mod the_gateway_gives_up_what_it_does_not_need;
 mod the_handshake_settles_on_what_both_sides_have;
 mod the_host_decides_what_is_possible;
 mod the_library_is_checked_before_it_is_believed;

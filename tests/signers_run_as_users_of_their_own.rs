@@ -15,7 +15,7 @@ both_drivers!(
     a_gateway_that_is_killed_leaves_no_process_behind,
     without_its_launcher_a_gateway_serves_and_says_what_is_missing,
     a_new_user_of_a_reload_is_refused_with_what_to_do,
-    a_user_that_comes_with_a_reload_is_no_matter_to_a_gateway_that_is_root,
+    a_new_user_of_a_reload_is_refused_also_while_the_gateway_stays_root,
 );
 
 /// Users of every Debian system: name and number.
@@ -74,14 +74,6 @@ fn gateway(io: Io, origin: &Origin, token: &Faulty, user: Option<&str>) -> Gatew
     }
 }
 
-/// The signers of a gateway, however they were started.
-fn signers(gateway: &Gateway) -> Vec<u32> {
-    let own = living_children(gateway.pid());
-    let launched = own.iter().flat_map(|&child| living_children(child));
-    let all = own.iter().copied().chain(launched);
-    all.filter(|&id| command_line(id).contains(" signer ")).collect()
-}
-
 #[track_caller]
 fn only_signer(gateway: &Gateway) -> u32 {
     let signers = signers(gateway);
@@ -115,7 +107,7 @@ fn a_signer_is_its_user_while_the_gateway_stays_root(io: Io) {
     assert_eq!(user(gateway.pid()), 0);
     assert_eq!(
         living_children(gateway.pid()),
-        signers(&gateway),
+        [launcher(&gateway)],
         "nothing else is needed"
     );
     serves_and_heals(&gateway);
@@ -195,14 +187,17 @@ launcher = subprocess.Popen([binary, "signer-launcher", known], stdin=theirs)
 theirs.close()
 def start(number, user):
     control, end = socket.socketpair()
-    wish = bytes([0, number, len(user)]) + user.encode() + b"\0"
+    who = b"\0" if user is None else bytes([1, len(user)]) + user.encode()
+    wish = bytes([0, number]) + who + b"\0"
     socket.send_fds(ours, [wish], [end.fileno()])
     return ours.recv(4096), control
 answer, _ = start(0, other)
 assert answer[0] == 2 and other.encode() in answer, answer
 answer, _ = start(1, "root")
 assert answer[0] == 2, answer
-answer, control = start(2, known)
+answer, _ = start(2, None)
+assert answer[0] == 2, answer
+answer, control = start(3, known)
 assert answer == b"\0", answer
 # Bytes that are no wish end it.
 ours.send(b"\xff\xff\xff")
@@ -221,8 +216,16 @@ fn the_process_that_stays_root_becomes_only_whom_it_was_started_for() {
 }
 
 fn a_new_user_of_a_reload_is_refused_with_what_to_do(io: Io) {
+    refuses_a_new_user(io, Some(GATEWAYS));
+}
+
+fn a_new_user_of_a_reload_is_refused_also_while_the_gateway_stays_root(io: Io) {
+    refuses_a_new_user(io, None);
+}
+
+fn refuses_a_new_user(io: Io, of_gateway: Option<&str>) {
     let (origin, token) = (Origin::echo(), token_of(TOKENS));
-    let gateway = gateway(io, &origin, &token, Some(GATEWAYS));
+    let gateway = gateway(io, &origin, &token, of_gateway);
     gateway.edit_config(&format!("user = \"{TOKENS}\""), &format!("user = \"{OTHER}\""));
     gateway.signal(Signal::HUP);
     let line = gateway.wait_for_line("why not", |line| line["level"] == "ERROR");
@@ -241,20 +244,6 @@ fn a_new_user_of_a_reload_is_refused_with_what_to_do(io: Io) {
     gateway.edit_config(&format!("user = \"{OTHER}\""), &format!("user = \"{TOKENS}\""));
     gateway.signal(Signal::HUP);
     wait_for_metric(&gateway, "ringlock_configuration_epoch", &[], 2.0);
-    exchange(&gateway);
-}
-
-fn a_user_that_comes_with_a_reload_is_no_matter_to_a_gateway_that_is_root(io: Io) {
-    let (origin, token) = (Origin::echo(), token_of(TOKENS));
-    let gateway = gateway(io, &origin, &token, None);
-    give(token.module().parent().unwrap(), number(OTHER));
-    gateway.edit_config(&format!("user = \"{TOKENS}\""), &format!("user = \"{OTHER}\""));
-    gateway.signal(Signal::HUP);
-    wait_for_metric(&gateway, "ringlock_configuration_epoch", &[], 2.0);
-    eventually("a signer of the new user", || {
-        let users: Vec<u32> = signers(&gateway).into_iter().filter_map(user_if_alive).collect();
-        (users == [number(OTHER)]).then_some(())
-    });
     exchange(&gateway);
 }
 

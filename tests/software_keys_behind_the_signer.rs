@@ -38,7 +38,7 @@ fn every_kind_of_key_serves(io: Io) {
         .into_iter()
         .fold(setup, |setup, (kind, name)| with_isolated(setup, name, name, kind));
     let gateway = setup.start();
-    let signers = living_children(gateway.pid());
+    let signers = signers(&gateway);
     assert_eq!(signers.len(), 1, "one for all files: {signers:?}");
     for (_, name) in KINDS {
         for client in [Client::new(&gateway).tls12(), Client::new(&gateway).tls13()] {
@@ -95,7 +95,7 @@ fn the_key_is_in_the_memory_of_the_signer_alone(io: Io) {
         let setup = Setup::new(io, &[origin.address()]).no_identities();
         let gateway = with_isolated(setup, "site", SITE, kind).start();
         exchange(&gateway);
-        let signer = living_children(gateway.pid())[0];
+        let signer = signers(&gateway)[0];
         let traces = traces(&gateway.ca.key_file("site"), kind);
         assert!(memory_holds(signer, &traces), "{kind:?}: whoever signs has the key");
         assert!(
@@ -135,7 +135,7 @@ fn the_gateway_needs_no_right_to_read_the_file(io: Io) {
     chown(&key, Some(number), Some(number)).unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
     let gateway = setup.start();
-    let signer = living_children(gateway.pid())[0];
+    let signer = signers(&gateway)[0];
     assert_eq!((user(gateway.pid()), user(signer)), (number, number));
     exchange(&gateway);
 }
@@ -164,11 +164,7 @@ fn a_renewed_key_is_served_after_a_reload(io: Io) {
         exchange(&gateway);
     }
     assert_ne!(Client::new(&gateway).connect().certificate(), old_certificate);
-    assert_eq!(
-        living_children(gateway.pid()).len(),
-        1,
-        "the same signer serves old and new"
-    );
+    assert_eq!(signers(&gateway).len(), 1, "the same signer serves old and new");
     let _ = old.finish();
     // A key that does not fit is not taken over.
     let certificate = fs::read(gateway.ca.certificate_file("site")).unwrap();

@@ -9,7 +9,12 @@ fn auto_falls_back_to_epoll_and_says_why() {
     let origin = Origin::echo();
     let gateway = Setup::new(Io::Uring, &[origin.address()])
         .automatic_io()
-        .through(&[tool("python3").to_str().unwrap(), "tests/support/without_io_uring.py"])
+        .through(&[
+            tool("python3").to_str().unwrap(),
+            "tests/support/without_system_calls.py",
+            "425",
+            "EPERM",
+        ])
         .start();
     let line = gateway.wait_for_line("the driver and why", |line| line["driver"].is_string());
     assert_eq!(line["driver"], "epoll", "{line}");

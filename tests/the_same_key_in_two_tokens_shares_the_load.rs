@@ -187,7 +187,7 @@ fn a_token_of_another_module_takes_over(io: Io) {
     let (first, second) = (Faulty::new("first"), Faulty::new("second"));
     let setup = with_key(io, &origin, &[&first, &second]);
     let gateway = setup.token(&first, GROUP).token(&second, GROUP).start();
-    assert_eq!(living_children(gateway.pid()).len(), 2, "a signer for each module");
+    assert_eq!(signers(&gateway).len(), 2, "a signer for each module");
     under_load(&gateway, |served| {
         wait_until_used(&first);
         first.cue("crash");

@@ -80,7 +80,7 @@ impl Tokens {
 /// The processes that hold keys, with what they were told to load.
 fn signers(gateway: &Gateway) -> Vec<(u32, String)> {
     let with_command = |id| (id, command_line(id));
-    living_children(gateway.pid()).into_iter().map(with_command).collect()
+    crate::support::signers(gateway).into_iter().map(with_command).collect()
 }
 
 fn two_modules_with_three_tokens_and_a_file_serve_side_by_side(io: Io) {

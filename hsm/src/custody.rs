@@ -57,7 +57,7 @@ const PROOFS_MAX: u32 = 6;
 pub enum Launched {
     /// A process.
     Process(std::process::Child),
-    /// A process of another user, which this one cannot end by itself.
+    /// A process that another one has started for this one.
     Through(RemoteChild),
     /// A thread of this process, which cannot be ended.
     Thread,
@@ -679,28 +679,11 @@ fn clock() -> Instant {
 /// Starts signers as `ringlock signer`, or on threads of this process.
 #[must_use]
 pub fn launcher(on_thread: fn(OwnedFd)) -> Launcher {
-    launcher_through(None, on_thread)
-}
-
-/// The same, by way of a process that has stayed root for the users that it knows.
-#[must_use]
-pub fn launcher_through(root: Option<LauncherProcess>, on_thread: fn(OwnedFd)) -> Launcher {
-    let root = root.map(Rc::new);
     // Now, while this process may still be root.
     sandbox::allow_locked_memory();
     Box::new(move |spec, control| match spec.isolation {
-        Isolation::Thread => {
-            let body = move || on_thread(control);
-            std::thread::Builder::new().name("signer".into()).spawn(body)?;
-            Ok(Launched::Thread)
-        }
+        Isolation::Thread => on_a_thread(on_thread, control),
         Isolation::Process => {
-            if let (Some(root), Some(user)) = (&root, &spec.user)
-                && root.may_become(user)
-            {
-                let child = root.launch(user, spec.module.clone(), control)?;
-                return Ok(Launched::Through(child));
-            }
             let mut command = std::process::Command::new("/proc/self/exe");
             command.arg("signer");
             if let Some(user) = &spec.user {
@@ -713,4 +696,24 @@ pub fn launcher_through(root: Option<LauncherProcess>, on_thread: fn(OwnedFd)) -
             command.spawn().map(Launched::Process)
         }
     })
+}
+
+/// The same, by way of a process: this one may give up starting programs.
+#[must_use]
+pub fn launcher_through(process: LauncherProcess, on_thread: fn(OwnedFd)) -> Launcher {
+    let process = Rc::new(process);
+    Box::new(move |spec, control| match spec.isolation {
+        Isolation::Thread => on_a_thread(on_thread, control),
+        Isolation::Process => {
+            let child = process.launch(spec.user.clone(), spec.module.clone(), control)?;
+            Ok(Launched::Through(child))
+        }
+    })
+}
+
+fn on_a_thread(body: fn(OwnedFd), control: OwnedFd) -> io::Result<Launched> {
+    std::thread::Builder::new()
+        .name("signer".into())
+        .spawn(move || body(control))?;
+    Ok(Launched::Thread)
 }

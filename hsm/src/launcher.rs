@@ -1,8 +1,8 @@
-//! Starts signers as other users for a gateway that has given up being root: the process `ringlock signer-launcher`, and the gateway's
-//! end of its connection with it.
+//! Starts signers for a gateway that starts no programs any more and has given up being root: the process `ringlock signer-launcher`, and
+//! the gateway's end of its connection with it.
 //!
-//! The process stays root, loads nothing and listens to nobody but the gateway. It becomes nobody but the users that were configured when
-//! it was started: a gateway that has been taken over gains no others by it.
+//! The process loads nothing and listens to nobody but the gateway. It stays root only where signers have users of their own, and they become
+//! nobody but those that were configured when it was started: a gateway that has been taken over gains no others by it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -38,7 +38,8 @@ enum Wish {
     /// A signer of its own number, with the descriptor that comes with this as its control connection.
     Start {
         number: u32,
-        user: String,
+        /// None: whom the process is.
+        user: Option<String>,
         /// For whoever looks at the list of processes.
         module: Option<PathBuf>,
     },
@@ -62,8 +63,18 @@ pub struct LauncherProcess {
     /// Closed once something has gone wrong: a late answer would be taken for another one.
     socket: RefCell<Option<OwnedFd>>,
     child: Child,
-    users: Vec<String>,
     numbers: Cell<u32>,
+}
+
+/// Whom the process becomes, and whom the signers that it starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whom {
+    /// It becomes this user first. None: it stays whom it is.
+    pub process: Option<String>,
+    /// Signers may stay whom the process is.
+    pub itself: bool,
+    /// Signers may become these users.
+    pub users: Vec<String>,
 }
 
 /// A signer that the process has started.
@@ -76,40 +87,40 @@ pub struct RemoteChild {
 }
 
 impl LauncherProcess {
-    /// Starts it. This process has to be root, and may become another user afterwards.
+    /// Starts it. If it is to stay root, this process has to be root, and may become another user afterwards.
     ///
     /// # Errors
     /// There are not enough descriptors or processes.
-    pub fn start(users: &[String]) -> io::Result<LauncherProcess> {
+    pub fn start(whom: &Whom) -> io::Result<LauncherProcess> {
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
         let mut command = Command::new("/proc/self/exe");
-        command
-            .arg("signer-launcher")
-            .args(users)
-            .stdin(theirs)
-            .stdout(Stdio::null());
+        command.arg("signer-launcher");
+        if let Some(user) = &whom.process {
+            command.arg("--user").arg(user);
+        }
+        if whom.itself {
+            command.arg("--itself");
+        }
+        command.args(&whom.users).stdin(theirs).stdout(Stdio::null());
         Ok(LauncherProcess {
             socket: RefCell::new(Some(socket)),
             child: command.spawn()?,
-            users: users.to_vec(),
             numbers: Cell::new(0),
         })
-    }
-
-    /// Whether it can start signers of this user.
-    #[must_use]
-    pub fn may_become(&self, user: &str) -> bool {
-        self.users.iter().any(|known| known == user)
     }
 
     /// Starts a signer with this control connection.
     ///
     /// # Errors
     /// The user is none of those that it was started for, or it cannot be reached or start processes.
-    pub fn launch(self: &Rc<Self>, user: &str, module: Option<PathBuf>, control: OwnedFd) -> io::Result<RemoteChild> {
+    pub fn launch(
+        self: &Rc<Self>,
+        user: Option<String>,
+        module: Option<PathBuf>,
+        control: OwnedFd,
+    ) -> io::Result<RemoteChild> {
         let number = self.numbers.replace(self.numbers.get() + 1);
-        let user = user.to_owned();
         match self.ask(&Wish::Start { number, user, module }, Some(control))? {
             Answer::Runs => Ok(RemoteChild {
                 launcher: Rc::clone(self),
@@ -132,7 +143,7 @@ impl LauncherProcess {
         *socket = None;
         let why = answer.err().map_or_else(String::new, |error| format!(" ({error})"));
         Err(io::Error::other(format!(
-            "the process that starts signers as other users is gone{why}: restart the gateway"
+            "the process that starts signers is gone{why}: restart the gateway"
         )))
     }
 }
@@ -140,7 +151,7 @@ impl LauncherProcess {
 impl Drop for LauncherProcess {
     fn drop(&mut self) {
         drop(self.socket.take());
-        // It is root's, so it cannot be killed from here.
+        // It may be root's, and signals may be out of reach, so it is not killed from here.
         for _ in 0..LEAVE_LOOKS_MAX {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
@@ -176,8 +187,8 @@ impl RemoteChild {
 
 /// The command `ringlock signer-launcher`: serves its standard input.
 #[must_use]
-pub fn main(users: &[String]) -> ExitCode {
-    match serve(users) {
+pub fn main(whom: &Whom) -> ExitCode {
+    match serve(whom) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             signer::complain(&error.to_string());
@@ -186,9 +197,14 @@ pub fn main(users: &[String]) -> ExitCode {
     }
 }
 
-fn serve(users: &[String]) -> Result<(), SignerError> {
+fn serve(whom: &Whom) -> Result<(), SignerError> {
     let socket = signer::take_standard_input()?;
     let gateway = signer::gateway_of(&socket, None)?;
+    // Now, while this process may still be root.
+    sandbox::allow_locked_memory();
+    if let Some(user) = &whom.process {
+        signer::become_user(user).map_err(|error| SignerError::User(user.clone(), error))?;
+    }
     signer::leave_signals_to_the_gateway();
     // Fails for no name of up to 15 bytes.
     let _ = rustix::thread::set_name(c"ringlock-launch");
@@ -197,13 +213,18 @@ fn serve(users: &[String]) -> Result<(), SignerError> {
     let failed = |_| SignerError::Order("what the gateway asks of the process that starts signers");
     while let Some((wish, descriptor)) = receive::<Wish>(&socket).map_err(failed)? {
         let answer = match wish {
-            Wish::Start { user, .. } if !users.contains(&user) => Answer::Refused(format!(
-                "user \"{user}\", who was not in the configuration at the start of the gateway"
-            )),
+            Wish::Start { user, .. } if !whom.allows(user.as_deref()) => Answer::Refused(match user {
+                Some(user) => format!("user \"{user}\", who was not in the configuration at the start of the gateway"),
+                None => "no user, where each signer was to have one at the start of the gateway".to_owned(),
+            }),
             Wish::Start { number, user, module } => {
                 let mut command = Command::new("/proc/self/exe");
-                command.args(["signer", "--user", &user, "--gateway"]);
-                command.arg(gateway.as_raw_pid().to_string()).args(module);
+                command.arg("signer");
+                if let Some(user) = user {
+                    command.arg("--user").arg(user);
+                }
+                command.arg("--gateway").arg(gateway.as_raw_pid().to_string());
+                command.args(module);
                 command.stdin(descriptor.map_or_else(Stdio::null, Stdio::from));
                 match command.stdout(Stdio::null()).spawn() {
                     Ok(child) => {
@@ -228,6 +249,15 @@ fn serve(users: &[String]) -> Result<(), SignerError> {
         }
     }
     Ok(())
+}
+
+impl Whom {
+    fn allows(&self, user: Option<&str>) -> bool {
+        match user {
+            Some(user) => self.users.iter().any(|known| known == user),
+            None => self.itself,
+        }
+    }
 }
 
 fn look(signers: &mut BTreeMap<u32, Child>, number: u32) -> Answer {

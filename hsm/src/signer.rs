@@ -145,10 +145,10 @@ pub(crate) fn take_standard_input() -> Result<OwnedFd, SignerError> {
     Ok(control)
 }
 
-fn become_user(name: &str) -> Result<(), String> {
+pub(crate) fn become_user(name: &str) -> Result<(), String> {
     let user = User::from_name(name).map_err(|error| error.to_string())?;
     let user = user.ok_or("there is no such user")?;
-    sandbox::become_user(&user).map_err(|error| error.to_string())
+    sandbox::become_user(&user, None).map_err(|error| error.to_string())
 }
 
 /// Terminals and service managers signal the whole group. The gateway decides what becomes of that, and closes the connection when

@@ -7,9 +7,9 @@ use toml::de::DeValue;
 use super::address::{self, Taken};
 use super::keys::CPUS_MAX;
 use super::ocsp;
-use super::read::{Item, Refusal, Report, Table, choice, parsed, path, share, whole_number};
+use super::read::{Item, Refusal, Report, Table, choice, flag, parsed, path, share, whole_number};
 use super::units::duration;
-use super::{ConnectionLog, Crypto, Global, Io, Log, LogFormat, LogLevel, MadeAhead, Multibuffer, Workers};
+use super::{ConnectionLog, Crypto, GivenUp, Global, Io, Log, LogFormat, LogLevel, MadeAhead, Multibuffer, Workers};
 
 /// `[global]`
 pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Global> {
@@ -21,6 +21,26 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
     let admin = table.read_optional("admin", |report, item| address::admin(report, taken, item));
     let drain_timeout = table.read("drain_timeout", duration);
     let user = table.read_optional("user", parsed(|text| Ok(text.to_owned())));
+    let group = table.read_optional("group", parsed(|text| Ok(text.to_owned())));
+    if table.has("group") && !table.has("user") {
+        let at = table.at("group");
+        let what = "it has no effect: the process does not become another user";
+        table.report.warn(&at, what, "set user, or remove it");
+    }
+    let given_up = GivenUp {
+        capabilities: !unsafe_flag(table, "unsafe_keep_capabilities", "the process keeps its capabilities"),
+        dumps: !unsafe_flag(
+            table,
+            "unsafe_dumpable",
+            "core dumps and debuggers of the same user get private keys",
+        ),
+        files: !unsafe_flag(
+            table,
+            "unsafe_no_landlock",
+            "all files of the user stay within reach of the gateway",
+        ),
+        system_calls: !unsafe_flag(table, "unsafe_no_seccomp", "the gateway keeps all system calls"),
+    };
     let stapling = ocsp::read_settings(table);
     let log = table.section("log", read_log);
     Some(Global {
@@ -29,9 +49,22 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         admin: admin?,
         drain_timeout: drain_timeout?,
         user: user?,
+        group: group?,
+        given_up,
         stapling: stapling?,
         log: log?,
     })
+}
+
+/// Whether protection is switched off, which is warned of.
+fn unsafe_flag(table: &mut Table<'_, '_>, name: &'static str, what: &str) -> bool {
+    let at = table.at(name);
+    // One that is no flag has been refused.
+    let set = table.read(name, flag).unwrap_or(false);
+    if set {
+        table.report.warn(&at, what, "remove it when it is not needed any more");
+    }
+    set
 }
 
 fn read_log(table: &mut Table<'_, '_>) -> Option<Log> {

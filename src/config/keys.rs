@@ -244,6 +244,36 @@ static GLOBAL: Section = Section {
             "User to become after binding.",
         ),
         key(
+            "group",
+            Kind::Text("the name of a group"),
+            Presence::Optional,
+            "Main group of this user after binding. Absent: the user's own. Its other groups come with the user.",
+        ),
+        key(
+            "unsafe_keep_capabilities",
+            Kind::Flag,
+            Presence::Default("false"),
+            "Keep what capabilities the process has after binding; without it all are given up.",
+        ),
+        key(
+            "unsafe_dumpable",
+            Kind::Flag,
+            Presence::Default("false"),
+            "Allow core dumps, and debuggers of the same user: both show private keys.",
+        ),
+        key(
+            "unsafe_no_landlock",
+            Kind::Flag,
+            Presence::Default("false"),
+            "Leave all files within reach; without it only the folders of configured files are, where the kernel has Landlock.",
+        ),
+        key(
+            "unsafe_no_seccomp",
+            Kind::Flag,
+            Presence::Default("false"),
+            "Leave all system calls; without it only those are left that a gateway needs.",
+        ),
+        key(
             "ocsp_dir",
             Kind::Text("the path of a directory"),
             Presence::Optional,

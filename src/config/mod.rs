@@ -234,10 +234,27 @@ pub struct Global {
     pub drain_timeout: Duration,
     /// User to become after binding.
     pub user: Option<String>,
+    /// Main group to become a member of; the user's own when absent.
+    pub group: Option<String>,
+    /// What the process gives up after binding.
+    pub given_up: GivenUp,
     /// `ocsp_dir`, `ocsp_proxy` and `must_staple`
     pub stapling: Stapling,
     /// `[global.log]`
     pub log: Log,
+}
+
+/// What the process gives up after binding: everything, unless an `unsafe_` key keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Capabilities.
+    pub capabilities: bool,
+    /// That others see its memory: core dumps and debuggers.
+    pub dumps: bool,
+    /// Files that it does not need (Landlock).
+    pub files: bool,
+    /// System calls that it does not need (seccomp).
+    pub system_calls: bool,
 }
 
 /// What concerns the OCSP staples of all identities.

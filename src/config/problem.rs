@@ -186,12 +186,13 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Where each key of a configuration stands, so that what is found out later (a certificate that does not fit its
+/// Where each key of a configuration stands, and which files it names, so that what is found out later (a certificate that does not fit its
 /// key, an address that cannot be bound) is reported with file and line too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     pub(super) file: PathBuf,
     pub(super) positions: BTreeMap<String, Position>,
+    pub(super) files: Vec<(String, PathBuf)>,
 }
 
 impl Places {
@@ -199,6 +200,11 @@ impl Places {
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The files and folders that the gateway's process reads or writes, each with its key: what signers read is not among them.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.files.iter().map(|(key, path)| (key.as_str(), path.as_path()))
     }
 
     /// Where `key` stands, which is as in [`Problem::key`]; the table's place when the key was left out.

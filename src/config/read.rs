@@ -32,6 +32,7 @@ pub(super) struct Report {
     problems: Vec<Problem>,
     warnings: Vec<Warning>,
     positions: BTreeMap<String, Position>,
+    files: Vec<(String, PathBuf)>,
 }
 
 impl Report {
@@ -42,6 +43,7 @@ impl Report {
             problems: Vec::new(),
             warnings: Vec::new(),
             positions: BTreeMap::new(),
+            files: Vec::new(),
         }
     }
 
@@ -89,6 +91,11 @@ impl Report {
         self.file.parent().unwrap_or(Path::new("")).join(path)
     }
 
+    /// Notes that this process reads or writes this file, or folder.
+    pub(super) fn note_file(&mut self, at: &At, path: &Path) {
+        self.files.push((at.key.clone(), path.to_owned()));
+    }
+
     /// Problems, warnings (both in the order of the file), and where the keys are.
     pub(super) fn into_parts(mut self) -> (Vec<Problem>, Vec<Warning>, Places) {
         self.warnings
@@ -99,6 +106,7 @@ impl Report {
             Places {
                 file: self.file,
                 positions: self.positions,
+                files: self.files,
             },
         )
     }
@@ -510,6 +518,14 @@ pub(super) fn parsed<T>(
 
 /// A path, resolved against the folder of the file.
 pub(super) fn path(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
+    let at = item.at.clone();
+    let path = path_of_a_signer(report, item)?;
+    report.note_file(&at, &path);
+    Some(path)
+}
+
+/// The same, of a file that this process does not touch.
+pub(super) fn path_of_a_signer(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
     let expected = item.kind.expected();
     let text = parsed(|text| without_nul(text, &expected))(report, item)?;
     Some(report.resolve(&text))
@@ -518,7 +534,11 @@ pub(super) fn path(report: &mut Report, item: Item<'_>) -> Option<PathBuf> {
 /// Paths, resolved against the folder of the file; each is `what`.
 pub(super) fn paths(what: &'static str) -> impl FnOnce(&mut Report, Item<'_>) -> Option<Vec<PathBuf>> {
     list(move |report, at, text| match without_nul(text, what) {
-        Ok(text) => Some(report.resolve(&text)),
+        Ok(text) => {
+            let path = report.resolve(&text);
+            report.note_file(at, &path);
+            Some(path)
+        }
         Err(refusal) => {
             report.refuse(at, shown(text), refusal.expected, refusal.remedy);
             None

@@ -124,6 +124,13 @@ const TICKETS: Tickets = Tickets {
     lifetime: Duration::from_secs(12 * 3600),
 };
 
+const EVERYTHING: GivenUp = GivenUp {
+    capabilities: true,
+    dumps: true,
+    files: true,
+    system_calls: true,
+};
+
 #[test]
 fn the_example_of_the_contract_is_read_as_it_says() {
     let (config, warnings) = parse(CONTRACT, Path::new("/etc/ringlock/ringlock.toml")).expect("it is legal");
@@ -140,6 +147,8 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             admin: Some(AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9180)))),
             drain_timeout: Duration::from_secs(30),
             user: Some("ringlock".to_owned()),
+            group: None,
+            given_up: EVERYTHING,
             stapling: Stapling {
                 dir: Some("/var/lib/ringlock/ocsp".into()),
                 proxy: Some(OcspProxy {
@@ -278,6 +287,8 @@ fn absent_keys_have_their_defaults() {
             admin: None,
             drain_timeout: Duration::from_secs(30),
             user: None,
+            group: None,
+            given_up: EVERYTHING,
             stapling: Stapling {
                 dir: None,
                 proxy: None,

@@ -153,6 +153,7 @@ pub(super) fn read(table: &mut Table<'_, '_>) -> Option<Tls> {
 /// `[tickets]`
 pub(super) fn read_tickets(table: &mut Table<'_, '_>) -> Option<Tickets> {
     let secret = table.read("secret", |report, item| {
+        let at = item.at.clone();
         let expected = item.kind.expected();
         let path = parsed(|text| match text.strip_prefix("file:") {
             Some(path) if !path.is_empty() && !path.contains('\0') => Ok(Some(path.to_owned())),
@@ -163,7 +164,11 @@ pub(super) fn read_tickets(table: &mut Table<'_, '_>) -> Option<Tickets> {
             }
         })(report, item)?;
         Some(match path {
-            Some(path) => TicketSecret::File(report.resolve(&path)),
+            Some(path) => {
+                let path = report.resolve(&path);
+                report.note_file(&at, &path);
+                TicketSecret::File(path)
+            }
             None => TicketSecret::Random,
         })
     });

@@ -7,7 +7,7 @@ use ringlock_hsm::uri::{PinSource, TokenMatch, Uri, UriError};
 use super::keys::alternatives;
 use super::names::{name, name_trouble};
 use super::nearest::suggestion;
-use super::read::{At, Item, Report, Table, choice, count, parsed, path, shown, shown_key};
+use super::read::{At, Item, Report, Table, choice, count, parsed, path_of_a_signer, shown, shown_key};
 use super::units::duration;
 use super::{InTokens, Isolation, TokenConfig, TokenId, WhenDown};
 
@@ -275,7 +275,7 @@ fn read(name: &str, table: &mut Table<'_, '_>) -> Option<TokenConfig> {
         let at = table.own_place();
         table.report.refuse(&at, found, "a name of 1 to 64 characters", remedy);
     }
-    let module = table.read("module", path);
+    let module = table.read("module", path_of_a_signer);
     let find = table.read_optional("token", token);
     let group = table.read_optional("group", self::name);
     let pin = table.read_optional("pin_source", pin_source);

@@ -110,6 +110,12 @@ impl Demo {
         self.folder.path().join(CONFIGURATION)
     }
 
+    /// Where its files are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// What to tell the user: what this is and what to try.
     #[must_use]
     pub fn banner(&self) -> String {

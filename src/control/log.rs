@@ -2,19 +2,21 @@
 //!
 //! Nobody who logs ever waits: lines go to a bounded queue that one thread writes to standard error or the file, and
 //! workers put records on queues of their own, which the collector empties every [`LOG_COLLECT_INTERVAL`]. What does
-//! not fit is dropped and counted.
+//! not fit is dropped and counted. Until [`Logging::start_thread`] lines are written by whoever has them: what a process gives up is given up by
+//! threads that start afterwards, so there is none before.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use crossbeam::queue::ArrayQueue;
 use tracing::dispatcher::{self, Dispatch};
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::limits::{LOG_COLLECT_INTERVAL, LOG_LINES};
@@ -44,9 +46,10 @@ pub enum LogError {
 pub struct Logging {
     path: Option<PathBuf>,
     replacement: Arc<Mutex<Option<File>>>,
-    lines: NonBlocking,
-    lost: LinesLost,
-    _guard: WorkerGuard,
+    lines: Lines,
+    write_failures: Arc<AtomicU64>,
+    /// Once there is a thread.
+    guard: Option<WorkerGuard>,
 }
 
 impl Logging {
@@ -75,11 +78,10 @@ impl Logging {
             pending_lines: 0,
             lost: Arc::clone(&write_failures),
         };
-        let (lines, guard) = NonBlockingBuilder::default()
-            .lossy(true)
-            .buffered_lines_limit(LOG_LINES)
-            .thread_name("log")
-            .finish(sink);
+        let lines = Lines(Arc::new(Way {
+            direct: Mutex::new(Some(sink)),
+            queue: OnceLock::new(),
+        }));
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(filter(config.level))
             .with_writer(lines.clone())
@@ -91,14 +93,28 @@ impl Logging {
         let logging = Logging {
             path: config.file.clone(),
             replacement,
-            lost: LinesLost {
-                overflow: lines.error_counter(),
-                write_failures,
-            },
+            write_failures,
             lines,
-            _guard: guard,
+            guard: None,
         };
         Ok((logging, dispatch))
+    }
+
+    /// From here on nobody who logs waits. To be called once.
+    pub fn start_thread(&mut self) {
+        let Way { direct, queue } = &*self.lines.0;
+        let mut sink = direct.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = sink.take() {
+            let (lines, guard) = NonBlockingBuilder::default()
+                .lossy(true)
+                .buffered_lines_limit(LOG_LINES)
+                .thread_name("log")
+                .finish(sink);
+            self.guard = Some(guard);
+            queue
+                .set(lines)
+                .expect("the sink was still here, so there was no queue");
+        }
     }
 
     /// Opens the file again, because something has moved the old one away. Standard error stays as it is.
@@ -112,21 +128,76 @@ impl Logging {
         let file = open(path)?;
         *self.replacement.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
         // An empty line wakes the writing thread, which then lets go of the old file. If the queue is full, it is awake.
-        let _ = self.lines.write(b"");
+        let _ = self.lines.make_writer().write(b"");
         Ok(())
     }
 
     /// The counter of lines that were not written.
     #[must_use]
     pub fn lines_lost(&self) -> LinesLost {
-        self.lost.clone()
+        LinesLost {
+            lines: self.lines.clone(),
+            write_failures: Arc::clone(&self.write_failures),
+        }
+    }
+}
+
+/// The way that lines take.
+#[derive(Clone, Debug)]
+struct Lines(Arc<Way>);
+
+#[derive(Debug)]
+struct Way {
+    /// Until there is a thread.
+    direct: Mutex<Option<Sink>>,
+    queue: OnceLock<NonBlocking>,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = OneLine<'a>;
+
+    fn make_writer(&'a self) -> OneLine<'a> {
+        match self.0.queue.get() {
+            Some(queue) => OneLine::Queued(queue.clone()),
+            None => OneLine::Direct(&self.0),
+        }
+    }
+}
+
+enum OneLine<'a> {
+    Queued(NonBlocking),
+    Direct(&'a Way),
+}
+
+impl Write for OneLine<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self {
+            OneLine::Queued(queue) => queue.write(line),
+            OneLine::Direct(way) => {
+                let mut direct = way.direct.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(sink) = &mut *direct {
+                    sink.write_all(line)?;
+                    sink.flush()?;
+                    return Ok(line.len());
+                }
+                // The thread has been started meanwhile, and the queue is set while the lock is held.
+                drop(direct);
+                way.queue
+                    .get()
+                    .map_or(Ok(line.len()), |queue| queue.clone().write(line))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 /// Counts lines that were dropped because the queue was full, or that the file or terminal did not take.
 #[derive(Clone, Debug)]
 pub struct LinesLost {
-    overflow: ErrorCounter,
+    lines: Lines,
     write_failures: Arc<AtomicU64>,
 }
 
@@ -134,7 +205,9 @@ impl LinesLost {
     /// Lines lost since start.
     #[must_use]
     pub fn value(&self) -> u64 {
-        self.overflow.dropped_lines() as u64 + self.write_failures.load(Ordering::Relaxed)
+        let queue = self.lines.0.queue.get();
+        let overflow = queue.map_or(0, |queue| queue.error_counter().dropped_lines() as u64);
+        overflow + self.write_failures.load(Ordering::Relaxed)
     }
 }
 
@@ -355,11 +428,17 @@ mod tests {
         }
     }
 
+    fn started(config: &Log) -> (Logging, Dispatch) {
+        let (mut logging, dispatch) = Logging::start(config).unwrap();
+        logging.start_thread();
+        (logging, dispatch)
+    }
+
     /// What `during` logs, through the real writer to a file.
     fn logged(format: LogFormat, during: impl FnOnce()) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let (logging, dispatch) = Logging::start(&config(format, Some(&path))).unwrap();
+        let (logging, dispatch) = started(&config(format, Some(&path)));
         dispatcher::with_default(&dispatch, during);
         assert_eq!(logging.lines_lost().value(), 0);
         drop(logging);
@@ -461,7 +540,7 @@ mod tests {
         let directory = folder.path().join("logs");
         std::fs::create_dir(&directory).unwrap();
         let path = directory.join("log");
-        let (mut logging, dispatch) = Logging::start(&config(LogFormat::Text, Some(&path))).unwrap();
+        let (mut logging, dispatch) = started(&config(LogFormat::Text, Some(&path)));
         let say = |message: &str| dispatcher::with_default(&dispatch, || tracing::info!("{message}"));
         let has = |path: &Path, text: &str| std::fs::read_to_string(path).is_ok_and(|content| content.contains(text));
 
@@ -492,7 +571,7 @@ mod tests {
     fn reopening_lets_go_of_the_old_file_without_a_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let (mut logging, _dispatch) = Logging::start(&config(LogFormat::Text, Some(&path))).unwrap();
+        let (mut logging, _dispatch) = started(&config(LogFormat::Text, Some(&path)));
         std::fs::remove_file(&path).unwrap();
         let deleted_open = || {
             std::fs::read_dir("/proc/self/fd")
@@ -506,8 +585,25 @@ mod tests {
     }
 
     #[test]
+    fn lines_before_the_thread_are_there_at_once_and_none_gets_lost_or_overtaken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let (mut logging, dispatch) = Logging::start(&config(LogFormat::Text, Some(&path))).unwrap();
+        let say = |message: &str| dispatcher::with_default(&dispatch, || tracing::info!("{message}"));
+        say("first");
+        assert!(std::fs::read_to_string(&path).unwrap().contains("first"));
+        logging.start_thread();
+        say("second");
+        assert_eq!(logging.lines_lost().value(), 0);
+        drop(logging);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next_back()).collect();
+        assert_eq!(lines, ["first", "second"]);
+    }
+
+    #[test]
     fn lines_that_the_file_does_not_take_are_counted() {
-        let (logging, dispatch) = Logging::start(&config(LogFormat::Text, Some(Path::new("/dev/full")))).unwrap();
+        let (logging, dispatch) = started(&config(LogFormat::Text, Some(Path::new("/dev/full"))));
         dispatcher::with_default(&dispatch, || {
             for _ in 0..1_000 {
                 tracing::info!("a line that finds no room");

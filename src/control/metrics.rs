@@ -7,7 +7,9 @@ mod sessions;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
@@ -49,6 +51,8 @@ pub struct View {
     pub reloads_failed: u64,
     /// Log lines that were not written since start.
     pub log_lines_lost: u64,
+    /// What the process gives up after its start, and whether it has.
+    pub confinement: [(&'static str, bool); 4],
     /// When the process started.
     pub started: SystemTime,
 }
@@ -438,6 +442,16 @@ impl View {
             samples: vec![(vec![], self.log_lines_lost)],
         })?;
         to.gauge(Family {
+            name: "ringlock_given_up",
+            help: "What the process has given up after its start: 1, or 0 if it still has it",
+            unit: None,
+            samples: self
+                .confinement
+                .iter()
+                .map(|&(what, in_force)| (vec![("what", what.into())], u64::from(in_force)))
+                .collect(),
+        })?;
+        to.gauge(Family {
             name: "ringlock_certificate_expiry_timestamp",
             help: "End of validity of the certificate in use, in Unix time",
             unit: Some(Unit::Seconds),
@@ -567,6 +581,41 @@ fn transferred(worker: &WorkerView) -> Vec<(Labels<'static>, u64)> {
     .collect()
 }
 
+/// What the kernel tells of this process. Kept open: opening them may be given up (docs/security.md).
+struct ProcessFiles {
+    page_bytes: u64,
+    statm: Option<File>,
+    descriptors: Option<File>,
+}
+
+static PROCESS_FILES: OnceLock<ProcessFiles> = OnceLock::new();
+
+/// To be called before files are given up; afterwards metrics of the process would be missing.
+pub fn open_process_files() {
+    process_files();
+}
+
+fn process_files() -> &'static ProcessFiles {
+    PROCESS_FILES.get_or_init(|| ProcessFiles {
+        // The first time somebody asks rustix, it may have to read /proc/self/auxv.
+        page_bytes: rustix::param::page_size() as u64,
+        statm: File::open("/proc/self/statm").ok(),
+        descriptors: File::open("/proc/self/fd").ok(),
+    })
+}
+
+fn count_descriptors(folder: &File) -> Option<u64> {
+    rustix::fs::seek(folder, rustix::fs::SeekFrom::Start(0)).ok()?;
+    let mut buffer = Vec::with_capacity(4096);
+    let mut entries = rustix::fs::RawDir::new(folder, buffer.spare_capacity_mut());
+    let mut count = 0;
+    while let Some(entry) = entries.next() {
+        let entry = entry.ok()?;
+        count += u64::from(entry.file_name() != c"." && entry.file_name() != c"..");
+    }
+    Some(count)
+}
+
 /// The process as the kernel sees it, under the names that Prometheus' client libraries share. What cannot be read has
 /// no sample.
 fn encode_process(started: SystemTime, to: &mut Exposition<'_>) -> fmt::Result {
@@ -582,11 +631,13 @@ fn encode_process(started: SystemTime, to: &mut Exposition<'_>) -> fmt::Result {
     )?;
     seconds.encode_counter::<NoLabelSet, f64, f64>(&(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9), None)?;
 
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let page = rustix::param::page_size() as u64;
+    let files = process_files();
+    let mut statm = [0; 128];
+    let length = files.statm.as_ref().and_then(|file| file.read_at(&mut statm, 0).ok());
+    let statm = String::from_utf8_lossy(&statm[..length.unwrap_or(0)]);
     let mut sizes = statm
         .split_ascii_whitespace()
-        .map(|pages| pages.parse::<u64>().map(|n| n * page));
+        .map(|pages| pages.parse::<u64>().map(|n| n * files.page_bytes));
     for (name, help) in [
         ("process_virtual_memory", "Virtual memory"),
         ("process_resident_memory", "Resident memory"),
@@ -602,12 +653,7 @@ fn encode_process(started: SystemTime, to: &mut Exposition<'_>) -> fmt::Result {
         name: "process_open_fds",
         help: "Open file descriptors",
         unit: None,
-        // One of them is the directory being read.
-        samples: sample(
-            std::fs::read_dir("/proc/self/fd")
-                .ok()
-                .map(|entries| entries.count().saturating_sub(1) as u64),
-        ),
+        samples: sample(files.descriptors.as_ref().and_then(count_descriptors)),
     })?;
     to.gauge(Family {
         name: "process_max_fds",

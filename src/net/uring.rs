@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use io_uring::register::Restriction;
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
@@ -216,6 +217,24 @@ pub struct UringDriver {
     rearm_waker: bool,
 }
 
+/// Opens the ring for what this file does with it, and for nothing else: operations on a ring pass by the filter of system calls, and
+/// without this they could open files, make sockets of any kind, and so on.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    const OPERATIONS: [u8; 6] = [
+        opcode::AcceptMulti::CODE,
+        opcode::AsyncCancel2::CODE,
+        opcode::Connect::CODE,
+        opcode::PollAdd::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+    ];
+    let flags = Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits());
+    let operations = OPERATIONS.map(Restriction::sqe_op);
+    let mut restrictions: Vec<Restriction> = operations.into_iter().chain([flags]).collect();
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()
+}
+
 impl UringDriver {
     /// A driver for the calling thread, which alone may use it.
     ///
@@ -229,10 +248,12 @@ impl UringDriver {
             .setup_submit_all()
             .setup_clamp()
             .setup_cqsize(URING_COMPLETIONS)
+            .setup_r_disabled()
             .build(URING_ENTRIES)?;
         let (small, large) = (BufferRing::new(Size::Small)?, BufferRing::new(Size::Large)?);
         small.register(&ring)?;
         large.register(&ring)?;
+        restrict(&ring)?;
         Ok(UringDriver {
             ring,
             small,

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, User};
-use ringlock_hsm::custody::{Launcher, launcher_through};
-use ringlock_hsm::launcher::LauncherProcess;
+use ringlock_hsm::custody::{self, Launcher, launcher_through};
+use ringlock_hsm::launcher::{LauncherProcess, Whom};
 use ringlock_hsm::{sandbox, signer};
 
+use super::confine;
 use crate::config::{
     AdminAddress, Config, Crypto, Io, Isolation, MadeAhead, Multibuffer, Places, Problem, TokenConfig, Warning, Workers,
 };
@@ -95,11 +96,25 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
 /// # Errors
 /// Everything that it cannot do.
 pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
+    let cpus = check(config);
+    match (cpus, equipment(config.global.io, &config.crypto, &config.places)) {
+        (Ok(cpus), Ok(equipment)) => Ok(Plan { cpus, equipment }),
+        (cpus, equipment) => Err(cpus.err().into_iter().chain(equipment.err()).flatten().collect()),
+    }
+}
+
+/// Whether this machine has what `config` asks for, its equipment left out: a gateway that runs keeps what it has, and may have given up
+/// looking for another. Returns the processors of the workers.
+///
+/// # Errors
+/// Everything that it does not have.
+pub fn check(config: &Config) -> Result<Vec<usize>, Vec<Problem>> {
     let mut problems = Vec::new();
     let cpus = choose_cpus(&config.global.workers)
         .map_err(|refusal| problems.push(refusal.at(&config.places, "global.workers")));
-    let equipment =
-        equipment(config.global.io, &config.crypto, &config.places).map_err(|refused| problems.extend(refused));
+    if let Err(problem) = confine::group(config) {
+        problems.push(problem);
+    }
     let mut keep = |key: &str, refusal: Refusal| problems.push(refusal.at(&config.places, key));
     if let Some(user) = &config.global.user
         && let Err(refusal) = find_user(user)
@@ -125,22 +140,22 @@ pub fn plan(config: &Config) -> Result<Plan, Vec<Problem>> {
             keep(&format!("listener \"{}\": congestion_control", listener.name), refusal);
         }
     }
-    match (cpus, equipment) {
-        (Ok(cpus), Ok(equipment)) if problems.is_empty() => Ok(Plan { cpus, equipment }),
-        (_, _) => Err(problems),
+    match cpus {
+        Ok(cpus) if problems.is_empty() => Ok(cpus),
+        Ok(_) | Err(()) => Err(problems),
     }
 }
 
 /// Why this machine does not do what a key asks for.
 #[derive(Debug)]
-struct Refusal {
+pub(super) struct Refusal {
     found: String,
     expected: String,
     remedy: String,
 }
 
 impl Refusal {
-    fn at(self, places: &Places, key: &str) -> Problem {
+    pub(super) fn at(self, places: &Places, key: &str) -> Problem {
         places.problem(key, self.found, self.expected, self.remedy)
     }
 }
@@ -273,7 +288,7 @@ fn check_folder(file: &Path) -> Result<(), Refusal> {
     })
 }
 
-fn find_user(name: &str) -> Result<User, Refusal> {
+pub(super) fn find_user(name: &str) -> Result<User, Refusal> {
     let found = match User::from_name(name) {
         Ok(Some(user)) => return Ok(user),
         Ok(None) => format!("\"{name}\""),
@@ -303,22 +318,26 @@ fn own_users(config: &Config) -> impl Iterator<Item = (&TokenConfig, &String)> {
     tokens.filter_map(move |token| Some((token, token.user.as_ref().filter(own)?)))
 }
 
-/// Whether signers can become the users that they are to be; `known` are those that they can become though this process is not root.
+/// Whether signers can become the users that they are to be: of a gateway that runs those that are `known` to what starts them, at the start
+/// those that this process can become.
 ///
 /// # Errors
 /// For each token, why not.
-pub fn check_users_of_signers(config: &Config, known: &[String]) -> Result<(), Vec<Problem>> {
+pub fn check_users_of_signers(config: &Config, known: Option<&[String]>) -> Result<(), Vec<Problem>> {
     let own = Uid::effective();
     let refuse = |(token, name): (&TokenConfig, &String)| {
-        let refusal = match find_user(name) {
-            Ok(user) if own.is_root() || own == user.uid || known.contains(name) => return None,
-            Ok(_) => Refusal {
-                found: format!("\"{name}\", whom no signer of this process can become: it is not root"),
+        let refusal = match (find_user(name), known) {
+            (Ok(user), None) if own.is_root() || own == user.uid => return None,
+            (Ok(_), Some(known)) if known.contains(name) => return None,
+            (Ok(_), _) => Refusal {
+                found: format!(
+                    "\"{name}\", whom no signer of this process can become: it is not root, or has given that up"
+                ),
                 expected: "a gateway that was started as root with this user in its configuration, or as that user"
                     .into(),
                 remedy: "restart it so, or leave the key out".into(),
             },
-            Err(refusal) => refusal,
+            (Err(refusal), _) => refusal,
         };
         Some(refusal.at(&config.places, &token.key("user")))
     };
@@ -326,41 +345,41 @@ pub fn check_users_of_signers(config: &Config, known: &[String]) -> Result<(), V
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
-/// What starts signers: they become other users by themselves, unless this process gives up root. Then one that does not is started.
+/// What starts signers for a program that keeps what it has.
+#[must_use]
+pub fn launcher() -> Launcher {
+    custody::launcher(signer::on_thread)
+}
+
+/// What starts signers for a gateway that is going to give up starting programs: a process that keeps what that takes. It stays root where
+/// the gateway is root and signers have users of their own.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn launcher(config: &Config) -> Result<Launcher, Problem> {
-    let users = users_of_signers(config);
-    let mut root = None;
-    if config.global.user.is_some() && Uid::effective().is_root() && !users.is_empty() {
-        root = Some(LauncherProcess::start(&users).map_err(|error| {
-            Refusal {
-                found: format!("no process that starts signers as other users: it cannot be started ({error})"),
-                expected: "room for one more process".into(),
-                remedy: "check the limits of this process (ulimit -a)".into(),
-            }
-            .at(&config.places, "global.user")
-        })?);
-    }
-    Ok(launcher_through(root, signer::on_thread))
-}
-
-/// Becomes the user that the configuration names, for good.
-///
-/// # Errors
-/// The user is unknown, or this process may not become it.
-pub fn drop_privileges(config: &Config) -> Result<(), Problem> {
-    let Some(name) = &config.global.user else { return Ok(()) };
-    let problem = |refusal: Refusal| refusal.at(&config.places, "global.user");
-    let user = find_user(name).map_err(problem)?;
-    sandbox::become_user(&user).map_err(|error| {
-        problem(Refusal {
-            found: format!("\"{name}\", which this process may not become ({error})"),
-            expected: "a process started as root, or as that user".into(),
-            remedy: "start it so, or leave the key out".into(),
-        })
-    })
+pub fn launcher_process(config: &Config) -> Result<Launcher, Problem> {
+    // Now, while this process may still be root.
+    sandbox::allow_locked_memory();
+    let mut users = users_of_signers(config);
+    let user = &config.global.user;
+    // One that is not known is told of elsewhere.
+    let known = user.clone().filter(|user| find_user(user).is_ok());
+    let whom = Whom {
+        process: known.filter(|_| users.is_empty()),
+        itself: user.is_none(),
+        users: {
+            users.extend(user.clone());
+            users
+        },
+    };
+    let process = LauncherProcess::start(&whom).map_err(|error| {
+        Refusal {
+            found: format!("no process that starts signers: it cannot be started ({error})"),
+            expected: "room for one more process".into(),
+            remedy: "check the limits of this process (ulimit -a)".into(),
+        }
+        .at(&config.places, "global.user")
+    })?;
+    Ok(launcher_through(process, signer::on_thread))
 }
 
 /// Lets this process open as many descriptors as it may, and says how many that is.

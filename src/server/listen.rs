@@ -99,12 +99,16 @@ fn bind_one(address: SocketAddr, first: bool, congestion_control: Option<&str>) 
     Ok(socket)
 }
 
-/// What was expected of an address that cannot be listened at, and what to do.
-pub(super) fn explain(error: &std::io::Error) -> (&'static str, &'static str) {
+/// What was expected of an address that cannot be listened at, and what to do; a gateway that `runs` has given up its rights.
+pub(super) fn explain(error: &std::io::Error, runs: bool) -> (&'static str, &'static str) {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => (
             "an address that is free",
             "end the process that has it, or choose another",
+        ),
+        Some(libc::EACCES) if runs => (
+            "an address that this process may bind",
+            "restart the gateway, which has given up the right to ports below 1024; or choose one from 1024 on",
         ),
         Some(libc::EACCES) => (
             "an address that this process may bind",

@@ -1,10 +1,12 @@
 //! The gateway as a whole: binds, drops privileges, starts the workers, hands them snapshots, joins them.
 
+pub mod confine;
 pub mod host;
 mod listen;
 pub mod ticket_secret;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,15 +14,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
-use ringlock_hsm::custody::Custody;
+use ringlock_hsm::custody::{Custody, Launcher};
 
+use self::confine::{ConfineError, Confinement};
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use self::ticket_secret::TicketSecrets;
 use crate::config::{Config, Problem, Problems};
-use crate::control::log::{Collector, LinesLost};
+use crate::control::log::{Collector, LinesLost, Logging};
 use crate::control::metrics::{
-    CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
+    self, CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
 };
 use crate::control::ocsp::Stapler;
 use crate::control::{Condition, Service};
@@ -46,6 +49,9 @@ pub enum StartError {
     /// A thread, or the driver that is made in it, cannot be started.
     #[error("cannot start a thread: {0}; check the limits of this process (ulimit -a)")]
     Thread(#[source] std::io::Error),
+    /// Rights cannot be given up.
+    #[error(transparent)]
+    Confine(ConfineError),
     /// There is no page for the secret of session tickets.
     #[error("no memory for the secret of session tickets: {0}")]
     Memory(#[source] std::io::Error),
@@ -57,18 +63,35 @@ impl From<Vec<Problem>> for StartError {
     }
 }
 
-/// Everything that has to be found out before anything is bound or started: what `run` begins with and `check` is.
+impl From<ConfineError> for StartError {
+    fn from(error: ConfineError) -> Self {
+        match error {
+            ConfineError::Problem(problem) => StartError::Problems(vec![problem]),
+            error @ ConfineError::Sandbox(_) => StartError::Confine(error),
+        }
+    }
+}
+
+/// Everything that has to be found out before anything is bound or started, for `check`.
 ///
 /// # Errors
 /// Everything that the configuration asks for and is not there.
 pub fn load(config: Config) -> Result<Loaded, Vec<Problem>> {
+    load_with(config, |_| Ok(host::launcher()))
+}
+
+/// The same, with signers that are started by what `launcher` makes.
+fn load_with(
+    config: Config,
+    launcher: impl FnOnce(&Config) -> Result<Launcher, Problem>,
+) -> Result<Loaded, Vec<Problem>> {
     let plan = host::plan(&config);
     let ticket_secret = ticket_secret::read(&config);
     let workers = plan.as_ref().map_or(1, |plan| plan.cpus.len());
-    if let Err(problems) = host::check_users_of_signers(&config, &[]) {
+    if let Err(problems) = host::check_users_of_signers(&config, None) {
         return Err(plan.err().into_iter().flatten().chain(problems).collect());
     }
-    let launcher = host::launcher(&config).map_err(|problem| vec![problem])?;
+    let launcher = launcher(&config).map_err(|problem| vec![problem])?;
     let mut custody = Custody::new(workers, launcher);
     let snapshot = Snapshot::load(config, workers, None, &mut custody);
     match (plan, snapshot, ticket_secret) {
@@ -104,7 +127,7 @@ pub struct Server {
     custody: Custody,
     ticket_secrets: TicketSecrets,
     stapler: Stapler,
-    /// Whom signers can become though the gateway is not root any more.
+    /// Whom signers can become besides the gateway's user.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
     workers: Vec<WorkerHandle>,
@@ -114,6 +137,7 @@ pub struct Server {
     /// Writes connection records until it is dropped, after the workers.
     collector: Option<Collector>,
     lines_lost: LinesLost,
+    confinement: Confinement,
     started: SystemTime,
     draining: bool,
     reloads_succeeded: u64,
@@ -139,7 +163,8 @@ impl WorkerHandle {
 }
 
 impl Server {
-    /// Loads, binds, drops privileges and starts the workers.
+    /// Loads, binds, gives up what it does not need any more and starts the workers. The folder `temporary` is this process's own, to be
+    /// removed at its end.
     ///
     /// # Errors
     /// Why it cannot start, with every reason.
@@ -147,18 +172,22 @@ impl Server {
         config: Config,
         inherited: Inherited,
         loader: Loader,
-        lines_lost: LinesLost,
+        logging: &mut Logging,
+        temporary: Option<&Path>,
     ) -> Result<Server, StartError> {
         let Loaded {
             plan,
             snapshot,
             custody,
             ticket_secret,
-        } = load(config)?;
+        } = load_with(config, host::launcher_process)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
         let sockets = bind_new(&snapshot, &[], plan.cpus.len(), &inherited)?;
-        host::drop_privileges(&snapshot.config).map_err(|problem| vec![problem])?;
+        metrics::open_process_files();
+        // No thread has been started yet: those that are take it over.
+        let confinement = Confinement::begin(&snapshot.config, temporary)?;
+        logging.start_thread();
         let ticket_secrets = TicketSecrets::new(Arc::clone(&snapshot.tickets), &snapshot.config.tickets, ticket_secret)
             .map_err(StartError::Memory)?;
         let mut server = Server {
@@ -173,7 +202,8 @@ impl Server {
             bound: Vec::new(),
             inherited,
             collector: None,
-            lines_lost,
+            lines_lost: logging.lines_lost(),
+            confinement,
             started: now(),
             draining: false,
             reloads_succeeded: 0,
@@ -188,6 +218,9 @@ impl Server {
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
         server.stapler.adopt(&snapshot);
+        server
+            .confinement
+            .complete(&snapshot.config, server.plan.equipment.driver);
         server.serve(snapshot, sockets);
         let Plan { cpus, equipment } = &server.plan;
         let Equipment {
@@ -264,7 +297,8 @@ impl Server {
             return Err("the gateway is draining".into());
         }
         let mut config = (self.loader)().map_err(|problems| problems.to_string())?;
-        host::plan(&config).map_err(|problems| lines(&problems))?;
+        self.confinement.check(&config).map_err(|problems| lines(&problems))?;
+        host::check(&config).map_err(|problems| lines(&problems))?;
         let (old, new) = (&self.snapshot.config.global, &config.global);
         let (old_log, new_log) = (&old.log, &new.log);
         let fixed = [
@@ -272,13 +306,15 @@ impl Server {
             ("io", old.io != new.io),
             ("admin", old.admin != new.admin),
             ("user", old.user != new.user),
+            ("group", old.group != new.group),
+            ("unsafe_*", old.given_up != new.given_up),
             ("log.format", old_log.format != new_log.format),
             ("log.level", old_log.level != new_log.level),
             ("log.file", old_log.file != new_log.file),
         ];
         // Signers become whom the gateway has become.
         config.global.user.clone_from(&old.user);
-        host::check_users_of_signers(&config, &self.users_of_signers).map_err(|problems| lines(&problems))?;
+        host::check_users_of_signers(&config, Some(&self.users_of_signers)).map_err(|problems| lines(&problems))?;
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
@@ -361,6 +397,7 @@ impl Service for Server {
             reloads_succeeded: self.reloads_succeeded,
             reloads_failed: self.reloads_failed,
             log_lines_lost: self.lines_lost.value(),
+            confinement: self.confinement.in_force(),
             started: self.started,
         }
     }
@@ -454,7 +491,7 @@ fn bind_new(
             Err(error) => {
                 let key = format!("listener \"{}\": address", listener.name);
                 let found = format!("{address}, which cannot be listened at ({error})");
-                let (expected, remedy) = listen::explain(&error);
+                let (expected, remedy) = listen::explain(&error, !bound.is_empty());
                 problems.push(snapshot.config.places.problem(key, found, expected, remedy));
             }
         }

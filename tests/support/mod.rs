@@ -60,8 +60,8 @@ pub(crate) use operation::{
 };
 pub(crate) use origin::{Origin, Stream, reset};
 pub(crate) use processes::{
-    children, command_line, descriptors, environment, is_alive, kill, living_children, locked_kib, memory_holds,
-    signer, user, user_if_alive, wait_for_end, wait_until_nothing_is_left,
+    children, command_line, descriptors, environment, has_secret_memory, is_alive, kill, launcher, living_children,
+    locked_kib, memory_holds, signer, signers, user, wait_for_end, wait_until_nothing_is_left,
 };
 pub(crate) use proxy_header::{ProxyHeader, header_origin};
 pub(crate) use saved_sessions::{SavedSession, assert_handshakes, assert_resumptions, declined};

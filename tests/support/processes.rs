@@ -44,11 +44,33 @@ fn process(pid: u32) -> Option<Process> {
     })
 }
 
-/// Whom the gateway has started: its signers, those that have ended and have not been waited for among them.
+/// The gateway's signers, those that have ended and have not been waited for among them. They are children of the process that starts them.
 pub(crate) fn children(gateway: &Gateway) -> Vec<Process> {
     let mut all = processes();
-    all.retain(|process| process.parent == gateway.pid());
+    let launcher = all.iter().find(|process| is_launcher(process, gateway.pid()));
+    let launcher = launcher.map(|process| process.pid);
+    all.retain(|process| Some(process.parent) == launcher);
     all
+}
+
+/// The process that starts signers for the gateway.
+#[track_caller]
+pub(crate) fn launcher(gateway: &Gateway) -> u32 {
+    let all = processes();
+    let found = all.iter().find(|process| is_launcher(process, gateway.pid()));
+    found.expect("a gateway that runs has one").pid
+}
+
+fn is_launcher(process: &Process, gateway: u32) -> bool {
+    process.parent == gateway && process.command.contains(" signer-launcher")
+}
+
+/// The gateway's signers that live.
+pub(crate) fn signers(gateway: &Gateway) -> Vec<u32> {
+    let all = children(gateway).into_iter();
+    all.filter(|process| !process.zombie)
+        .map(|process| process.pid)
+        .collect()
 }
 
 /// The processes whose parent this one is, those that have ended left out.
@@ -72,12 +94,7 @@ pub(crate) fn environment(process: u32) -> String {
 /// Real user of a process.
 #[track_caller]
 pub(crate) fn user(process: u32) -> u32 {
-    user_if_alive(process).unwrap()
-}
-
-/// Real user of a process that may have ended.
-pub(crate) fn user_if_alive(process: u32) -> Option<u32> {
-    status(process, "Uid:")
+    status(process, "Uid:").unwrap()
 }
 
 /// Memory of a process that cannot reach swap, in KiB.
@@ -122,6 +139,12 @@ print(found > 0)
         .chain(any_of.iter().map(hex))
         .collect();
     python(SCAN, &arguments).trim() == "True"
+}
+
+/// Whether this kernel has memory that only its process can read (memfd_secret).
+pub(crate) fn has_secret_memory() -> bool {
+    const TRY: &str = "import ctypes; print(ctypes.CDLL(None).syscall(447, 0) >= 0)";
+    python(TRY, &[] as &[&str]).trim() == "True"
 }
 
 /// The process that has loaded this token's module. There has to be one soon.

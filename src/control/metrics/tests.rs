@@ -108,6 +108,12 @@ pub(in crate::control) fn busy() -> View {
         reloads_succeeded: 2,
         reloads_failed: 1,
         log_lines_lost: 9,
+        confinement: [
+            ("capabilities", true),
+            ("memory", true),
+            ("files", false),
+            ("system_calls", true),
+        ],
         started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
     }
 }

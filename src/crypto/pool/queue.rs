@@ -20,7 +20,7 @@ pub trait Kept: Sized {
     fn take(bytes: &[u8]) -> Self;
 }
 
-/// A bounded queue. Its counters lie in the same memory, so that a child of this process finds it empty.
+/// A bounded queue. Its counters lie in the same memory, so that a child of this process finds it empty, or not at all.
 pub(super) struct Queue<T> {
     memory: SecretMemory,
     capacity: usize,

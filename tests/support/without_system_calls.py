@@ -1,12 +1,12 @@
-"""Runs its arguments as a program for which io_uring_setup(2) is forbidden, as containers do."""
+"""Runs a program for which system calls fail: their numbers with commas between, how, the program and its arguments."""
 import ctypes
+import errno
 import os
 import struct
 import sys
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 LOAD_NUMBER, JUMP_EQUAL, RETURN = 0x20, 0x15, 0x06
-IO_URING_SETUP, EPERM = 425, 1
 RETURN_ERRNO, RETURN_ALLOW = 0x00050000, 0x7FFF0000
 
 
@@ -14,12 +14,12 @@ class Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-instructions = [
-    (LOAD_NUMBER, 0, 0, 0),
-    (JUMP_EQUAL, 0, 1, IO_URING_SETUP),
-    (RETURN, 0, 0, RETURN_ERRNO | EPERM),
-    (RETURN, 0, 0, RETURN_ALLOW),
-]
+numbers = [int(number) for number in sys.argv[1].split(",")]
+how = getattr(errno, sys.argv[2])
+instructions = [(LOAD_NUMBER, 0, 0, 0)]
+for number in numbers:
+    instructions += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, RETURN_ERRNO | how)]
+instructions += [(RETURN, 0, 0, RETURN_ALLOW)]
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in instructions))
 program = Program(len(instructions), ctypes.cast(code, ctypes.c_void_p))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -27,4 +27,4 @@ if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
     sys.exit("no_new_privs: " + os.strerror(ctypes.get_errno()))
 if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
     sys.exit("seccomp: " + os.strerror(ctypes.get_errno()))
-os.execv(sys.argv[1], sys.argv[1:])
+os.execv(sys.argv[3], sys.argv[3:])
