@@ -3,7 +3,7 @@
 use crate::support::responder::*;
 use crate::support::*;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -258,6 +258,24 @@ fn a_proxy_gets_the_whole_address() {
         "{}",
         asked.head
     );
+}
+
+#[test]
+fn names_of_responders_are_looked_up() {
+    let origin = Origin::echo();
+    let responder = Responder::start_at(Ipv4Addr::LOCALHOST.into(), |_, stream| {
+        reply(stream, "503 Service Unavailable", "", b"");
+    });
+    let setup = setup(
+        Io::Epoll,
+        &origin,
+        &format!("http://localhost:{}/", responder.port()),
+        AUTO,
+    );
+    responder.change_to(&Answer::default().about(setup.ca(), "site"));
+    let gateway = setup.start();
+    wait_for_staple(&gateway);
+    all_see(&gateway, STAPLED);
 }
 
 #[test]

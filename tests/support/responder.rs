@@ -1,12 +1,13 @@
 //! OCSP: certificates that name a responder, and responders, which answer what a test wants.
 
 use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rcgen::{CertificateParams, CustomExtension};
 
-use super::{Ca, Origin, Stream, run};
+use super::{Ca, Origin, Stream, own_ip, run};
 
 /// What was asked over HTTP.
 #[derive(Clone, Debug)]
@@ -33,10 +34,15 @@ pub(crate) struct Responder {
 impl Responder {
     /// Reads a request and has `serve` answer it.
     pub(crate) fn start(serve: impl Fn(&Asked, Stream) + Send + Sync + 'static) -> Responder {
+        Responder::start_at(own_ip(), serve)
+    }
+
+    /// The same at this address.
+    pub(crate) fn start_at(ip: IpAddr, serve: impl Fn(&Asked, Stream) + Send + Sync + 'static) -> Responder {
         let serve: Arc<Mutex<Serve>> = Arc::new(Mutex::new(Arc::new(serve)));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (present, log) = (Arc::clone(&serve), Arc::clone(&asked));
-        let origin = Origin::start(move |mut stream| {
+        let origin = Origin::start_at(SocketAddr::new(ip, 0), move |mut stream| {
             let Some(request) = read(&mut stream) else { return };
             log.lock().unwrap().push(request.clone());
             let serve = Arc::clone(&present.lock().unwrap());
@@ -65,6 +71,11 @@ impl Responder {
     /// `http://…`, without a path.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.origin.address())
+    }
+
+    /// The port where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.origin.address().port()
     }
 
     /// What it was asked so far.
