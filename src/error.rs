@@ -269,6 +269,8 @@ pub enum Cause {
     ClosedBeforeHello,
     /// The drain deadline passed.
     Drained,
+    /// The connection has been open for `connection_age_max`.
+    ConnectionAge,
     /// The PROXY header was missing, malformed, or too long.
     ProxyHeader(&'static str),
     /// The handshake was not complete in time.
@@ -306,7 +308,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every label, for metrics that start at zero. The order is [`Cause::index`]'s.
-    pub const LABELS: [&'static str; 18] = [
+    pub const LABELS: [&'static str; 19] = [
         "finished",
         "closed_before_hello",
         "drained",
@@ -325,6 +327,7 @@ impl Cause {
         "upstream_reset",
         "exhausted",
         "internal",
+        "connection_age_max",
     ];
 
     /// Position of the label in [`Cause::LABELS`].
@@ -349,6 +352,7 @@ impl Cause {
             Cause::UpstreamReset => 15,
             Cause::Exhausted => 16,
             Cause::Internal(_) => 17,
+            Cause::ConnectionAge => 18,
         }
     }
 
@@ -362,9 +366,12 @@ impl Cause {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Cause::Finished | Cause::ClosedBeforeHello | Cause::Drained | Cause::IdleTimeout | Cause::KeyLimit => {
-                Fault::None
-            }
+            Cause::Finished
+            | Cause::ClosedBeforeHello
+            | Cause::Drained
+            | Cause::ConnectionAge
+            | Cause::IdleTimeout
+            | Cause::KeyLimit => Fault::None,
             Cause::Handshake(HandshakeFailure::Key(_)) => Fault::Key,
             Cause::WriteTimeout { upstream: true } | Cause::UpstreamUnreachable | Cause::UpstreamReset => {
                 Fault::Upstream
@@ -390,6 +397,7 @@ impl fmt::Display for Cause {
             Cause::Finished => f.write_str("finished"),
             Cause::ClosedBeforeHello => f.write_str("client closed before it sent anything"),
             Cause::Drained => f.write_str("ended by the drain deadline"),
+            Cause::ConnectionAge => f.write_str("as old as connection_age_max allows"),
             Cause::ProxyHeader(why) => write!(f, "PROXY header: {why}"),
             Cause::HandshakeTimeout => f.write_str("handshake not complete in time"),
             Cause::IdleTimeout => f.write_str("idle for too long"),

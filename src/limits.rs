@@ -25,6 +25,30 @@ pub const TICKET_SECRET_BYTES_MAX: usize = 4096;
 /// How often the file of a secret is looked at. It is read when it has not changed since the look before.
 pub const TICKET_SECRET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often certificates, keys, CAs and revocation lists are looked at, where the kernel does not tell of changes.
+pub const FILES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// And where it does: it is silent about network and overlay file systems.
+pub const FILES_LOOK_INTERVAL_HINTED: Duration = Duration::from_secs(5);
+
+/// A file that has changed is read when it has stayed as it is for so long: it may be half-written.
+pub const FILES_SETTLE: Duration = Duration::from_millis(250);
+
+/// Changed files that cannot be used, or do not fit each other, are an alarm after this: more of them may be about to be replaced.
+pub const FILES_ALARM_AFTER: Duration = Duration::from_secs(10);
+
+/// What is still wrong then is tried again so often, even if the files stay as they are.
+pub const FILES_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the kernel tells of folders is heard this often at most.
+pub const FILES_HINTS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Links followed on the way to one file; the kernel's own bound is 40.
+pub const SYMLINKS_MAX: usize = 40;
+
+/// Snapshots whose connections are shown one by one; those of older ones are shown together.
+pub const EPOCHS_SHOWN_MAX: usize = 16;
+
 /// Secrets whose tickets are opened: the present one, and those before it until their epochs are over.
 pub const TICKET_SECRETS_MAX: usize = 4;
 

@@ -46,6 +46,8 @@ pub enum Mutant {
     WriteTimeoutNotArmed,
     /// A client that does not close is waited for.
     LingerTimeoutNotArmed,
+    /// A connection may get as old as it likes.
+    ConnectionAgeNotArmed,
     /// The first connect failure ends the session.
     NextServerNotTried,
     /// The listener counts a connection for ever.
@@ -108,7 +110,7 @@ impl Mutant {
     ];
 
     /// Those that the simulation of whole workers has to find.
-    pub const ALL: [Mutant; 31] = [
+    pub const ALL: [Mutant; 32] = [
         Mutant::CloseWithoutJoin,
         Mutant::NoSlotGeneration,
         Mutant::PartialSendForgotten,
@@ -130,6 +132,7 @@ impl Mutant {
         Mutant::IdleTimeoutNotArmed,
         Mutant::WriteTimeoutNotArmed,
         Mutant::LingerTimeoutNotArmed,
+        Mutant::ConnectionAgeNotArmed,
         Mutant::NextServerNotTried,
         Mutant::ListenerCountKept,
         Mutant::ServerCountKept,

@@ -3,14 +3,17 @@
 
 mod client_auth;
 mod identities;
+mod renewal;
 mod staples;
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crossbeam::utils::CachePadded;
 use ringlock_hsm::custody::Custody;
 use ringlock_hsm::regular_file;
 use ringlock_hsm::remote::Group;
@@ -20,6 +23,7 @@ use zeroize::Zeroizing;
 
 use self::identities::{Identities, Loaded};
 pub use self::identities::{files, pairs, token_spec};
+pub use self::renewal::{Failure, Renewal};
 pub use self::staples::{StapleSource, Stapled, responder};
 
 use crate::address::ServerEndpoint;
@@ -30,8 +34,8 @@ use crate::crypto::cpu::Cpu;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::preflight::FileFacts;
 use crate::identity::{Identity, NameMap, Selector};
-use crate::limits::SERVERS_PER_UPSTREAM_MAX;
-use crate::metrics::{KeyMetrics, ServerMetrics};
+use crate::limits::{FOLDER_MESSAGES_MAX, SERVERS_PER_UPSTREAM_MAX};
+use crate::metrics::{Counter, KeyMetrics, ServerMetrics};
 use crate::tls::policy::Policy;
 use crate::tls::resumption::Resumption;
 use crate::tls::session_cache::SessionCache;
@@ -60,12 +64,14 @@ pub struct Snapshot {
     pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
     pub key_groups: Vec<KeyGroup>,
+    /// Connections that were accepted under this snapshot and are open, of each worker (gauge).
+    pub connections: Box<[CachePadded<Counter>]>,
     /// Tokens that should have a key and do not show it, while another of their group does.
     absences: Vec<Warning>,
 }
 
 /// Tokens that hold the same keys, of a snapshot that uses them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyGroup {
     /// What workers ask.
     pub group: Arc<Group>,
@@ -74,24 +80,24 @@ pub struct KeyGroup {
 }
 
 /// One `[[listener]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Listener {
     /// As in the configuration.
     pub name: Arc<str>,
     /// TLS settings.
     pub policy: Arc<Policy>,
     /// The verification of client certificates; none when clients are not asked for any.
-    pub client_auth: Option<ClientAuth>,
+    pub client_auth: Option<Arc<ClientAuth>>,
     /// Which sessions are resumed.
     pub resumption: Arc<Resumption>,
     /// Connections open, over all workers and reloads.
     pub live: Arc<AtomicUsize>,
     settings: config::Listener,
-    routes: NameMap<UpstreamId>,
+    routes: Arc<NameMap<UpstreamId>>,
 }
 
 /// One `[[upstream]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Upstream {
     /// As in the configuration.
     pub settings: config::Upstream,
@@ -100,7 +106,7 @@ pub struct Upstream {
 }
 
 /// One address of an upstream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// For people and logs.
     pub label: Arc<str>,
@@ -122,11 +128,13 @@ impl Snapshot {
         previous: Option<&Snapshot>,
         custody: &mut Custody,
     ) -> Result<Snapshot, Vec<Problem>> {
+        // The operator's word that the PINs are right.
+        custody.forgive_pins();
         let mut problems = Vec::new();
         let places = &config.places;
         let mut loader = Identities::new(&config, custody, previous);
         for settings in &config.identities {
-            problems.extend(loader.load(settings));
+            problems.extend(told(loader.load(settings), settings, places));
         }
         let Loaded {
             identities,
@@ -135,16 +143,19 @@ impl Snapshot {
             groups,
             absences,
         } = loader.into_loaded();
-        let mut staples = Vec::new();
-        if problems.is_empty() {
-            let identities = by_settings(&config, &identities, &ranges);
-            staples = staples::load(&config, identities, &mut problems);
-        }
+        problems.extend(staples::missing_dir(&config));
+        let staples::Loaded { staples, unusable } = staples::load(by_settings(&config, &identities, &ranges), places);
+        problems.extend(
+            unusable
+                .into_iter()
+                .filter(|file| file.is_mistake)
+                .map(|file| file.problem),
+        );
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
         let mut client_auths = collect(&config.listeners, &mut problems, |listener| {
-            client_auth::load(listener, places)
+            client_auth::load(listener, places).map(|loaded| loaded.map(Arc::new))
         })
         .into_iter();
         let tickets = previous
@@ -154,7 +165,7 @@ impl Snapshot {
         if problems.is_empty() {
             listeners = collect(&config.listeners, &mut problems, |listener| {
                 let client_auth = client_auths.next().expect("each listener's was loaded");
-                let resumption = resumption(listener, client_auth.as_ref(), &config.tickets, &tickets, previous);
+                let resumption = resumption(listener, client_auth.as_deref(), &config.tickets, &tickets, previous);
                 let own = identities_of(&listener.identities, &ranges, &identities);
                 let own: Vec<_> = own.map(Arc::clone).collect();
                 load_listener(listener, client_auth, resumption, places, &own, previous)
@@ -178,6 +189,7 @@ impl Snapshot {
                 .into_iter()
                 .map(|group| KeyGroup::new(group, workers, previous))
                 .collect(),
+            connections: connections(workers),
             absences,
         })
     }
@@ -217,6 +229,19 @@ impl Snapshot {
             }
         }
         warnings
+    }
+
+    /// Every identity with its name.
+    fn named(&self) -> impl Iterator<Item = (&str, &Arc<Identity>)> {
+        self.identities.iter().map(|identity| (&*identity.name, identity))
+    }
+
+    /// The identities by name, and what is known of their files.
+    fn by_name(&self) -> HashMap<&str, (&Arc<Identity>, &FileFacts)> {
+        let named = self.named().zip(&self.files);
+        named
+            .map(|((name, identity), files)| (name, (identity, files)))
+            .collect()
     }
 
     /// The identities of these, in their order.
@@ -298,6 +323,24 @@ fn by_settings<'a>(
 ) -> impl Iterator<Item = (&'a config::Identity, &'a [Arc<Identity>])> {
     let slices = ranges.iter().map(|range| &identities[range.clone()]);
     config.identities.iter().zip(slices)
+}
+
+/// None yet, of any worker.
+fn connections(workers: usize) -> Box<[CachePadded<Counter>]> {
+    (0..workers).map(|_| CachePadded::default()).collect()
+}
+
+/// The problems of an `[[identity]]`, of which a folder may have thousands.
+fn told(failures: Vec<Failure>, settings: &config::Identity, places: &Places) -> Vec<Problem> {
+    let more = failures.len().saturating_sub(FOLDER_MESSAGES_MAX);
+    let first = failures.into_iter().take(FOLDER_MESSAGES_MAX);
+    let mut problems: Vec<Problem> = first.map(|failure| failure.problem).collect();
+    if more > 0 {
+        let key = format!("identity \"{}\": certificates", settings.name);
+        let found = format!("{more} more such files in {}", settings.certificate);
+        problems.push(places.problem(key, found, "certificates with their keys", "correct those above first"));
+    }
+    problems
 }
 
 fn collect<T, U>(items: &[T], problems: &mut Vec<Problem>, mut load: impl FnMut(&T) -> Result<U, Problem>) -> Vec<U> {
@@ -404,7 +447,7 @@ fn resumption(
 
 fn load_listener(
     settings: &config::Listener,
-    client_auth: Option<ClientAuth>,
+    client_auth: Option<Arc<ClientAuth>>,
     resumption: Arc<Resumption>,
     places: &Places,
     own: &[Arc<Identity>],
@@ -421,7 +464,7 @@ fn load_listener(
     let selector = Arc::new(Selector::new(own, settings.strict_sni));
     let policy = Policy::new(
         &settings.tls,
-        client_auth.as_ref(),
+        client_auth.as_deref(),
         selector,
         &resumption,
         Cpu::detect(),
@@ -447,6 +490,6 @@ fn load_listener(
         resumption,
         live: same.map(|listener| Arc::clone(&listener.live)).unwrap_or_default(),
         settings: settings.clone(),
-        routes,
+        routes: Arc::new(routes),
     })
 }

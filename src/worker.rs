@@ -78,6 +78,13 @@ struct Generation {
     sessions: usize,
 }
 
+impl Generation {
+    fn set_sessions(&mut self, sessions: usize, worker: usize) {
+        self.sessions = sessions;
+        self.snapshot.connections[worker].set(sessions as u64);
+    }
+}
+
 struct Slot<T> {
     /// Changes each time the slot is used anew.
     generation: u32,
@@ -311,7 +318,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             metrics.shed.add(1);
             return self.driver.close(socket, Close::Reset);
         }
-        generation.sessions += 1;
+        generation.set_sessions(generation.sessions + 1, self.shared.index);
         let now = self.driver.now();
         let session = Session::new(now, &generation.snapshot, listener, self.driver.endpoints(socket));
         let live = Live {
@@ -534,7 +541,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             .as_mut()
             .expect("a live session's generation is kept");
         let snapshot = Arc::clone(&generation.snapshot);
-        generation.sessions -= 1;
+        generation.set_sessions(generation.sessions - 1, self.shared.index);
         if generation.sessions == 0 && live.config != self.current {
             self.generations[live.config] = None;
         }

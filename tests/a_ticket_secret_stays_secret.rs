@@ -197,7 +197,7 @@ fn no_process_remembers_a_secret_or_an_epoch_that_is_over(io: Io) {
     let (setup, file) = setup(io, &origin, &old);
     // In secret memory (memfd_secret) nothing could be looked for.
     let python = tool("python3").display().to_string();
-    let without_secret_memory = [&python, "tests/support/without_system_calls.py", "447", "ENOSYS"];
+    let without_secret_memory = [&python, "tests/support/without_call.py", "447"];
     let gateway = setup.workers(2).through(&without_secret_memory).start();
     let wallet = Wallet::new(&gateway.ca);
     let come = || {

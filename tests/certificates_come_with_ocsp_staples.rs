@@ -4,7 +4,7 @@ use crate::support::responder::*;
 use crate::support::*;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustls::HandshakeKind;
@@ -355,7 +355,8 @@ fn an_expired_staple_is_not_sent() {
 #[test]
 fn files_are_stapled() {
     let origin = Origin::echo();
-    let setup = setup(Io::Epoll, &origin, "http://nowhere.invalid/", "ocsp = \"site.ocsp\"");
+    let lines = "ocsp = \"site.ocsp\"";
+    let setup = setup(Io::Epoll, &origin, "http://nowhere.invalid/", lines).global("watch_files = true");
     let file = setup.folder().join("site.ocsp");
     std::fs::write(&file, Answer::default().about(setup.ca(), "site")).unwrap();
     let checked = setup.try_command("check").ok();
@@ -372,18 +373,28 @@ fn files_are_stapled() {
         arguments: &["-ndays", "3"],
         ..Answer::default()
     };
-    std::fs::write(&file, longer.about(&gateway.ca, "site")).unwrap();
-    reload(&gateway);
-    assert!(end() > before);
+    replace(&file, &longer.about(&gateway.ca, "site"));
+    eventually("the new one", || (end() > before).then_some(()));
     all_see(&gateway, STAPLED);
     // One whose time is over leaves the one that is in use.
     let over = Answer {
         time: Some("-3d"),
         ..Answer::default()
     };
-    std::fs::write(&file, over.about(&gateway.ca, "site")).unwrap();
     let before = end();
-    reload(&gateway);
+    replace(&file, &over.about(&gateway.ca, "site"));
+    gateway.wait_for_line("why not", |line| {
+        line["what"]
+            .as_str()
+            .is_some_and(|what| what.contains("an answer that has expired"))
+    });
     assert_eq!(end(), before);
     all_see(&gateway, STAPLED);
+}
+
+/// As operators replace files.
+fn replace(file: &Path, content: &[u8]) {
+    let next = file.with_extension("next");
+    std::fs::write(&next, content).unwrap();
+    std::fs::rename(&next, file).unwrap();
 }

@@ -122,6 +122,8 @@ impl Site {
         let gateway = Setup::new(io, &[origin.address()])
             .identity("one", &["one.example"], KeyKind::Ecdsa)
             .identity("two", &["two.example"], KeyKind::Ecdsa)
+            // CAs come with reloads, from a folder of their own.
+            .global("unsafe_no_landlock = true")
             .listener(OFF)
             .tls(tls)
             .more(&format!(

@@ -207,10 +207,10 @@ mod tests {
         );
         let fault = session.find(&file_at(Path::new("/nonexistent/key.pem"))).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Module);
-        assert!(fault.found.ends_with(": /nonexistent/key.pem"), "{fault}");
+        assert!(fault.found.ends_with("in /nonexistent/key.pem"), "{fault}");
         let long = file(&vec![b'\n'; 1024 * 1024 + 1]);
         let fault = session.find(&place(&long)).unwrap_err();
-        assert!(fault.found.starts_with("no file of at most 1048576 bytes"), "{fault}");
+        assert!(fault.found.starts_with("1048577 bytes, more than 1048576"), "{fault}");
         let folder = file_at(&std::env::temp_dir());
         assert_eq!(session.find(&folder).unwrap_err().kind, FaultKind::Module);
     }

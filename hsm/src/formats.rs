@@ -192,6 +192,9 @@ fn key_in_pem(file: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'s
     }
     // Everything but base64 and the marks may be of any encoding: names and comments of certificates.
     let begin = find(file, ENCRYPTED_BEGIN).ok_or(KeyError::Missing)?;
+    if passphrase.is_none() {
+        return Err(KeyError::Encrypted);
+    }
     let length = find(&file[begin..], ENCRYPTED_END)
         .ok_or_else(|| KeyError::Pem(format!("{ENCRYPTED_END} is missing")))?
         + ENCRYPTED_END.len();
@@ -207,6 +210,7 @@ fn find(bytes: &[u8], text: &str) -> Option<usize> {
 /// Opens an encrypted PKCS#8 key (PBES2).
 fn decrypt(der: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'static>, KeyError> {
     let unsupported = |why: String| KeyError::Unsupported(format!("its encryption is not known: {why}"));
+    let passphrase = passphrase.ok_or(KeyError::Encrypted)?;
     let encrypted = EncryptedPrivateKeyInfoRef::try_from(der).map_err(|error| unsupported(error.to_string()))?;
     let parameters = encrypted
         .encryption_algorithm
@@ -217,7 +221,6 @@ fn decrypt(der: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'stati
             "it takes more work or memory than any key needs".to_owned(),
         ));
     }
-    let passphrase = passphrase.ok_or(KeyError::Encrypted)?;
     let key = encrypted.decrypt(passphrase).map_err(|_| KeyError::Passphrase)?;
     Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
 }
@@ -248,4 +251,158 @@ fn archive(file: &[u8], passphrase: Option<&[u8]>) -> Result<Pkcs12Archive, KeyE
             KeyError::Passphrase
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use p12_keystore::{Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, PrivateKey, PrivateKeyChain};
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    const PASSPHRASE: &[u8] = b"secret";
+
+    struct Made {
+        key: KeyPair,
+        certificate: CertificateDer<'static>,
+    }
+
+    fn made() -> Made {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::default().self_signed(&key).unwrap().der().clone();
+        Made { key, certificate }
+    }
+
+    fn pkcs12(made: &[Made], algorithm: EncryptionAlgorithm) -> Vec<u8> {
+        let mut store = KeyStore::new();
+        for (number, Made { key, certificate }) in made.iter().enumerate() {
+            let key = PrivateKey::from_der(&key.serialize_der()).unwrap();
+            let certificate = Certificate::from_der(certificate).unwrap();
+            let chain = PrivateKeyChain::new([u8::try_from(number).unwrap()].as_slice(), key, [certificate]);
+            store.add_entry(&number.to_string(), KeyStoreEntry::PrivateKeyChain(chain));
+        }
+        let writer = store.writer(std::str::from_utf8(PASSPHRASE).unwrap());
+        let writer = writer.encryption_iterations(2).mac_iterations(2);
+        writer.encryption_algorithm(algorithm).write().unwrap()
+    }
+
+    fn der_of(key: &PrivateKeyDer<'_>) -> Vec<u8> {
+        key.secret_der().to_vec()
+    }
+
+    #[test]
+    fn pem_and_der_are_told_apart_by_their_content() {
+        let Made { key, certificate } = made();
+        let pem = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+        let both = format!("comment\n{pem}{}", key.serialize_pem());
+        for file in [both.as_bytes(), key.serialize_pem().as_bytes(), &key.serialize_der()] {
+            assert_eq!(der_of(&private_key(file, None).unwrap()), key.serialize_der());
+            assert!(has_private_key(file));
+        }
+        assert_eq!(certificates(both.as_bytes(), None).unwrap().len(), 1);
+        assert_eq!(certificates(&certificate, None).unwrap(), [certificate.clone()]);
+        assert_eq!(private_key(&certificate, None).unwrap_err(), KeyError::Missing);
+        assert!(!has_private_key(&certificate) && !has_private_key(pem.as_bytes()));
+        assert_eq!(certificates(&key.serialize_der(), None).unwrap(), []);
+    }
+
+    #[test]
+    fn pkcs12_opens_with_its_pass_phrase_only() {
+        use EncryptionAlgorithm::{
+            PbeWithHmacSha256AndAes256, PbeWithShaAnd3KeyTripleDesCbc, PbeWithShaAnd40BitRc4Cbc,
+        };
+        for algorithm in [
+            PbeWithHmacSha256AndAes256,
+            PbeWithShaAnd3KeyTripleDesCbc,
+            PbeWithShaAnd40BitRc4Cbc,
+        ] {
+            let made = [made()];
+            let file = pkcs12(&made, algorithm);
+            let found = private_key(&file, Some(PASSPHRASE)).unwrap();
+            assert_eq!(der_of(&found), made[0].key.serialize_der());
+            assert_eq!(
+                certificates(&file, Some(PASSPHRASE)).unwrap(),
+                [made[0].certificate.clone()]
+            );
+            assert!(has_private_key(&file));
+            assert_eq!(private_key(&file, Some(b"other")).unwrap_err(), KeyError::Passphrase);
+            assert_eq!(private_key(&file, None).unwrap_err(), KeyError::Encrypted);
+            assert_eq!(certificates(&file, None).unwrap_err(), KeyError::Encrypted);
+        }
+    }
+
+    #[test]
+    fn of_several_keys_in_pkcs12_none_is_guessed() {
+        let file = pkcs12(&[made(), made()], EncryptionAlgorithm::PbeWithHmacSha256AndAes256);
+        assert_eq!(private_key(&file, Some(PASSPHRASE)).unwrap_err(), KeyError::Several(2));
+    }
+
+    #[test]
+    fn other_formats_are_named_with_what_converts_them() {
+        let traditional = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+        let trusted = "-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n";
+        let pkcs7 = "-----BEGIN PKCS7-----\nAAAA\n-----END PKCS7-----\n";
+        let signed_data = b"\x30\x0f\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02\xa0\x02\x30\x00";
+        let foreign = |file: &[u8]| match certificates(file, None) {
+            Err(KeyError::Foreign(foreign)) => foreign,
+            other => panic!("{other:?}"),
+        };
+        for (file, expected) in [
+            (traditional.as_bytes(), &TRADITIONAL),
+            (trusted.as_bytes(), &TRUSTED),
+            (pkcs7.as_bytes(), &PKCS7),
+            (signed_data, &PKCS7),
+            (b"\x30\x80\x02\x01\x03", &INDEFINITE),
+            (b"\xfe\xed\xfe\xed\0\0\0\x02", &JAVA),
+        ] {
+            assert_eq!(foreign(file), expected);
+        }
+        let key = private_key(traditional.as_bytes(), Some(PASSPHRASE)).unwrap_err();
+        assert_eq!(key, KeyError::Foreign(&TRADITIONAL));
+        assert!(key.remedy().contains("openssl pkcs8 -topk8"), "{}", key.remedy());
+        for nothing in [&b""[..], b"hello\n", b"\x30\x00", &[0; 100]] {
+            assert_eq!(private_key(nothing, None).unwrap_err(), KeyError::Unknown);
+        }
+    }
+
+    #[test]
+    fn what_would_take_too_long_is_refused_at_once() {
+        // PBES2 with PBKDF2 of 2^31 - 1 iterations, AES-256.
+        let work = b"\x30\x55\x30\x4f\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d\x30\x42\x30\x21\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c\
+            \x30\x14\x04\x08saltsalt\x02\x04\x7f\xff\xff\xff\x02\x02\x00\x20\x30\x1d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x01\x2a\x04\x10\
+            0123456789abcdef\x04\x02ab";
+        let error = private_key(work, Some(PASSPHRASE)).unwrap_err();
+        assert!(matches!(&error, KeyError::Unsupported(_)), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn files_of_any_bytes_are_harmless(file in prop::collection::vec(any::<u8>(), 0..200), text in any::<bool>()) {
+            let mut file = file;
+            if text {
+                file.splice(0..0, *b"-----BEGIN PRIVATE KEY-----\n");
+            }
+            let _ = certificates(&file, Some(PASSPHRASE));
+            let _ = private_key(&file, Some(PASSPHRASE));
+            let _ = has_private_key(&file);
+        }
+    }
+
+    // A byte of a number of iterations makes a million of them, which takes seconds.
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn broken_pkcs12_is_harmless(position in any::<prop::sample::Index>(), value in any::<u8>()) {
+            static FILE: LazyLock<Vec<u8>> =
+                LazyLock::new(|| pkcs12(&[made()], EncryptionAlgorithm::PbeWithHmacSha256AndAes256));
+            let mut file = FILE.clone();
+            let position = position.index(file.len());
+            file[position] = value;
+            let _ = private_key(&file, Some(PASSPHRASE));
+            let _ = private_key(&file[..position], Some(PASSPHRASE));
+        }
+    }
 }

@@ -41,6 +41,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         ),
         system_calls: !unsafe_flag(table, "unsafe_no_seccomp", "the gateway keeps all system calls"),
     };
+    let watch_files = table.read("watch_files", flag);
     let stapling = ocsp::read_settings(table);
     let log = table.section("log", read_log);
     Some(Global {
@@ -51,6 +52,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         user: user?,
         group: group?,
         given_up,
+        watch_files: watch_files?,
         stapling: stapling?,
         log: log?,
     })

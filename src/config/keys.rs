@@ -274,6 +274,12 @@ static GLOBAL: Section = Section {
             "Leave all system calls; without it only those are left that a gateway needs.",
         ),
         key(
+            "watch_files",
+            Kind::Flag,
+            Presence::Default("true"),
+            "Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change. The configuration file is not.",
+        ),
+        key(
             "ocsp_dir",
             Kind::Text("the path of a directory"),
             Presence::Optional,
@@ -414,6 +420,12 @@ static LISTENER: Section = Section {
             Kind::Duration { zero: true },
             Presence::Default(r#""5s""#),
             "How long the peer's end of stream is waited for after ours.",
+        ),
+        key(
+            "connection_age_max",
+            Kind::Duration { zero: false },
+            Presence::Optional,
+            "A connection that is open for this long is closed in order. Absent: none is.",
         ),
         key(
             "congestion_control",

@@ -47,6 +47,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, context: &mut Context<'_>) -> Opti
     let idle_timeout = table.read("idle_timeout", duration);
     let write_timeout = table.read("write_timeout", duration);
     let linger_timeout = table.read("linger_timeout", duration);
+    let connection_age_max = table.read_optional("connection_age_max", duration);
     let congestion_control = table.read_optional("congestion_control", congestion_control);
     let tls = table.section("tls", tls::read);
     let client_auth = table.section("client_auth", client_auth::read);
@@ -68,6 +69,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, context: &mut Context<'_>) -> Opti
         idle_timeout: idle_timeout?,
         write_timeout: write_timeout?,
         linger_timeout: linger_timeout?,
+        connection_age_max: connection_age_max?,
         congestion_control: congestion_control?,
         tls: tls?,
         client_auth: client_auth?,

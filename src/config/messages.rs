@@ -109,9 +109,9 @@ messages! { refused:
     a_misspelt_key: in_listener(r#"handshake_timeot = "10s""#) =>
         r#"ringlock.toml:6: listener "edge": handshake_timeot: found an unknown key, expected "handshake_timeout" (the nearest legal key); correct its name or remove it"#;
     a_key_that_resembles_none: in_listener("banana = 1") =>
-        r#"ringlock.toml:6: listener "edge": banana: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "congestion_control", "tls" or "client_auth"; correct its name or remove it"#;
+        r#"ringlock.toml:6: listener "edge": banana: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "connection_age_max", "congestion_control", "tls" or "client_auth"; correct its name or remove it"#;
     a_key_of_another_table: in_listener(r#"servers = ["127.0.0.1:1"]"#) =>
-        r#"ringlock.toml:6: listener "edge": servers: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "congestion_control", "tls" or "client_auth"; move it to [[upstream]] or remove it"#;
+        r#"ringlock.toml:6: listener "edge": servers: found an unknown key, expected "name", "address", "mode", "accept_proxy", "identities", "strict_sni", "upstream", "routes", "connections_max", "handshake_timeout", "idle_timeout", "write_timeout", "linger_timeout", "connection_age_max", "congestion_control", "tls" or "client_auth"; move it to [[upstream]] or remove it"#;
     a_misspelt_table: replaced("[[upstream]]", "[[upstreams]]") =>
         "ringlock.toml:5: listener \"edge\": upstream: found \"app\", expected the name of an [[upstream]], of which there is none; correct the name, or add an [[upstream]] with it\nringlock.toml:12: upstreams: found an unknown key, expected \"upstream\" (the nearest legal key); correct its name or remove it";
     a_misspelt_key_in_a_sub_table: in_tls(r#"min_verson = "1.3""#) =>
@@ -310,16 +310,24 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:11: identity "site": ocsp: found true, expected "off", "auto", or the path of a DER file with an OCSP response; write it as one string in double quotes"#;
     an_ocsp_proxy_of_another_kind: in_global(r#"ocsp_proxy = "socks5://proxy:1080""#) =>
         r#"ringlock.toml:2: global.ocsp_proxy: found "socks5://proxy:1080", expected the address of an HTTP proxy such as "http://proxy.example.com:3128"; begin it with http://"#;
-    a_pkcs12_certificate: replaced(r#""site.pem""#, r#""site.P12""#) =>
-        r#"ringlock.toml:9: identity "site": certificate: found a PKCS#12 file, which is not supported yet, expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; convert it: openssl pkcs12 -in FILE -nodes -out site.pem"#;
     a_key_in_the_file_itself: replaced(r#""site.key""#, "\"\"\"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqG\n-----END PRIVATE KEY-----\"\"\"") =>
-        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; write it to a file that only its owner can read, and its path here"#;
-    a_missing_key: replaced("key = \"site.key\"\n", "") =>
-        r#"ringlock.toml:7: identity "site": key: found nothing, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; add "key" to this table"#;
+        r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; write it to a file that only its owner can read, and its path here"#;
+    a_missing_certificate: replaced("certificate = \"site.pem\"\n", "") =>
+        r#"ringlock.toml:7: identity "site": certificate: found nothing, expected the path of a file with the certificate chain (PEM, DER or PKCS#12), or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; add "certificate" to this table, or "certificates" with the path of a folder"#;
+    a_missing_key_of_a_certificate_in_a_token: with_edge("pkcs11:token=edge;object=site\"\n[[identity]]\nname = \"b\"\ncertificate = \"pkcs11:token=edge;object=b") =>
+        r#"ringlock.toml:13: identity "b": key: found nothing, expected the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; add "key" to this table"#;
+    a_folder_beside_a_certificate: in_identity("certificates = \"d\"") =>
+        r#"ringlock.toml:11: identity "site": certificates: found a folder beside certificate, expected either certificate or certificates; remove one of the two"#;
+    a_folder_beside_a_key: replaced("certificate = \"site.pem\"", "certificates = \"d\"") =>
+        r#"ringlock.toml:10: identity "site": key: found a key, expected nothing: the folder in certificates has the keys, too; remove it, or name one file by certificate"#;
+    a_key_that_is_to_be_apart_and_is_not: replaced("key = \"site.key\"\n", "key_isolation = \"process\"\n") =>
+        r#"ringlock.toml:10: identity "site": key_isolation: found "process" beside a key in the file of the certificate, expected the key in a file of its own, which the gateway does not read; write the key to another file and name it by key"#;
+    a_pass_phrase_for_a_token: with_edge("pkcs11:token=edge;object=site\"\n[[identity]]\nname = \"b\"\ncertificate = \"pkcs11:token=edge;object=b\"\nkey = \"pkcs11:token=edge;object=b\"\npassphrase_file = \"p") =>
+        r#"ringlock.toml:17: identity "b": passphrase_file: found the file of a pass phrase, expected nothing: both certificate and key are in tokens, which have PINs (pin_source); remove it"#;
     a_path_with_nul: replaced(r#""site.pem""#, r#""site\u0000.pem""#) =>
-        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; remove the NUL character"#;
+        r#"ringlock.toml:9: identity "site": certificate: found "site\0.pem", expected the path of a file with the certificate chain (PEM, DER or PKCS#12), or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; remove the NUL character"#;
     a_path_that_is_a_number: replaced(r#""site.pem""#, "7") =>
-        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a PEM file with the certificate chain, or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; write it as one string in double quotes"#;
+        r#"ringlock.toml:9: identity "site": certificate: found 7, expected the path of a file with the certificate chain (PEM, DER or PKCS#12), or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert"; write it as one string in double quotes"#;
     a_server_without_a_port: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"127.0.0.1\"]\n") =>
         r#"ringlock.toml:14: upstream "app": servers[0]: found "127.0.0.1", expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", or "unix:/path/of.socket"; add the port"#;
     a_server_with_a_scheme: replaced("servers = [\"127.0.0.1:8080\"]\n", "servers = [\"https://app:80\"]\n") =>
@@ -429,7 +437,7 @@ servers = ["api:80"]"#) =>
 
 messages! { refused:
     a_pkcs11_key_with_its_pin: with_edge("pkcs11:token=edge;object=site?pin-value=1234") =>
-        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with a PIN in it (pin-value), expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; a PIN in the configuration can be read by whoever reads the file: write it to a file of its own and name that by pin-source"#;
+        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with a PIN in it (pin-value), expected the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; a PIN in the configuration can be read by whoever reads the file: write it to a file of its own and name that by pin-source"#;
     a_pin_source_that_is_a_pin: in_token("pin_source = \"1234\"") =>
         r#"ringlock.toml:3: keys.edge.pin_source: found what looks like a PIN itself, expected "file:PATH" of a file whose first line is the PIN, or "credential:NAME" of a systemd credential; a PIN in the configuration can be read by whoever reads the file: write it to a file of its own and name that by pin-source"#;
     a_pin_source_that_is_a_number: in_token("pin_source = 1234") =>
@@ -499,7 +507,7 @@ messages! { refused:
     a_key_of_type_cert: with_edge("pkcs11:token=edge;object=site;type=cert") =>
         r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with type=cert, expected one with type=private, or without type; correct the URI"#;
     a_key_with_an_attribute_twice: with_edge("pkcs11:token=edge;token=edge") =>
-        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with token twice, expected the path of a PEM file with the private key, or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; remove one of the two"#;
+        r#"ringlock.toml:12: identity "site": key: found a pkcs11: URI with token twice, expected the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; remove one of the two"#;
     another_pin_source_than_the_tokens: with_tokens(&format!("{EDGE}pin_source = \"a\"\n"), "pkcs11:token=edge?pin-source=b") =>
         r#"ringlock.toml:13: identity "site": key: found a pkcs11: URI with another pin-source than keys.edge.pin_source has in line 3, expected one source of the PIN of a token; remove one of the two"#;
     two_pin_sources_of_two_identities: two_pins("credential:a", "b") =>

@@ -238,6 +238,8 @@ pub struct Global {
     pub group: Option<String>,
     /// What the process gives up after binding.
     pub given_up: GivenUp,
+    /// Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change.
+    pub watch_files: bool,
     /// `ocsp_dir`, `ocsp_proxy` and `must_staple`
     pub stapling: Stapling,
     /// `[global.log]`
@@ -443,6 +445,8 @@ pub struct Listener {
     pub write_timeout: Duration,
     /// `linger_timeout`: waiting for the peer's end after ours.
     pub linger_timeout: Duration,
+    /// `connection_age_max`: a connection of this age is closed in order; none for never.
+    pub connection_age_max: Option<Duration>,
     /// `congestion_control`: the system's when absent.
     pub congestion_control: Option<String>,
     /// `[listener.tls]`

@@ -149,6 +149,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             user: Some("ringlock".to_owned()),
             group: None,
             given_up: EVERYTHING,
+            watch_files: true,
             stapling: Stapling {
                 dir: Some("/var/lib/ringlock/ocsp".into()),
                 proxy: Some(OcspProxy {
@@ -181,6 +182,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             idle_timeout: Duration::from_secs(300),
             write_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(5),
+            connection_age_max: None,
             congestion_control: Some("cubic".to_owned()),
             tls: Tls {
                 min_version: TlsVersion::Tls12,
@@ -289,6 +291,7 @@ fn absent_keys_have_their_defaults() {
             user: None,
             group: None,
             given_up: EVERYTHING,
+            watch_files: true,
             stapling: Stapling {
                 dir: None,
                 proxy: None,
@@ -313,7 +316,10 @@ fn absent_keys_have_their_defaults() {
         edge.linger_timeout,
     ];
     assert_eq!(seconds.map(|duration| duration.as_secs()), [10, 300, 30, 5]);
-    assert_eq!(edge.congestion_control, None);
+    assert_eq!(
+        (edge.congestion_control.as_deref(), edge.connection_age_max),
+        (None, None)
+    );
     assert_eq!(
         edge.tls,
         Tls {
@@ -335,10 +341,11 @@ fn the_other_forms_of_values_are_read() {
         global.workers = "0-1,4"
         global.io = "epoll"
         global.admin = "run/admin.sock"
+        global.watch_files = false
         global.log = { file = "a.log", level = "debug", connections = "failures" }
         listener = [
             { name = "a", address = ["127.0.0.1:1", "[::1]:1"], identities = ["two", "one"], upstream = "app",
-              accept_proxy = true, strict_sni = true, connections_max = 1_000, linger_timeout = "0s",
+              accept_proxy = true, strict_sni = true, connections_max = 1_000, linger_timeout = "0s", connection_age_max = "1d",
               tls = { min_version = "1.3", cipher_suites = ["TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"],
                       groups = ["secp384r1", "X25519"], alpn = [], tickets = false },
               client_auth = { mode = "off", ca = "ca.pem" } },
@@ -355,6 +362,7 @@ fn the_other_forms_of_values_are_read() {
     assert_eq!(warnings, []);
     assert_eq!(config.global.workers, Workers::Cpus(vec![0, 1, 4]));
     assert_eq!(config.global.io, Io::Epoll);
+    assert!(!config.global.watch_files);
     assert_eq!(
         config.global.admin,
         Some(AdminAddress::Unix("conf/run/admin.sock".into()))
@@ -382,6 +390,7 @@ fn the_other_forms_of_values_are_read() {
     assert_eq!(a.identities, [IdentityId(1), IdentityId(0)]);
     assert!(a.accept_proxy && a.strict_sni);
     assert_eq!((a.connections_max, a.linger_timeout), (1000, Duration::ZERO));
+    assert_eq!(a.connection_age_max, Some(Duration::from_secs(86_400)));
     assert_eq!(a.tls.min_version, TlsVersion::Tls13);
     assert_eq!(
         a.tls.cipher_suites,

@@ -2,6 +2,7 @@
 
 mod keys;
 mod ocsp;
+mod reloads;
 mod sessions;
 
 use std::borrow::Cow;
@@ -19,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub use self::keys::{KeyGroupView, TokenView};
 pub use self::ocsp::{StapleView, StaplingView};
+pub use self::reloads::{Reloads, Trigger};
 pub use self::sessions::SessionCacheView;
 use crate::error::{Cause, HandshakeFailure, KeyFailure};
 use crate::metrics::{Counter, GROUPS, Negotiated, RESUMPTION, SUITES, ServerMetrics, VERSIONS, WorkerMetrics};
@@ -45,10 +47,10 @@ pub struct View {
     pub session_caches: Vec<SessionCacheView>,
     /// Number of the current snapshot; the one of the start is 1.
     pub epoch: u64,
-    /// Reloads that took effect since start.
-    pub reloads_succeeded: u64,
-    /// Reloads that were refused since start.
-    pub reloads_failed: u64,
+    /// Open connections by the snapshot they were accepted under.
+    pub connections_by_epoch: Vec<(u64, u64)>,
+    /// Reloads since start.
+    pub reloads: Reloads,
     /// Log lines that were not written since start.
     pub log_lines_lost: u64,
     /// What the process gives up after its start, and whether it has.
@@ -426,15 +428,7 @@ impl View {
             unit: None,
             samples: vec![(vec![], self.epoch)],
         })?;
-        to.counter(Family {
-            name: "ringlock_configuration_reloads",
-            help: "Reloads of the configuration, by result",
-            unit: None,
-            samples: vec![
-                (vec![("result", "succeeded".into())], self.reloads_succeeded),
-                (vec![("result", "failed".into())], self.reloads_failed),
-            ],
-        })?;
+        self.encode_reloads(to)?;
         to.counter(Family {
             name: "ringlock_log_lines_lost",
             help: "Log lines that were not written: the queue was full, or the file did not take them",
@@ -495,6 +489,7 @@ const FAULTS: [&str; Cause::LABELS.len()] = [
     "upstream",
     "operator",
     "us",
+    "none",
 ];
 
 /// The operations of one worker, by how they were computed.

@@ -11,16 +11,19 @@ pub mod ocsp;
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::admin::{Admin, Readiness, Status};
 use self::log::Logging;
 use self::metrics::View;
+use crate::limits::FILES_HINTS_INTERVAL;
 
 /// What the control side controls: the gateway with its workers.
 pub trait Service {
@@ -32,6 +35,14 @@ pub trait Service {
 
     /// Looks after what needs it, and says when it wants to be called again, if that is sooner than once a second.
     fn tick(&mut self, now: Instant) -> Option<Duration>;
+
+    /// What the kernel tells of files: something to read, whose content does not matter, is to be answered by [`Service::hinted`].
+    fn hints(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Files may have changed.
+    fn hinted(&mut self, _now: Instant) {}
 
     /// Loads the configuration again and puts it in force; returns what changed in one line.
     ///
@@ -110,17 +121,28 @@ async fn supervise<S: Service + 'static>(
             }
         });
     }
+    let hints = control.borrow().service.hints().map(|fd| fd.try_clone_to_owned());
+    // It is no pipe, and is read like one.
+    let hints = hints.transpose()?.map(pipe::Receiver::from_owned_fd_unchecked);
+    let hints = hints.transpose()?;
+    let mut hinted = false;
     // Half of what systemd asks for, as its manual advises.
     let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
     loop {
-        let pause = control.borrow().pause(watchdog);
+        let mut pause = control.borrow().pause(watchdog);
+        if hinted {
+            // Of many hints one is enough: this thread does not wake up for each of them.
+            pause = pause.min(FILES_HINTS_INTERVAL);
+        }
         let event = tokio::select! {
             event = ask_for(&mut terminate, Event::Stop) => event,
             event = ask_for(&mut interrupt, Event::Stop) => event,
             event = ask_for(&mut hangup, Event::Reload) => event,
             event = ask_for(&mut reopen, Event::ReopenLog) => event,
+            event = hint(hints.as_ref()), if !hinted => event,
             () = tokio::time::sleep(pause) => Event::Tick,
         };
+        hinted = matches!(event, Event::Hint);
         if matches!(event, Event::ReopenLog) {
             match logging.reopen() {
                 Ok(()) => tracing::info!("log file reopened"),
@@ -145,6 +167,19 @@ async fn ask_for(signal: &mut Signal, event: Event) -> Event {
     }
 }
 
+async fn hint(hints: Option<&pipe::Receiver>) -> Event {
+    if let Some(hints) = hints {
+        while hints.readable().await.is_ok() {
+            match hints.try_read(&mut [0; 4096]) {
+                Ok(_) => return Event::Hint,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+    }
+    std::future::pending().await
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     /// SIGTERM or SIGINT.
@@ -153,6 +188,8 @@ enum Event {
     Reload,
     /// SIGUSR1.
     ReopenLog,
+    /// Files of the service may have changed.
+    Hint,
     /// Time to look at the service.
     Tick,
 }
@@ -217,6 +254,7 @@ impl<S: Service> Control<S> {
         match event {
             Event::Stop => return self.stop(now),
             Event::Reload => self.reload(),
+            Event::Hint => self.service.hinted(now),
             Event::ReopenLog | Event::Tick => {}
         }
         self.tick = self.service.tick(now);

@@ -162,7 +162,10 @@ impl Stapler {
         });
         let staple = match source {
             StapleSource::Nowhere => None,
-            StapleSource::Responder => in_use.or_else(|| self.kept(fingerprint, &identities[0], now)),
+            StapleSource::Responder => match &known {
+                Some(_) => in_use,
+                None => self.kept(fingerprint, &identities[0], now),
+            },
             StapleSource::File { found, .. } => found.clone().ok().or(in_use),
         };
         let known = known.unwrap_or(Entry {

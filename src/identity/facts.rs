@@ -20,6 +20,7 @@ const CA_ISSUERS: Oid<'static> = oid!(1.3.6.1.5.5.7.48.2);
 const TLS_FEATURE: Oid<'static> = oid!(1.3.6.1.5.5.7.1.24);
 /// `status_request` as a TLS feature: the extension's number (RFC 6066).
 const STATUS_REQUEST: u16 = 5;
+const ECDSA_WITH_SHA1: Oid<'static> = oid!(1.2.840.10045.4.1);
 const P256: Oid<'static> = oid!(1.2.840.10045.3.1.7);
 const P384: Oid<'static> = oid!(1.3.132.0.34);
 const P521: Oid<'static> = oid!(1.3.132.0.35);
@@ -30,6 +31,8 @@ const ED25519: Oid<'static> = oid!(1.3.101.112);
 pub struct Facts {
     /// Where the chain came from, for people: a path, or the URI of an object in a token.
     pub source: String,
+    /// Where the key is, likewise.
+    pub key_source: String,
     /// The leaf, and behind it the others as they are sent. Never empty.
     pub chain: Vec<CertificateFacts>,
     /// Subjects in the order in which they were found; none when that was the right one.
@@ -113,16 +116,17 @@ impl fmt::Display for KeyFacts {
 }
 
 impl Facts {
-    /// Reads a chain that came from `source`.
+    /// Reads a chain that came from `source`, whose key is in `key_source`.
     ///
     /// # Errors
     /// What was found in place of a certificate.
-    pub fn of(arranged: &Arranged, source: &str) -> Result<Facts, String> {
+    pub fn of(arranged: &Arranged, source: &str, key_source: &str) -> Result<Facts, String> {
         let chain = &arranged.chain;
         let (_, leaf) =
             X509Certificate::from_der(&chain[0]).map_err(|error| format!("a malformed first certificate ({error})"))?;
         let mut facts = Facts {
             source: source.to_owned(),
+            key_source: key_source.to_owned(),
             order_found: arranged.order_found.clone(),
             left_out: arranged.left_out.clone(),
             chain: Vec::with_capacity(chain.len()),
@@ -264,6 +268,10 @@ fn key(certificate: &X509Certificate<'_>) -> KeyFacts {
 }
 
 fn algorithm_name(algorithm: &Oid<'_>) -> String {
+    // It is in no table of names.
+    if *algorithm == ECDSA_WITH_SHA1 {
+        return "ecdsa-with-SHA1".to_owned();
+    }
     oid2sn(algorithm, oid_registry()).map_or_else(|_| algorithm.to_id_string(), str::to_owned)
 }
 
@@ -273,11 +281,9 @@ fn is_weak(algorithm: &AlgorithmIdentifier<'_>) -> bool {
         Ok(_) | Err(_) => algorithm_name(&algorithm.algorithm),
     };
     let name = name.to_ascii_lowercase().replace('-', "");
-    // ecdsa-with-SHA1 is in no table of names.
     ["md2", "md4", "md5"].iter().any(|hash| name.contains(hash))
         || name.ends_with("sha1")
         || name.starts_with("sha1with")
-        || name == "1.2.840.10045.4.1"
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -308,7 +314,7 @@ mod tests {
             order_found: Vec::new(),
             left_out: Vec::new(),
         };
-        Facts::of(&arranged, "site.pem")
+        Facts::of(&arranged, "site.pem", "site.key")
     }
 
     fn facts(params: &CertificateParams, key: &KeyPair) -> Facts {

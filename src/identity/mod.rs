@@ -56,19 +56,21 @@ pub enum ChainError {
 }
 
 impl Identity {
-    /// Builds an identity of certificates in any order, which came from `source`, and whatever signs for one of them.
+    /// Builds an identity of certificates in any order, which came from `source`, and whatever signs for one of them,
+    /// which is in `key_source`.
     ///
     /// # Errors
     /// There is no usable chain, or the key belongs to none of the certificates.
     pub fn new(
         name: &str,
         source: &str,
+        key_source: &str,
         certificates: &[CertificateDer<'_>],
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, ChainError> {
         let public_key = key.public_key().ok_or(ChainError::Mismatch)?;
         let arranged = chain::arrange(certificates, &public_key)?;
-        let facts = Facts::of(&arranged, source).map_err(ChainError::Certificate)?;
+        let facts = Facts::of(&arranged, source, key_source).map_err(ChainError::Certificate)?;
         let chain = arranged.chain;
         let leaf = &chain[0];
         let (_, parsed) = X509Certificate::from_der(leaf)
@@ -284,7 +286,7 @@ mod tests {
         let identity = |chain: &[u8], key: &rcgen::KeyPair| {
             let key = Key::from_pem(key.serialize_pem().as_bytes()).unwrap();
             let chain = formats::certificates(chain, None).unwrap();
-            Identity::new("a", "a.pem", &chain, Arc::new(SuspendingKey(Arc::new(key))))
+            Identity::new("a", "a.pem", "a.key", &chain, Arc::new(SuspendingKey(Arc::new(key))))
         };
         let good = identity(one.cert.pem().as_bytes(), &one.signing_key).unwrap();
         assert_eq!(good.names, [NamePattern::Exact("a.example".into())]);

@@ -424,6 +424,7 @@ mod tests {
         ca.is_ca = true;
         Facts {
             source: "a.pem".to_owned(),
+            key_source: "a.key".to_owned(),
             chain: vec![certificate("leaf", "ca"), ca],
             order_found: Vec::new(),
             left_out: Vec::new(),

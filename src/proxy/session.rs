@@ -144,8 +144,10 @@ pub struct Session<T> {
     accepted_at: Instant,
     /// The last time bytes moved.
     active_at: Instant,
-    /// Of the phases that have a deadline of their own: Connecting and Lingering.
+    /// Of the phases that have a deadline of their own: Connecting, Lingering, and Relaying once it has `aged`.
     phase_deadline: Instant,
+    /// The client has been told that nothing more comes, because of the connection's age, and may finish what it has to say.
+    aged: bool,
     /// The time of the call being handled.
     now: Instant,
     endpoints: Option<Endpoints>,
@@ -185,6 +187,7 @@ impl<T: Tls> Session<T> {
             accepted_at: now,
             active_at: now,
             phase_deadline: now,
+            aged: false,
             now,
             endpoints,
             upstream_id: settings.settings().upstream,
@@ -229,10 +232,16 @@ impl<T: Tls> Session<T> {
             Phase::Connecting => self.upstream.leave(),
             Phase::AwaitingFirstByte | Phase::Relaying => {
                 let stalled = |leg: &Leg| leg.stalls_at(settings).is_some_and(|at| at <= now);
+                let too_old = self.age_ends_at(settings).is_some_and(|at| at <= now);
                 let cause = if stalled(&self.upstream) {
                     Cause::WriteTimeout { upstream: true }
                 } else if stalled(&self.downstream) {
                     Cause::WriteTimeout { upstream: false }
+                } else if too_old && !self.aged {
+                    self.retire(cx);
+                    return self.settle(cx);
+                } else if too_old {
+                    Cause::ConnectionAge
                 } else {
                     Cause::IdleTimeout
                 };
@@ -327,7 +336,8 @@ impl<T: Tls> Session<T> {
             Phase::AwaitingFirstByte | Phase::Relaying => {
                 let idle = (!active(Mutant::IdleTimeoutNotArmed)).then(|| self.active_at + settings.idle_timeout);
                 let stalls = [self.downstream.stalls_at(settings), self.upstream.stalls_at(settings)];
-                stalls.into_iter().flatten().chain(idle).min()
+                let age = self.age_ends_at(settings);
+                stalls.into_iter().flatten().chain(idle).chain(age).min()
             }
             Phase::Lingering(_) => (!active(Mutant::LingerTimeoutNotArmed)).then_some(self.phase_deadline),
             Phase::Closing(_) | Phase::Done => None,

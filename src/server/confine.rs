@@ -52,7 +52,7 @@ impl fmt::Display for Measure {
 
 const BY_KEY: &str = "an unsafe key of the configuration";
 const MODULE_HERE: &str = "a PKCS#11 module runs in this process, and needs what only its maker knows";
-const NOT_THERE: &str = "the kernel has none";
+const NOT_THERE: &str = "the kernel has none, or it is forbidden";
 
 /// Why the gateway cannot be confined.
 #[derive(Debug, thiserror::Error)]

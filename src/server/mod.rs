@@ -3,10 +3,14 @@
 pub mod confine;
 pub mod host;
 mod listen;
+mod stamp;
 pub mod ticket_secret;
+mod watch;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -20,22 +24,27 @@ use self::confine::{ConfineError, Confinement};
 use self::host::{DriverKind, Equipment, Plan};
 pub use self::listen::Inherited;
 use self::ticket_secret::TicketSecrets;
+use self::watch::{Seen, Watch};
 use crate::config::{Config, Problem, Problems};
 use crate::control::log::{Collector, LinesLost, Logging};
 use crate::control::metrics::{
-    self, CertificateView, KeyGroupView, ServerView, SessionCacheView, TokenView, UpstreamView, View, WorkerView,
+    self, CertificateView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger, UpstreamView, View,
+    WorkerView,
 };
 use crate::control::ocsp::Stapler;
 use crate::control::{Condition, Service};
-use crate::limits::{CUSTODY_INTERVAL, LOG_QUEUE_RECORDS};
+use crate::limits::{CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
 use crate::net::Waker;
 use crate::net::driver::Driver;
 use crate::net::epoll::EpollDriver;
 use crate::net::uring::UringDriver;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Renewal, Snapshot};
 use crate::tls::handshake::Connection;
 use crate::worker::{Bound, Command, Shared, Worker};
+
+/// Changed files that a log line names.
+const FILES_TOLD: usize = 4;
 
 /// Loads the configuration again, for a reload.
 pub type Loader = Box<dyn FnMut() -> Result<Config, Problems>>;
@@ -93,6 +102,7 @@ fn load_with(
     }
     let launcher = launcher(&config).map_err(|problem| vec![problem])?;
     let mut custody = Custody::new(workers, launcher);
+    let seen = seen(&config);
     let snapshot = Snapshot::load(config, workers, None, &mut custody);
     match (plan, snapshot, ticket_secret) {
         (Ok(plan), Ok(snapshot), Ok(ticket_secret)) => Ok(Loaded {
@@ -100,6 +110,7 @@ fn load_with(
             snapshot,
             custody,
             ticket_secret,
+            seen,
         }),
         (plan, snapshot, ticket_secret) => {
             let problems = plan.err().into_iter().chain(snapshot.err()).flatten();
@@ -118,6 +129,8 @@ pub struct Loaded {
     pub custody: Custody,
     /// What tickets are to be sealed with.
     pub ticket_secret: ticket_secret::Loaded,
+    /// Files that are to be watched, as they were before they were read.
+    seen: Seen,
 }
 
 /// See the module.
@@ -127,9 +140,12 @@ pub struct Server {
     custody: Custody,
     ticket_secrets: TicketSecrets,
     stapler: Stapler,
+    watch: Watch,
     /// Whom signers can become besides the gateway's user.
     users_of_signers: Vec<String>,
     snapshot: Arc<Snapshot>,
+    /// Earlier ones that sessions still use. They end here, not in a worker: letting go of thousands of certificates takes its time.
+    retired: Vec<Arc<Snapshot>>,
     workers: Vec<WorkerHandle>,
     /// Addresses that the workers listen at.
     bound: Vec<SocketAddr>,
@@ -140,8 +156,7 @@ pub struct Server {
     confinement: Confinement,
     started: SystemTime,
     draining: bool,
-    reloads_succeeded: u64,
-    reloads_failed: u64,
+    reloads: Reloads,
 }
 
 struct WorkerHandle {
@@ -180,6 +195,7 @@ impl Server {
             snapshot,
             custody,
             ticket_secret,
+            seen,
         } = load_with(config, host::launcher_process)?;
         let descriptors = host::raise_descriptor_limit();
         let snapshot = Arc::new(snapshot);
@@ -190,24 +206,28 @@ impl Server {
         logging.start_thread();
         let ticket_secrets = TicketSecrets::new(Arc::clone(&snapshot.tickets), &snapshot.config.tickets, ticket_secret)
             .map_err(StartError::Memory)?;
+        let mut watch = Watch::new(Instant::now());
+        watch.follow(seen, Instant::now());
+        let started = now();
         let mut server = Server {
             loader,
             plan,
             custody,
             ticket_secrets,
             stapler: Stapler::new(&snapshot.config.global.stapling),
+            watch,
             users_of_signers: host::users_of_signers(&snapshot.config),
             snapshot: Arc::clone(&snapshot),
+            retired: Vec::new(),
             workers: Vec::new(),
             bound: Vec::new(),
             inherited,
             collector: None,
             lines_lost: logging.lines_lost(),
             confinement,
-            started: now(),
+            started,
             draining: false,
-            reloads_succeeded: 0,
-            reloads_failed: 0,
+            reloads: Reloads::new(started),
         };
         server.start_workers()?;
         server.hand_out_channels();
@@ -317,18 +337,14 @@ impl Server {
         host::check_users_of_signers(&config, Some(&self.users_of_signers)).map_err(|problems| lines(&problems))?;
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
+        let seen = seen(&config);
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
         let snapshot = snapshot.map_err(|problems| lines(&problems))?;
-        let sockets =
-            bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
-        self.ticket_secrets
-            .reload(&snapshot.config.tickets, ticket_secret)
-            .map_err(|error| StartError::Memory(error).to_string())?;
         for warning in snapshot.warnings(ticket_secret::unix_now().cast_signed()) {
             tracing::warn!("{warning}");
         }
-        self.stapler.adopt(&snapshot);
-        self.serve(Arc::new(snapshot), sockets);
+        self.put_in_force(snapshot, Some(ticket_secret))?;
+        self.watch.follow(seen, Instant::now());
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
         }
@@ -343,6 +359,70 @@ impl Server {
         Ok(format!(
             "epoch {epoch}: {listeners} listeners, {identities} identities, {upstreams} upstreams"
         ))
+    }
+
+    /// New connections are served by this snapshot from now on; those that are open keep theirs.
+    fn put_in_force(&mut self, snapshot: Snapshot, ticket_secret: Option<ticket_secret::Loaded>) -> Result<(), String> {
+        let workers = self.plan.cpus.len();
+        let sockets =
+            bind_new(&snapshot, &self.bound, workers, &self.inherited).map_err(|problems| lines(&problems))?;
+        if let Some(ticket_secret) = ticket_secret {
+            self.ticket_secrets
+                .reload(&snapshot.config.tickets, ticket_secret)
+                .map_err(|error| StartError::Memory(error).to_string())?;
+        }
+        self.retired.push(Arc::clone(&self.snapshot));
+        self.stapler.adopt(&snapshot);
+        self.serve(Arc::new(snapshot), sockets);
+        Ok(())
+    }
+
+    /// Loads again what these files belong to. What they have made unusable stays as it was.
+    fn renew(&mut self, changed: &BTreeSet<PathBuf>, at: Instant) {
+        let began = Instant::now();
+        let Renewal { snapshot, failures } = self.snapshot.renew(changed, &mut self.custody);
+        let verdict = self.watch.loaded(changed, failures, at);
+        for what in verdict.not_yet.iter().take(FOLDER_MESSAGES_MAX) {
+            tracing::info!(
+                what,
+                "a changed file cannot be used yet, the old one stays in use; perhaps more of them are about to change"
+            );
+        }
+        // A folder that was made anew is out of reach, and what cannot be read does not say that.
+        if !verdict.alarms.is_empty()
+            && let Err(problems) = self.confinement.check(&self.snapshot.config)
+        {
+            tracing::error!(why = lines(&problems), "files are out of reach");
+        }
+        for (told, why) in verdict.alarms.iter().enumerate() {
+            if told < FOLDER_MESSAGES_MAX {
+                tracing::error!(why, "a changed file cannot be used, the old one stays in use");
+            }
+            self.reloads.count(Trigger::File, false, false, now());
+        }
+        let Some(snapshot) = snapshot else { return };
+        match self.put_in_force(snapshot, None) {
+            Ok(()) => {
+                let good = !self.watch.is_in_trouble();
+                self.reloads.count(Trigger::File, true, good, now());
+                let files: Vec<String> = changed
+                    .iter()
+                    .take(FILES_TOLD)
+                    .map(|file| file.display().to_string())
+                    .collect();
+                tracing::info!(
+                    epoch = self.snapshot.epoch,
+                    changed = changed.len(),
+                    files = files.join(", "),
+                    took_ms = began.elapsed().as_millis() as u64,
+                    "changed files are in use"
+                );
+            }
+            Err(why) => {
+                tracing::error!(why, "changed files cannot be put in use");
+                self.reloads.count(Trigger::File, false, false, now());
+            }
+        }
     }
 }
 
@@ -384,6 +464,10 @@ impl Service for Server {
                 usage: listener.resumption.cache()?.usage(),
             })
         };
+        let connections = |snapshot: &Arc<Snapshot>| {
+            let workers = snapshot.connections.iter();
+            (snapshot.epoch, workers.map(|counter| counter.value()).sum())
+        };
         View {
             workers: self.workers.iter().map(worker).collect(),
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
@@ -394,8 +478,8 @@ impl Service for Server {
             tickets: self.snapshot.tickets.in_use(),
             session_caches: self.snapshot.listeners.iter().filter_map(session_cache).collect(),
             epoch: self.snapshot.epoch,
-            reloads_succeeded: self.reloads_succeeded,
-            reloads_failed: self.reloads_failed,
+            connections_by_epoch: self.retired.iter().chain([&self.snapshot]).map(connections).collect(),
+            reloads: self.reloads.clone(),
             log_lines_lost: self.lines_lost.value(),
             confinement: self.confinement.in_force(),
             started: self.started,
@@ -422,15 +506,27 @@ impl Service for Server {
         let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
         let tickets = self.ticket_secrets.tick(now);
         let stapler = self.stapler.tick();
-        [custody, Some(tickets), Some(stapler)].into_iter().flatten().min()
+        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        let changed = self.watch.tick(now);
+        if !changed.is_empty() && !self.draining {
+            self.renew(&changed, now);
+        }
+        let files = self.watch.due().map(|due| due.saturating_duration_since(now));
+        [custody, files].into_iter().flatten().chain([tickets, stapler]).min()
+    }
+
+    fn hints(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.hints()
+    }
+
+    fn hinted(&mut self, now: Instant) {
+        self.watch.hinted(now);
     }
 
     fn reload(&mut self) -> Result<String, String> {
         let result = self.try_reload();
-        match &result {
-            Ok(_) => self.reloads_succeeded += 1,
-            Err(_) => self.reloads_failed += 1,
-        }
+        let good = result.is_ok();
+        self.reloads.count(Trigger::Signal, good, good, now());
         result
     }
 
@@ -460,6 +556,12 @@ impl Service for Server {
         }
         self.collector = None;
     }
+}
+
+/// The files that a configuration has watched, as they are before they are read.
+fn seen(config: &Config) -> Seen {
+    let files = config.global.watch_files.then(|| Snapshot::files(config));
+    Seen::now(files.unwrap_or_default())
 }
 
 /// New sockets by address, one for each worker.

@@ -1,8 +1,6 @@
 //! The secret of tickets: made here, or read from a file and read again when the file is replaced.
 
-use std::fs::{self, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ringlock_hsm::regular_file;
 use zeroize::Zeroizing;
 
+use super::stamp::{Look, Sighting, Stamp};
 use crate::config::{self, Config, Problem, TicketSecret};
 use crate::crypto;
 use crate::limits::{TICKET_SECRET_BYTES_MAX, TICKET_SECRET_BYTES_MIN, TICKET_SECRET_CHECK_INTERVAL};
@@ -22,21 +21,10 @@ type Bytes = Zeroizing<Vec<u8>>;
 pub(super) struct TicketSecrets {
     secrets: Secrets,
     settings: config::Tickets,
-    /// The file as it was read last, whatever came of that; none when there was none.
-    read: Option<Stamp>,
-    /// As it was found last, when that was another.
-    changed: Option<Option<Stamp>>,
+    /// Of the file, if there is one.
+    sighting: Sighting,
     /// When it is looked at again.
     look_at: Instant,
-}
-
-/// Tells one content of a file from the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    bytes: u64,
-    /// Of content, owner or permissions: what could not be read may be readable now.
-    changed: (i64, i64),
 }
 
 /// What was read.
@@ -80,13 +68,11 @@ impl TicketSecrets {
         let mut this = TicketSecrets {
             secrets: Secrets::new(tickets),
             settings: settings.clone(),
-            read: None,
-            changed: None,
+            sighting: Sighting::new(loaded.stamp),
             look_at: Instant::now(),
         };
         let secret = loaded.secret.unwrap_or_else(random);
         this.secrets.replace(&secret, settings.rotation, unix_now())?;
-        this.read = loaded.stamp;
         Ok(this)
     }
 
@@ -94,12 +80,10 @@ impl TicketSecrets {
     pub(super) fn reload(&mut self, settings: &config::Tickets, loaded: Loaded) -> io::Result<()> {
         let same = self.settings.secret == settings.secret && self.settings.rotation == settings.rotation;
         self.settings = settings.clone();
-        self.changed = None;
         match loaded.secret {
             Some(secret) => self.use_file(&secret, loaded.stamp),
             None if same => Ok(()),
             None => {
-                self.read = None;
                 self.secrets.replace(&random(), settings.rotation, unix_now())?;
                 Ok(())
             }
@@ -116,57 +100,40 @@ impl TicketSecrets {
             return Duration::from_secs(due);
         };
         if now >= self.look_at {
-            self.look(&path);
+            self.look(&path, now);
             self.look_at = now + TICKET_SECRET_CHECK_INTERVAL;
         }
         Duration::from_secs(due).min(self.look_at - now)
     }
 
-    fn look(&mut self, path: &Path) {
-        let found = fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata));
-        if found == self.read {
-            self.changed = None;
-            return;
-        }
-        // One that is being written or replaced is left alone until it has stayed as it is for a while.
-        if self.changed.replace(found) != Some(found) {
-            return;
+    fn look(&mut self, path: &Path, now: Instant) {
+        // What cannot be looked at stays as it was.
+        let Ok(found) = Stamp::at(path) else { return };
+        match self.sighting.look(now, found, TICKET_SECRET_CHECK_INTERVAL) {
+            Look::Same | Look::Changing(_) => return,
+            // Told once for each change, whatever comes of it.
+            Look::Settled => self.sighting.read(),
         }
         match read_file(path) {
             Ok((secret, stamp)) => match self.use_file(&secret, Some(stamp)) {
                 Ok(()) => {}
                 Err(error) => tracing::error!(error = %error, "the new secret of session tickets cannot be used"),
             },
-            Err(found) => {
-                // Told once for each change.
-                self.read = self.changed.take().flatten();
-                tracing::error!(
-                    file = %path.display(),
-                    "the secret of session tickets was replaced by what cannot be used ({found}): the old one stays in use"
-                );
-            }
+            Err(found) => tracing::error!(
+                file = %path.display(),
+                "the secret of session tickets was replaced by what cannot be used ({found}): the old one stays in use"
+            ),
         }
     }
 
     fn use_file(&mut self, secret: &[u8], stamp: Option<Stamp>) -> io::Result<()> {
-        self.read = stamp;
-        self.changed = None;
+        self.sighting = Sighting::new(stamp);
         if self.secrets.replace(secret, self.settings.rotation, unix_now())? {
             tracing::info!(
                 "a new secret of session tickets is accepted from now on, and used from the next epoch on; tickets of the old one are accepted until their time is over"
             );
         }
         Ok(())
-    }
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Stamp {
-        Stamp {
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
     }
 }
 

@@ -20,9 +20,8 @@ use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
 use self::files::Examiner;
-use self::folder::Broken;
 pub(super) use self::warnings::warnings;
-use super::{Snapshot, read};
+use super::{Failure, Snapshot, read};
 use crate::config::{
     self, CertificateSource, Config, InTokens, Isolation, KeySource, Problem, TokenConfig, TokenId, Warning, WhenDown,
 };
@@ -31,7 +30,7 @@ use crate::crypto::remote::RemoteSigningKey;
 use crate::crypto::sha256;
 use crate::identity::preflight::FileFacts;
 use crate::identity::{ChainError, Identity, chain};
-use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, FOLDER_MESSAGES_MAX};
+use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 
 /// What is expected of certificates and keys, and what to do when there is nothing more to say.
 const CHAIN: &str = "a certificate chain in PEM, DER or PKCS#12";
@@ -60,8 +59,9 @@ const FILES_QUEUE: usize = 1024;
 pub(super) struct Identities<'a> {
     config: &'a Config,
     custody: &'a mut Custody,
-    /// Those of the previous snapshot that were made of files alone, by name.
-    known: HashMap<&'a str, &'a Arc<Identity>>,
+    previous: Option<&'a Snapshot>,
+    /// The identities of the previous snapshot by name, and what is known of their files.
+    known: HashMap<&'a str, (&'a Arc<Identity>, &'a FileFacts)>,
     examiner: Examiner,
     loaded: Loaded,
 }
@@ -85,39 +85,49 @@ pub(super) struct Loaded {
 /// # Errors
 /// What was found in place of a folder with certificates; for each file what was found in place of a pair.
 pub fn pairs(settings: &config::Identity, folder: &Path) -> Result<Vec<Result<config::Identity, String>>, String> {
-    let isolated = matches!(settings.key, KeySource::Signer(_));
-    let as_configured = |pair: folder::Pair| config::Identity {
-        name: format!("{}/{}", settings.name, pair.name),
-        certificate: CertificateSource::File(pair.certificate),
-        key: if isolated {
-            KeySource::Signer(pair.key)
-        } else {
-            KeySource::File(pair.key)
-        },
-        passphrase: settings.passphrase.clone(),
-        ocsp: settings.ocsp.clone(),
-    };
     let pairs = folder::pairs(folder)?.into_iter();
     Ok(pairs
         .map(|pair| {
-            pair.map(as_configured)
-                .map_err(|Broken { path, found }| format!("{found} in {}", path.display()))
+            pair.map(|pair| of_pair(settings, pair))
+                .map_err(|broken| broken.to_string())
         })
         .collect())
 }
 
+fn of_pair(settings: &config::Identity, pair: folder::Pair) -> config::Identity {
+    config::Identity {
+        name: format!("{}/{}", settings.name, pair.name),
+        certificate: CertificateSource::File(pair.certificate),
+        key: match settings.key {
+            KeySource::Signer(_) => KeySource::Signer(pair.key),
+            KeySource::File(_) | KeySource::Tokens(_) => KeySource::File(pair.key),
+        },
+        passphrase: settings.passphrase.clone(),
+        ocsp: settings.ocsp.clone(),
+    }
+}
+
+/// The files and folders that an identity is made from.
+pub(super) fn files_of(settings: &config::Identity) -> Vec<&Path> {
+    let certificate = match &settings.certificate {
+        CertificateSource::File(path) | CertificateSource::Folder(path) => Some(path.as_path()),
+        CertificateSource::Tokens(_) => None,
+    };
+    let key = match &settings.key {
+        KeySource::File(path) | KeySource::Signer(path) => Some(path.as_path()),
+        KeySource::Tokens(_) => None,
+    };
+    let passphrase = settings.passphrase.as_deref();
+    certificate.into_iter().chain(key).chain(passphrase).collect()
+}
+
 impl<'a> Identities<'a> {
     pub(super) fn new(config: &'a Config, custody: &'a mut Custody, previous: Option<&'a Snapshot>) -> Identities<'a> {
-        custody.forgive_pins();
-        let known = previous.map_or(&[][..], |snapshot| &snapshot.identities);
         Identities {
             config,
             custody,
-            known: known
-                .iter()
-                .filter(|identity| identity.content.is_some())
-                .map(|identity| (&*identity.name, identity))
-                .collect(),
+            known: previous.map(Snapshot::by_name).unwrap_or_default(),
+            previous,
             examiner: Examiner::new(config.global.user.as_deref()),
             loaded: Loaded::default(),
         }
@@ -127,53 +137,84 @@ impl<'a> Identities<'a> {
         self.loaded
     }
 
-    /// Loads an identity, or those of its folder. Problems.
-    pub(super) fn load(&mut self, settings: &config::Identity) -> Vec<Problem> {
+    /// Loads an identity, or those of its folder. What cannot be loaded stays as it was in the previous snapshot, if it was there.
+    pub(super) fn load(&mut self, settings: &config::Identity) -> Vec<Failure> {
         let first = self.loaded.identities.len();
-        let problems = match &settings.certificate {
+        let failures = match &settings.certificate {
             CertificateSource::Folder(folder) => self.load_folder(settings, folder),
             CertificateSource::File(_) | CertificateSource::Tokens(_) => {
-                self.load_one(&Wanted::configured(settings)).err().into_iter().collect()
+                self.load_or_keep(&Wanted::configured(settings)).into_iter().collect()
             }
         };
         self.loaded.ranges.push(first..self.loaded.identities.len());
-        problems
+        failures
     }
 
-    fn load_folder(&mut self, settings: &config::Identity, folder: &Path) -> Vec<Problem> {
-        let key = format!("identity \"{}\": certificates", settings.name);
-        let pairs = match pairs(settings, folder) {
+    /// Takes over the next `[[identity]]` of the previous snapshot, which is of the same configuration.
+    pub(super) fn take_over(&mut self) {
+        let first = self.loaded.identities.len();
+        if let Some(previous) = self.previous {
+            let range = previous.ranges[self.loaded.ranges.len()].clone();
+            self.loaded
+                .identities
+                .extend_from_slice(&previous.identities[range.clone()]);
+            self.loaded.files.extend_from_slice(&previous.files[range]);
+        }
+        self.loaded.ranges.push(first..self.loaded.identities.len());
+    }
+
+    fn load_folder(&mut self, settings: &config::Identity, folder: &Path) -> Vec<Failure> {
+        let problem = |this: &Self, found: String| {
+            let key = format!("identity \"{}\": certificates", settings.name);
+            this.config.places.problem(key, found, FOLDER, FOLDER_REMEDY)
+        };
+        let pairs = match folder::pairs(folder) {
             Ok(pairs) => pairs,
             Err(what) => {
-                let found = format!("{what} in {}", folder.display());
-                return vec![self.config.places.problem(key, found, FOLDER, FOLDER_REMEDY)];
+                let inside = format!("{}/", settings.name);
+                for (name, _) in self.previous.into_iter().flat_map(Snapshot::named) {
+                    if name.starts_with(&inside) {
+                        self.keep(name);
+                    }
+                }
+                return vec![Failure {
+                    problem: problem(self, format!("{what} in {}", folder.display())),
+                    files: vec![folder.to_owned()],
+                }];
             }
         };
-        let mut problems = Vec::new();
-        let mut count = 0;
+        let mut failures = Vec::new();
         for pair in pairs {
-            let problem = match pair {
-                Ok(pair) => self.load_one(&Wanted::of_folder(&pair, &settings.name)).err(),
-                Err(found) => Some(self.config.places.problem(&key, found, FOLDER, FOLDER_REMEDY)),
-            };
-            count += usize::from(problem.is_some());
-            if count <= FOLDER_MESSAGES_MAX {
-                problems.extend(problem);
+            match pair {
+                Ok(pair) => {
+                    let pair = of_pair(settings, pair);
+                    failures.extend(self.load_or_keep(&Wanted::of_folder(&pair, &settings.name)));
+                }
+                Err(broken) => {
+                    self.keep(&format!("{}/{}", settings.name, broken.name));
+                    failures.push(Failure {
+                        problem: problem(self, broken.to_string()),
+                        files: vec![broken.path],
+                    });
+                }
             }
         }
-        if count > FOLDER_MESSAGES_MAX {
-            let found = format!(
-                "{} more such files in {}",
-                count - FOLDER_MESSAGES_MAX,
-                folder.display()
-            );
-            problems.push(
-                self.config
-                    .places
-                    .problem(key, found, FOLDER, "correct those above first"),
-            );
+        failures
+    }
+
+    fn load_or_keep(&mut self, wanted: &Wanted<'_>) -> Option<Failure> {
+        let problem = self.load_one(wanted).err()?;
+        self.keep(&wanted.settings.name);
+        let files = files_of(wanted.settings).into_iter().map(Path::to_owned).collect();
+        Some(Failure { problem, files })
+    }
+
+    /// The identity that had this name, if there was one.
+    fn keep(&mut self, name: &str) {
+        if let Some(&(identity, files)) = self.known.get(name) {
+            self.loaded.identities.push(Arc::clone(identity));
+            self.loaded.files.push(files.clone());
         }
-        problems
     }
 
     fn load_one(&mut self, wanted: &Wanted<'_>) -> Result<(), Problem> {
@@ -234,9 +275,9 @@ impl<'a> Identities<'a> {
             &sha256::digest(&[&file]),
             &sha256::digest(&[&key_file]),
             &sha256::digest(&[passphrase.as_ref().map_or(&[], |passphrase| passphrase.as_slice())]),
-            wanted.source().as_bytes(),
+            format!("{}\0{}", certificate.display(), key.display()).as_bytes(),
         ]);
-        if let Some(known) = self.known.get(wanted.settings.name.as_str())
+        if let Some((known, _)) = self.known.get(wanted.settings.name.as_str())
             && known.content == Some(content)
         {
             return Ok(Arc::clone(known));
@@ -269,7 +310,8 @@ impl<'a> Identities<'a> {
         key: Arc<dyn SigningKey>,
     ) -> Result<Identity, Problem> {
         let settings = wanted.settings;
-        Identity::new(&settings.name, &wanted.source(), certificates, key).map_err(|error| match &error {
+        let (source, key_source) = (settings.certificate.to_string(), settings.key.to_string());
+        Identity::new(&settings.name, &source, &key_source, certificates, key).map_err(|error| match &error {
             ChainError::Certificate(what) => self.of_certificate(wanted, what, CHAIN_REMEDY),
             ChainError::Mismatch => {
                 let found = format!("{error} in {}", settings.key);
@@ -453,7 +495,7 @@ impl<'a> Identities<'a> {
 
     fn of_fault(&self, wanted: &Wanted<'_>, key: &'static str, fault: &Fault, place: &str) -> Problem {
         let (expected, remedy) = match (key, &wanted.settings.key) {
-            ("key", KeySource::Signer(_)) if fault.kind == FaultKind::Object => (KEY, KEY_REMEDY),
+            ("key", KeySource::Signer(_)) if is_of_file(fault.kind) => (KEY, KEY_REMEDY),
             ("key", _) => (
                 "a private key in a token that signs for the certificate",
                 remedy(fault.kind),
@@ -510,16 +552,13 @@ impl<'a> Wanted<'a> {
     fn own_key(&self, key: &'static str) -> String {
         format!("identity \"{}\": {key}", self.configured)
     }
+}
 
-    /// For people: certificate and key.
-    fn source(&self) -> String {
-        let config::Identity { certificate, key, .. } = self.settings;
-        let (certificate, key) = (certificate.to_string(), key.to_string());
-        if certificate == key {
-            certificate
-        } else {
-            format!("{certificate}, key in {key}")
-        }
+/// The file is at fault, where the signer reads it.
+fn is_of_file(kind: FaultKind) -> bool {
+    match kind {
+        FaultKind::Module | FaultKind::Pin | FaultKind::Object | FaultKind::Mechanism => true,
+        FaultKind::Token | FaultKind::Device | FaultKind::Timeout | FaultKind::Signer => false,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::read;
-use crate::config::{self, Config, Ocsp, Problem, Warning};
+use crate::config::{self, Config, Ocsp, Places, Problem, Warning};
 use crate::identity::Identity;
 use crate::identity::facts::Facts;
 use crate::identity::ocsp::{Answer, Refused, Status};
@@ -47,96 +47,139 @@ pub fn responder(facts: &Facts) -> Option<&str> {
     facts.ocsp_urls.iter().find(is_http).map(String::as_str)
 }
 
+/// What came of the files.
+pub(super) struct Loaded {
+    pub(super) staples: Vec<Stapled>,
+    pub(super) unusable: Vec<Unusable>,
+}
+
+/// A file that is no staple.
+pub(super) struct Unusable {
+    pub(super) problem: Problem,
+    pub(super) file: PathBuf,
+    /// It never was one for the identity's issuer; otherwise it is not any more, or not of this certificate, as after a renewal.
+    pub(super) is_mistake: bool,
+}
+
+/// What was found, expected, and is to be done.
+type Advice = (String, &'static str, &'static str);
+
+const EXPECTED: &str = "an OCSP response in DER about the identity's certificate";
+const REMEDY: &str =
+    "fetch it anew for this certificate: openssl ocsp -issuer ISSUER -cert LEAF -url URL -no_nonce -respout FILE";
+
+impl Stapled {
+    /// The file that it has its staple from.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match &self.source {
+            StapleSource::File { path, found: Ok(_) } => Some(path),
+            StapleSource::File { found: Err(_), .. } | StapleSource::Nowhere | StapleSource::Responder => None,
+        }
+    }
+}
+
+/// The file that the staple of an identity comes from.
+pub(super) fn file_of(settings: &config::Identity) -> Option<&Path> {
+    match &settings.ocsp {
+        Ocsp::File(path) => Some(path),
+        Ocsp::Off | Ocsp::Auto => None,
+    }
+}
+
+/// Fetched responses are to be kept, and the directory is not there.
+pub(super) fn missing_dir(config: &Config) -> Option<Problem> {
+    let dir = config.global.stapling.dir.as_ref().filter(|dir| !dir.is_dir())?;
+    let found = format!("no directory at {}", dir.display());
+    let expected = "a directory that the gateway can write to";
+    let remedy = format!(
+        "create it for the user that the gateway becomes: install -d -o USER {}",
+        dir.display()
+    );
+    Some(config.places.problem("global.ocsp_dir", found, expected, remedy))
+}
+
 /// Reads the files of `identities`, each with what the configuration has for it.
 pub(super) fn load<'i>(
-    config: &Config,
     identities: impl Iterator<Item = (&'i config::Identity, &'i [Arc<Identity>])>,
-    problems: &mut Vec<Problem>,
-) -> Vec<Stapled> {
+    places: &Places,
+) -> Loaded {
     let now = unix_now();
-    if let Some(dir) = &config.global.stapling.dir
-        && !dir.is_dir()
-    {
-        let found = format!("no directory at {}", dir.display());
-        let remedy = format!(
-            "create it for the user that the gateway becomes: install -d -o USER {}",
-            dir.display()
-        );
-        problems.push(config.places.problem(
-            "global.ocsp_dir",
-            found,
-            "a directory that the gateway can write to",
-            remedy,
-        ));
-    }
-    let mut stapled = Vec::new();
+    let mut loaded = Loaded {
+        staples: Vec::new(),
+        unusable: Vec::new(),
+    };
     let identities = identities.flat_map(|(settings, all)| all.iter().map(move |identity| (settings, identity)));
     for (settings, identity) in identities {
         let source = match &settings.ocsp {
             Ocsp::Auto if responder(&identity.facts).is_some() && identity.question().is_some() => {
                 StapleSource::Responder
             }
-            Ocsp::File(path) => match read_file(identity, path, now) {
-                Ok(found) => StapleSource::File {
+            Ocsp::File(path) => {
+                let found = read_file(identity, path, now);
+                let found = found.map_err(|(is_mistake, (found, expected, remedy))| {
+                    let key = format!("identity \"{}\": ocsp", settings.name);
+                    let what = found.clone();
+                    let found = format!("{found} in {}", path.display());
+                    loaded.unusable.push(Unusable {
+                        problem: places.problem(key, found, expected, remedy),
+                        file: path.clone(),
+                        is_mistake,
+                    });
+                    what
+                });
+                StapleSource::File {
                     path: path.clone(),
                     found,
-                },
-                Err((found, expected, remedy)) => {
-                    let key = format!("identity \"{}\": ocsp", settings.name);
-                    let found = format!("{found} in {}", path.display());
-                    problems.push(config.places.problem(key, found, expected, remedy));
-                    continue;
                 }
-            },
+            }
             Ocsp::Off | Ocsp::Auto if identity.facts.must_staple => StapleSource::Nowhere,
             Ocsp::Off | Ocsp::Auto => continue,
         };
-        stapled.push(Stapled {
+        loaded.staples.push(Stapled {
             identity: Arc::clone(identity),
             source,
         });
     }
-    stapled
+    loaded
 }
 
-type Advice = (String, &'static str, &'static str);
-
-/// A staple, or why it is none now; what was found when it never will be one.
-fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<Result<(Vec<u8>, Answer), String>, Advice> {
-    const EXPECTED: &str = "an OCSP response in DER about the identity's certificate";
+/// A staple; or whether it is a mistake that it is none, and what was found.
+fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<(Vec<u8>, Answer), (bool, Advice)> {
+    let mistake = |found, expected, remedy| (true, (found, expected, remedy));
+    let over = |found: String| (false, (found, EXPECTED, REMEDY));
     let response = read(path, OCSP_RESPONSE_BYTES_MAX as u64).map_err(|found| {
-        (
+        mistake(
             found,
             EXPECTED,
             "check the path, and that the gateway's user can read it",
         )
     })?;
-    let Some(question) = identity.question() else {
-        return Err((
+    let question = identity.question().ok_or_else(|| {
+        mistake(
             "a response that cannot be verified, as the chain has no issuer,".to_owned(),
             "the issuer's certificate behind the leaf in `certificate`",
             "add it to the chain",
-        ));
-    };
+        )
+    })?;
     match question.read(&response, now) {
-        Ok(answer) => Ok(match answer.status {
+        Ok(answer) => match answer.status {
             Status::Good => Ok((response.to_vec(), answer)),
-            Status::Revoked { .. } => Err("says that the certificate is revoked: replace the certificate".to_owned()),
-            Status::Unknown => Err("says that the responder does not know the certificate".to_owned()),
-        }),
-        Err(refused @ (Refused::Expired(_) | Refused::NotYetValid(_))) => Ok(Err(format!("has {refused}"))),
+            Status::Revoked { .. } => Err(over("an answer that the certificate is revoked".to_owned())),
+            Status::Unknown => Err(over(
+                "an answer that the responder does not know the certificate".to_owned(),
+            )),
+        },
+        Err(refused @ (Refused::Expired(_) | Refused::NotYetValid(_) | Refused::OtherCertificate)) => {
+            Err(over(refused.to_string()))
+        }
         Err(
             refused @ (Refused::Responder(_)
             | Refused::Malformed(_)
-            | Refused::OtherCertificate
             | Refused::Signature
             | Refused::Algorithm
             | Refused::Delegation(_)
             | Refused::Endless),
-        ) => {
-            let remedy = "fetch it anew for this certificate: openssl ocsp -issuer ISSUER -cert LEAF -url URL -no_nonce -respout FILE";
-            Err((refused.to_string(), EXPECTED, remedy))
-        }
+        ) => Err(mistake(refused.to_string(), EXPECTED, REMEDY)),
     }
 }
 
@@ -167,8 +210,8 @@ pub(super) fn warnings<'i>(
     for Stapled { identity, source } in stapled {
         if let StapleSource::File { path, found: Err(why) } = source {
             let key = format!("identity \"{}\": ocsp", identity.name);
-            let what = format!("{} {why}: it is not stapled", path.display());
-            warnings.push(config.places.warning(key, what, "fetch it anew"));
+            let what = format!("{} has {why}: it is not stapled", path.display());
+            warnings.push(config.places.warning(key, what, REMEDY));
         }
     }
     warnings

@@ -20,6 +20,7 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timer ticks, late completions and late cancellations.
 pub(crate) const SLACK: Duration = Duration::from_millis(200);
 
@@ -74,6 +75,7 @@ pub(crate) struct Plan {
     /// results for those who had them are outstanding.
     pub(crate) upheaval_after_turns: Option<usize>,
     connections_max: usize,
+    pub(crate) connection_age_max: Option<Duration>,
     first_byte: bool,
     round_robin: bool,
     /// Largest stream of an ordinary connection, and of a few.
@@ -136,6 +138,9 @@ impl Plan {
             sizes,
             calm,
             ecdsa: count.is_multiple_of(2),
+            connection_age_max: random
+                .chance(150)
+                .then(|| Duration::from_millis(random.between(200, 5_000) as u64)),
         }
     }
 
@@ -166,9 +171,10 @@ impl Plan {
         let key = if self.ecdsa { "p256" } else { "ed25519" };
         let mut text = format!(
             "[[identity]]\nname = \"site\"\ncertificate = \"{key}.pem\"\nkey = \"{key}.key\"\n\
-             [[upstream]]\nname = \"app\"\nservers = [{}]\nconnect_timeout = \"1s\"\nsend_proxy = \"{}\"\n\
+             [[upstream]]\nname = \"app\"\nservers = [{}]\nconnect_timeout = \"{}s\"\nsend_proxy = \"{}\"\n\
              connect_on = \"{}\"\nbalance = \"{}\"\n",
             servers.join(","),
+            CONNECT_TIMEOUT.as_secs(),
             if self.send_proxy { "v1" } else { "off" },
             if self.first_byte { "first_byte" } else { "handshake" },
             if self.round_robin {
@@ -177,11 +183,13 @@ impl Plan {
                 "least_connections"
             },
         );
+        let age = |age: Duration| format!("connection_age_max = \"{}ms\"\n", age.as_millis());
+        let age = self.connection_age_max.map(age).unwrap_or_default();
         for (number, address) in listener_addresses().into_iter().enumerate().take(1 + usize::from(both)) {
             text += &format!(
                 "[[listener]]\nname = \"l{number}\"\naddress = \"{address}\"\nidentities = [\"site\"]\nupstream = \"app\"\n\
                  accept_proxy = {}\nconnections_max = {}\nhandshake_timeout = \"{}s\"\nidle_timeout = \"{}s\"\n\
-                 write_timeout = \"{}s\"\nlinger_timeout = \"{}s\"\n[listener.tls]\ngroups = [\"X25519\"]\n",
+                 write_timeout = \"{}s\"\nlinger_timeout = \"{}s\"\n{age}[listener.tls]\ngroups = [\"X25519\"]\n",
                 number == 1,
                 self.connections_max,
                 HANDSHAKE_TIMEOUT.as_secs(),
@@ -195,6 +203,12 @@ impl Plan {
         Arc::new(
             Snapshot::load(config, 1, previous, &mut Custody::without_signers()).expect("the simulation is set up"),
         )
+    }
+
+    /// The longest that any connection may be open, if there is such a time.
+    pub(crate) fn longest_life(&self) -> Option<Duration> {
+        let to_relaying = HANDSHAKE_TIMEOUT + CONNECT_TIMEOUT * u32::try_from(self.health.len()).expect("a few");
+        Some(self.connection_age_max?.max(to_relaying) + LINGER_TIMEOUT + SLACK)
     }
 
     /// Some server would accept a connection.

@@ -337,6 +337,12 @@ impl<C: ClientTls> World<C> {
 
     /// What must hold at any time.
     fn watch(&self, net: &SimDriver) {
+        let by_epoch = self.snapshots.iter().map(|snapshot| snapshot.connections[0].value());
+        assert_eq!(
+            by_epoch.sum::<u64>(),
+            self.shared.metrics.live.value(),
+            "each connection counts under one epoch"
+        );
         let (silence, send) = net.longest_silences();
         let handshake_or = |timeout: Duration| timeout.max(HANDSHAKE_TIMEOUT) + LINGER_TIMEOUT + SLACK;
         assert!(

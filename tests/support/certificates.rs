@@ -1,5 +1,6 @@
 //! A CA, and the certificates that it signs.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
     PublicKeyData, RsaKeySize, SignatureAlgorithm,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 
 /// The kind of an identity's key.
@@ -82,7 +85,7 @@ impl Ca {
     }
 
     /// Its certificate.
-    pub(crate) fn der(&self) -> rustls_pki_types::CertificateDer<'static> {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.issuer.der().clone()
     }
 
@@ -103,6 +106,7 @@ impl Ca {
         let key = key.unwrap();
         self.sign(name, dns_names, &key);
         std::fs::write(self.key_file(name), key.serialize_pem()).unwrap();
+        std::fs::set_permissions(self.key_file(name), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// Where [`Ca::issue`] writes a key.
@@ -158,6 +162,11 @@ impl Ca {
         let certificate = params.signed_by(key, &self.issuer).unwrap();
         std::fs::write(self.certificate_file(name), certificate.pem()).unwrap();
     }
+}
+
+/// The first certificate of a PEM file.
+pub(crate) fn leaf_in(file: &Path) -> Vec<u8> {
+    CertificateDer::from_pem_file(file).unwrap().to_vec()
 }
 
 fn params(dns_names: &[&str], common_name: &str) -> CertificateParams {

@@ -231,6 +231,10 @@ impl Setup {
         if !global.contains("drain_timeout") {
             toml = toml.replacen("[global]\n", "[global]\ndrain_timeout = \"2s\"\n", 1);
         }
+        // So that a test which replaces files knows when they are read.
+        if !global.contains("watch_files") {
+            toml = toml.replacen("[global]\n", "[global]\nwatch_files = false\n", 1);
+        }
         toml
     }
 }

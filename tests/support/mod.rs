@@ -32,6 +32,7 @@ mod metrics;
 pub(crate) mod multibuffer;
 mod operation;
 mod origin;
+mod pki;
 pub(crate) mod pre_shared_keys;
 mod processes;
 mod proxy_header;
@@ -47,7 +48,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use authority::{Authority, DAY, Shown, pem_of_list};
 pub(crate) use balancers::Balancer;
-pub(crate) use certificates::{Ca, KeyKind};
+pub(crate) use certificates::{Ca, KeyKind, leaf_in};
 pub(crate) use client::{Client, Connection, End};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use gateway::{Gateway, Setup, ringlock};
@@ -59,6 +60,7 @@ pub(crate) use operation::{
     wait_for_metric,
 };
 pub(crate) use origin::{Origin, Stream, reset};
+pub(crate) use pki::{Pki, Served};
 pub(crate) use processes::{
     children, command_line, descriptors, environment, has_secret_memory, is_alive, kill, launcher, living_children,
     locked_kib, memory_holds, signer, signers, user, wait_for_end, wait_until_nothing_is_left,

@@ -105,8 +105,8 @@ pub(in crate::control) fn busy() -> View {
             },
         }],
         epoch: 3,
-        reloads_succeeded: 2,
-        reloads_failed: 1,
+        connections_by_epoch: vec![(2, 4), (3, 0)],
+        reloads: reloads(),
         log_lines_lost: 9,
         confinement: [
             ("capabilities", true),
@@ -116,6 +116,15 @@ pub(in crate::control) fn busy() -> View {
         ],
         started: UNIX_EPOCH + Duration::from_millis(1_795_000_000_250),
     }
+}
+
+fn reloads() -> Reloads {
+    let at = UNIX_EPOCH + Duration::from_secs(1_795_000_100);
+    let mut reloads = Reloads::new(UNIX_EPOCH);
+    reloads.count(Trigger::Signal, true, true, at);
+    reloads.count(Trigger::File, true, true, at);
+    reloads.count(Trigger::File, false, false, at);
+    reloads
 }
 
 fn key_metrics() -> Arc<KeyMetrics> {
@@ -324,6 +333,18 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
         ),
         6.0
     );
+    assert_eq!(
+        value(&families, "ringlock_configuration_last_reload_timestamp_seconds", &[]),
+        1_795_000_100.0
+    );
+    assert_eq!(
+        value(&families, "ringlock_configuration_last_reload_successful", &[]),
+        0.0
+    );
+    assert_eq!(
+        value(&families, "ringlock_connections_by_epoch", &[("epoch", "2")]),
+        4.0
+    );
     let labels = [
         ("upstream", "a \"quoted\\ name\"\nof two lines"),
         ("server", "127.0.0.1:8080"),
@@ -334,7 +355,11 @@ fn the_exposition_keeps_the_format_and_carries_the_counters() {
         2.0
     );
     assert_eq!(
-        value(&families, "ringlock_configuration_reloads", &[("result", "failed")]),
+        value(
+            &families,
+            "ringlock_configuration_reloads",
+            &[("result", "failed"), ("trigger", "file")]
+        ),
         1.0
     );
     assert_eq!(value(&families, "process_start_time_seconds", &[]), 1_795_000_000.25);
@@ -407,6 +432,7 @@ fn the_fault_of_each_label_is_the_fault_of_its_cause() {
         Cause::UpstreamReset,
         Cause::Exhausted,
         Cause::Internal(""),
+        Cause::ConnectionAge,
     ] {
         assert_eq!(FAULTS[cause.index()], cause.fault().label(), "{cause:?}");
     }

@@ -30,6 +30,8 @@ impl<T: Tls> Session<T> {
             (Phase::Lingering(_), Side::Downstream) => self.lingered += bytes.len(),
             (_, Side::Downstream) if bytes.is_empty() => self.on_downstream_end(cx),
             (_, Side::Downstream) => self.take_in(bytes, cx),
+            // The client has been told that nothing more comes.
+            (_, Side::Upstream) if self.aged => {}
             (_, Side::Upstream) if bytes.is_empty() => self.on_upstream_end(cx),
             (_, Side::Upstream) => {
                 if active(Mutant::BytesOutOfOrder) {
@@ -56,6 +58,7 @@ impl<T: Tls> Session<T> {
                     cx,
                 );
             }
+            Phase::Relaying if self.aged => self.upstream.finish(),
             Phase::Relaying if self.upstream.receive == Receive::Ended => {}
             Phase::Relaying if active(Mutant::TruncationPassedAsEnd) => self.upstream.finish(),
             Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying => self.linger(Cause::Truncated, cx),
@@ -104,8 +107,8 @@ impl<T: Tls> Session<T> {
         match &self.phase {
             Phase::Lingering(_) | Phase::Closing(_) | Phase::Done => {}
             // All was said; the client did not wait for our end.
-            Phase::Relaying if self.upstream.receive == Receive::Ended && self.sent_everything() => {
-                self.close(Cause::Finished, cx);
+            Phase::Relaying if self.answered() && self.sent_everything() => {
+                self.close(self.ended(), cx);
             }
             Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying => self.linger(Cause::PeerReset, cx),
             Phase::ProxyHeader | Phase::Handshaking | Phase::AwaitingCrypto(_) => self.close(Cause::PeerReset, cx),

@@ -1,5 +1,7 @@
 //! The ways on: towards a server, and to the end.
 
+use std::time::Instant;
+
 use super::{Context, Output, Phase, Session, Side};
 use crate::buffers::SendBuffer;
 use crate::config;
@@ -35,6 +37,45 @@ impl<T: Tls> Session<T> {
         self.phase = Phase::Lingering(cause);
     }
 
+    /// When the connection's age is to be acted upon; none when it does not matter.
+    pub(super) fn age_ends_at(&self, settings: &config::Listener) -> Option<Instant> {
+        if self.aged {
+            return Some(self.phase_deadline);
+        }
+        let max = settings
+            .connection_age_max
+            .filter(|_| !active(Mutant::ConnectionAgeNotArmed))?;
+        Some(self.accepted_at + max)
+    }
+
+    /// The connection is as old as it may get. The client hears that nothing more comes, and has its time to end its stream: only then
+    /// is the server told that it has ended. A client that does not answer has its stream cut off.
+    pub(super) fn retire(&mut self, cx: &mut Context<'_>) {
+        if self.downstream.write == Write::Open {
+            self.tls.close_notify(&mut self.downstream.outbox.sink(cx.pool));
+        }
+        if self.phase == Phase::AwaitingFirstByte {
+            return self.linger(Cause::ConnectionAge, cx);
+        }
+        self.aged = true;
+        self.downstream.finish();
+        self.phase_deadline = self.now + self.settings(cx.snapshot).linger_timeout;
+    }
+
+    /// Nothing more comes from the server, or it is not passed on.
+    pub(super) fn answered(&self) -> bool {
+        self.upstream.receive == Receive::Ended || self.aged
+    }
+
+    /// Why a session has ended both of whose directions have.
+    pub(super) fn ended(&self) -> Cause {
+        if self.aged {
+            Cause::ConnectionAge
+        } else {
+            Cause::Finished
+        }
+    }
+
     /// Ends the session at once: what is queued is lost.
     pub(super) fn close(&mut self, cause: Cause, cx: &mut Context<'_>) {
         if matches!(self.phase, Phase::Closing(_) | Phase::Done) {
@@ -63,9 +104,8 @@ impl<T: Tls> Session<T> {
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) {
         match &self.phase {
             Phase::Relaying => {
-                let ended = self.downstream.receive == Receive::Ended && self.upstream.receive == Receive::Ended;
-                if ended && self.sent_everything() {
-                    self.close(Cause::Finished, cx);
+                if self.downstream.receive == Receive::Ended && self.answered() && self.sent_everything() {
+                    self.close(self.ended(), cx);
                 }
             }
             Phase::Lingering(cause) => {
@@ -102,6 +142,7 @@ impl<T: Tls> Session<T> {
             && (leg.receive == Receive::Idle || leg.receive == Receive::Armed && active(Mutant::ReceiveArmedTwice))
             && match (&self.phase, side) {
                 (Phase::ProxyHeader | Phase::Handshaking | Phase::Lingering(_), Side::Downstream) => true,
+                (Phase::Relaying, Side::Upstream) => room && !self.aged,
                 (Phase::AwaitingFirstByte | Phase::Connecting | Phase::Relaying, _) => room,
                 (Phase::ProxyHeader | Phase::Handshaking | Phase::Lingering(_), Side::Upstream)
                 | (Phase::AwaitingCrypto(_) | Phase::Closing(_) | Phase::Done, _) => false,

@@ -7,7 +7,7 @@
 
 use ringlock_hsm::sandbox::Kept;
 
-use super::super::host::DriverKind;
+use crate::server::host::DriverKind;
 
 /// Calls that are needed whatever their arguments are.
 const ALWAYS: &[libc::c_long] = &[

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ringlock_hsm::formats;
 
-use super::super::read;
 use crate::identity::facts::CertificateFacts;
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, IDENTITIES_PER_FOLDER_MAX};
+use crate::snapshot::read;
 
 /// Files of certificates in a sub-folder, or alone in a folder, each with that of its key: certbot, Kubernetes.
 const BY_NAME: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
@@ -28,8 +29,16 @@ pub(super) struct Pair {
 /// A file that should have been one of a pair: what was found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Broken {
+    /// As a pair would have had it.
+    pub(super) name: String,
     pub(super) path: PathBuf,
     pub(super) found: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.found, self.path.display())
+    }
 }
 
 /// The pairs of a folder by name.
@@ -114,20 +123,18 @@ fn of_file(folder: &Path, name: &OsStr, names: &BTreeSet<OsString>) -> Option<Re
     if let Some(key) = [appended, replaced].into_iter().find(|key| names.contains(key)) {
         return Some(pair(folder.join(key)));
     }
+    let broken = |path: PathBuf, found: String| {
+        let name = name.to_string_lossy().into_owned();
+        Some(Err(Broken { name, path, found }))
+    };
     match is_one_of_a_pair(&certificate) {
         Ok(OnePart::Both) => Some(pair(certificate.clone())),
         Ok(OnePart::Neither) => None,
         Ok(OnePart::Certificate) => {
             let found = "a certificate without its key, which is neither in the file nor beside it";
-            Some(Err(Broken {
-                path: certificate,
-                found: found.to_owned(),
-            }))
+            broken(certificate, found.to_owned())
         }
-        Err(found) => Some(Err(Broken {
-            path: certificate,
-            found,
-        })),
+        Err(found) => broken(certificate, found),
     }
 }
 
