@@ -228,6 +228,48 @@ pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Certificates of one folder; a larger one is the wrong path. Each takes some 5 KB of memory.
+/// A longer answer of an OCSP responder is refused: one with a certificate of the responder has about 2 KB, with ML-DSA-87 some 15.
+pub const OCSP_RESPONSE_BYTES_MAX: usize = 32 * 1024;
+
+/// Certificates in an OCSP answer that are tried for its signature: a responder sends its own, and perhaps its CA's.
+pub const OCSP_RESPONDER_CERTIFICATES_MAX: usize = 4;
+
+/// Responders that are asked at the same time.
+pub const OCSP_FETCHES_MAX: usize = 8;
+
+/// How often it is seen which have answered: with [`OCSP_FETCHES_MAX`] it bounds the fetches of a second.
+pub const OCSP_FETCH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What an answer may take, from the name's look-up to its last byte, redirects included.
+pub const OCSP_FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// And the connection to one of a responder's addresses: there may be others.
+pub const OCSP_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest head of a responder's HTTP response.
+pub const OCSP_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Redirects that are followed: to another name, and perhaps another path there.
+pub const OCSP_REDIRECTS_MAX: usize = 3;
+
+/// How long after a failure a responder is asked again at first; doubles with each further one.
+pub const OCSP_RETRY_SECONDS_MIN: i64 = 2;
+
+/// Longest pause between attempts: a responder that comes back is found again within this time.
+pub const OCSP_RETRY_SECONDS_MAX: i64 = 3600;
+
+/// However long an answer may be believed, the responder is asked again after this: who runs the gateway hears of a revocation.
+pub const OCSP_REFRESH_SECONDS_MAX: i64 = 24 * 3600;
+
+/// A staple is not sent any more so long before its end: it travels, and clocks differ.
+pub const OCSP_STAPLE_MARGIN_SECONDS: i64 = 10;
+
+/// Files of responses that are of no certificate in use are removed when they are as old: hardly any response is believed as long.
+pub const OCSP_FILE_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// How far the clock of an OCSP responder may be ahead of ours.
+pub const OCSP_CLOCK_TOLERANCE_SECONDS: i64 = 300;
+/// Certificates of one folder; a larger one is the wrong path. Each takes some 10 KB of memory.
 pub const IDENTITIES_PER_FOLDER_MAX: usize = 100_000;
 
 /// Problems, and warnings of one kind, that are told of one folder: the others are counted.

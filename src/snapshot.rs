@@ -6,6 +6,7 @@ mod client_auth;
 mod identities;
 pub mod inventory;
 mod renewal;
+mod staples;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -25,6 +26,7 @@ use self::admissions::Destination;
 use self::identities::{Identities, Loaded};
 pub use self::identities::{files, pairs, token_spec};
 pub use self::renewal::{Failure, Renewal};
+pub use self::staples::{StapleSource, Stapled, responder};
 
 use crate::address::ServerEndpoint;
 use crate::config::{
@@ -57,6 +59,8 @@ pub struct Snapshot {
     ranges: Vec<Range<usize>>,
     /// By position in `identities`.
     files: Vec<FileFacts>,
+    /// Those that get OCSP staples, or should.
+    pub staples: Vec<Stapled>,
     /// What tickets are sealed with: the same through all reloads.
     pub tickets: Arc<Tickets>,
     /// Tokens that identities have their keys in.
@@ -138,6 +142,14 @@ impl Snapshot {
             groups,
             absences,
         } = loader.into_loaded();
+        problems.extend(staples::missing_dir(&config));
+        let staples::Loaded { staples, unusable } = staples::load(by_settings(&config, &identities, &ranges), places);
+        problems.extend(
+            unusable
+                .into_iter()
+                .filter(|file| file.is_mistake)
+                .map(|file| file.problem),
+        );
         let upstreams = collect(&config.upstreams, &mut problems, |upstream| {
             load_upstream(upstream, places, workers, previous)
         });
@@ -174,6 +186,7 @@ impl Snapshot {
             identities,
             ranges,
             files,
+            staples,
             tickets,
             key_groups: groups
                 .into_iter()
@@ -189,6 +202,8 @@ impl Snapshot {
     pub fn warnings(&self, now: i64) -> Vec<Warning> {
         let mut warnings = self.absences.clone();
         warnings.extend(identities::warnings(self, now));
+        let identities = by_settings(&self.config, &self.identities, &self.ranges);
+        warnings.extend(staples::warnings(&self.config, identities, &self.staples));
         for token in &self.config.tokens {
             if let Some(path) = token.pin.as_ref().and_then(PinSource::exposed) {
                 let what = format!("others than owner and group can read or write {}", path.display());
@@ -343,6 +358,16 @@ fn identities_of<'a>(
     identities: &'a [Arc<Identity>],
 ) -> impl Iterator<Item = &'a Arc<Identity>> + Clone {
     ids.iter().flat_map(|id| &identities[ranges[id.0].clone()])
+}
+
+/// Each `[[identity]]` with those that were made of it.
+fn by_settings<'a>(
+    config: &'a Config,
+    identities: &'a [Arc<Identity>],
+    ranges: &'a [Range<usize>],
+) -> impl Iterator<Item = (&'a config::Identity, &'a [Arc<Identity>])> {
+    let slices = ranges.iter().map(|range| &identities[range.clone()]);
+    config.identities.iter().zip(slices)
 }
 
 /// None yet, of any worker.

@@ -578,7 +578,7 @@ fn everything_is_said_at_once() {
 fn the_text_of_the_file_is_checked_first_and_every_key_is_named() {
     let file = File::with(&[
         ("upstream = \"app\"", "upstraem = \"app\""),
-        ("key = \"site.key\"", "key = \"site.key\"\nocsp = \"auto\""),
+        ("key = \"site.key\"", "key = \"site.key\"\nocsp = true"),
         ("drain_timeout", "drain_timeuot"),
     ]);
     let ran = file.ringlock(&["check"]);
@@ -586,7 +586,7 @@ fn the_text_of_the_file_is_checked_first_and_every_key_is_named() {
     for part in [
         ":2: global.drain_timeuot: found an unknown key, expected \"drain_timeout\"",
         ":8: listener \"edge\": upstraem: found an unknown key, expected \"upstream\"",
-        "not supported yet",
+        "ocsp: found true, expected \"off\", \"auto\", or the path",
     ] {
         assert!(ran.stderr.contains(part), "{part:?} is missing: {ran:?}");
     }

@@ -142,22 +142,28 @@ fn parse_server(folder: &Path, text: &str) -> Result<ServerAddress, Refusal> {
             "for a UNIX socket put unix: in front of its path; a server has no other path",
         ));
     }
+    let (host, port) = parse_host_and_port(text).map_err(|remedy| refusal(&remedy))?;
+    Ok(ServerAddress::Host(host, port))
+}
+
+/// `host:port`, or the remedy.
+pub(super) fn parse_host_and_port(text: &str) -> Result<(String, u16), String> {
     if text.parse::<Ipv6Addr>().is_ok() || text.matches(':').count() > 1 && !text.starts_with('[') {
-        return Err(refusal("put the IPv6 address in brackets and add :port"));
+        return Err("put the IPv6 address in brackets and add :port".to_owned());
     }
     let Some((host, port)) = text.rsplit_once(':') else {
-        return Err(refusal("add the port"));
+        return Err("add the port".to_owned());
     };
     let Some(port) = port.parse::<u16>().ok().filter(|&port| port > 0) else {
-        return Err(refusal("write a port from 1 to 65535 after the colon"));
+        return Err("write a port from 1 to 65535 after the colon".to_owned());
     };
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = match bracketed {
         Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => inner.to_owned(),
-        Some(_) => return Err(refusal("write an IPv6 address in the brackets")),
-        None => host_name(host).map_err(|what| refusal(&format!("write an IP address or a host name: {what}")))?,
+        Some(_) => return Err("write an IPv6 address in the brackets".to_owned()),
+        None => host_name(host).map_err(|what| format!("write an IP address or a host name: {what}"))?,
     };
-    Ok(ServerAddress::Host(host, port))
+    Ok((host, port))
 }
 
 #[cfg(test)]

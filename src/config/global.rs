@@ -6,6 +6,7 @@ use toml::de::DeValue;
 
 use super::address::{self, Taken};
 use super::keys::CPUS_MAX;
+use super::ocsp;
 use super::read::{Item, Refusal, Report, Table, choice, flag, parsed, path, share, whole_number};
 use super::units::duration;
 use super::{ConnectionLog, Crypto, GivenUp, Global, Io, Log, LogFormat, LogLevel, MadeAhead, Multibuffer, Workers};
@@ -41,6 +42,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         system_calls: !unsafe_flag(table, "unsafe_no_seccomp", "the gateway keeps all system calls"),
     };
     let watch_files = table.read("watch_files", flag);
+    let stapling = ocsp::read_settings(table);
     let log = table.section("log", read_log);
     Some(Global {
         workers: workers?,
@@ -51,6 +53,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, taken: &mut Taken) -> Option<Globa
         group: group?,
         given_up,
         watch_files: watch_files?,
+        stapling: stapling?,
         log: log?,
     })
 }

@@ -6,9 +6,10 @@ use ringlock_hsm::uri::{ObjectKind, Uri};
 
 use super::keys::{CERTIFICATE, PRIVATE_KEY};
 use super::names::Names;
+use super::ocsp;
 use super::read::{Item, Report, Table, choice, path};
 use super::tokens::{self, Tokens};
-use super::{CertificateSource, Identity, InTokens, KeySource};
+use super::{CertificateSource, Identity, InTokens, KeySource, Ocsp};
 
 /// Where a certificate or a key is.
 enum Source {
@@ -26,8 +27,7 @@ pub(super) fn read(table: &mut Table<'_, '_>, names: &mut Names, tokens: &mut To
     let key = table.read_optional("key", |report, item| source(report, item, tokens, ObjectKind::Private));
     let passphrase = table.read_optional("passphrase_file", path);
     let in_signer = table.read("key_isolation", choice(&[("none", false), ("process", true)]));
-    let ocsp = table.read("ocsp", choice(&[("off", ())]));
-    ocsp?;
+    let ocsp = table.read("ocsp", ocsp::source);
     let (passphrase, in_signer) = (passphrase?, in_signer?);
     let in_file = if in_signer { KeySource::Signer } else { KeySource::File };
     let (certificate, key) = match (certificate?, folder?, key?) {
@@ -95,11 +95,23 @@ pub(super) fn read(table: &mut Table<'_, '_>, names: &mut Names, tokens: &mut To
             "remove it",
         );
     }
+    let ocsp = ocsp?;
+    if matches!((&certificate, &ocsp), (CertificateSource::Folder(_), Ocsp::File(_))) {
+        let expected = "\"off\" or \"auto\": a response is about one certificate, and a folder has any number";
+        return refuse(
+            table,
+            "ocsp",
+            "the path of a response",
+            expected,
+            "set it to \"auto\", or name one file by certificate",
+        );
+    }
     Some(Identity {
         name: name?,
         certificate,
         key,
         passphrase,
+        ocsp,
     })
 }
 

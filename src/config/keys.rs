@@ -74,8 +74,6 @@ pub(super) enum Kind {
     Share,
     /// One of these strings.
     Word(&'static [Word]),
-    /// One of these strings; any other is a path, which belongs to a feature that does not exist.
-    WordOrPathLater(&'static [Word]),
     /// "auto", or a list of some of these names.
     AutoOrNames(fn() -> Vec<&'static str>),
     /// "auto", a number, or a list of processors.
@@ -127,6 +125,8 @@ pub(super) const ADMIN_ADDRESS: &str =
     r#"an IP address and port such as "127.0.0.1:9180", or the path of a socket such as "/run/ringlock/admin.sock""#;
 pub(super) const CERTIFICATE: &str = r#"the path of a file with the certificate chain (PEM, DER or PKCS#12), or the URI of a certificate in a token such as "pkcs11:token=edge;object=site;type=cert""#;
 pub(super) const PRIVATE_KEY: &str = r#"the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private""#;
+pub(super) const OCSP: &str = r#""off", "auto", or the path of a DER file with an OCSP response"#;
+pub(super) const OCSP_PROXY: &str = r#"the address of an HTTP proxy such as "http://proxy.example.com:3128""#;
 pub(super) const TICKET_SECRET: &str = r#""random", or "file:PATH" of a file with at least 32 random bytes"#;
 pub(super) const TOKEN_ATTRIBUTES: &str =
     r#"the label of a token, or a URI with what it is known by such as "pkcs11:serial=0123""#;
@@ -279,6 +279,24 @@ static GLOBAL: Section = Section {
             Kind::Flag,
             Presence::Default("true"),
             "Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change. The configuration file is not.",
+        ),
+        key(
+            "ocsp_dir",
+            Kind::Text("the path of a directory"),
+            Presence::Optional,
+            "Where OCSP responses that were fetched are kept over restarts: a directory of this gateway's own, which its user can write to. Absent: they are fetched anew at each start.",
+        ),
+        key(
+            "ocsp_proxy",
+            Kind::Text(OCSP_PROXY),
+            Presence::Optional,
+            "HTTP proxy through which OCSP responders are asked. Absent: directly.",
+        ),
+        key(
+            "must_staple",
+            Kind::Word(&[word("warn"), word("refuse")]),
+            Presence::Default(r#""warn""#),
+            "What becomes of a certificate that demands an OCSP staple (must-staple) while there is none. warn: it is served, and clients that hold to the demand refuse it. refuse: it is not served.",
         ),
         key("log", Kind::Section(&LOG), Presence::Optional, "Logging."),
     ],
@@ -621,9 +639,9 @@ static IDENTITY: Section = Section {
         ),
         key(
             "ocsp",
-            Kind::WordOrPathLater(&[word("off"), later("auto")]),
+            Kind::Text(OCSP),
             Presence::Default(r#""off""#),
-            "OCSP stapling. Only off is supported yet.",
+            "OCSP stapling. auto: the responder that the certificate names is asked over HTTP, its answer is verified and stapled; a certificate that names none is served without. A path: a DER file with a response that somebody else fetches. off: nobody is asked.",
         ),
     ],
 };
@@ -815,7 +833,7 @@ impl Kind {
             Kind::Count(max) => format!("a whole number from 1 to {max}"),
             Kind::UpTo(max) => format!("a whole number from 0 to {max}"),
             Kind::Share => "a number from 0.0 to 1.0".to_owned(),
-            Kind::Word(words) | Kind::WordOrPathLater(words) => alternatives(
+            Kind::Word(words) => alternatives(
                 words
                     .iter()
                     .filter(|word| !word.later)
@@ -865,7 +883,6 @@ pub(super) fn sections() -> Vec<(String, &'static Section)> {
                 | Kind::UpTo(_)
                 | Kind::Share
                 | Kind::Word(_)
-                | Kind::WordOrPathLater(_)
                 | Kind::AutoOrNames(_)
                 | Kind::Workers => {}
             }

@@ -318,10 +318,10 @@ servers = ["127.0.0.1:8080"]
         r#"ringlock.toml:2: tickets.rotation: found 3600, expected a duration of whole seconds from "1s" to "7d", such as "1h"; write it with its unit in double quotes, such as "10s" for seconds"#;
     a_ticket_lifetime_that_is_too_long: in_file("[tickets]\nlifetime = \"8d\"") =>
         r#"ringlock.toml:2: tickets.lifetime: found "8d", expected a duration of whole seconds from "1s" to "7d", such as "1h"; write a duration in that range"#;
-    ocsp_auto: in_identity(r#"ocsp = "auto""#) =>
-        r#"ringlock.toml:11: identity "site": ocsp: found "auto", which is not supported yet, expected "off"; write "off" until a later version supports it"#;
-    ocsp_from_a_file: in_identity(r#"ocsp = "staple.der""#) =>
-        r#"ringlock.toml:11: identity "site": ocsp: found "staple.der", and a path is not supported yet, expected "off"; write "off" until a later version supports it"#;
+    an_ocsp_that_is_no_text: in_identity("ocsp = true") =>
+        r#"ringlock.toml:11: identity "site": ocsp: found true, expected "off", "auto", or the path of a DER file with an OCSP response; write it as one string in double quotes"#;
+    an_ocsp_proxy_of_another_kind: in_global(r#"ocsp_proxy = "socks5://proxy:1080""#) =>
+        r#"ringlock.toml:2: global.ocsp_proxy: found "socks5://proxy:1080", expected the address of an HTTP proxy such as "http://proxy.example.com:3128"; begin it with http://"#;
     a_key_in_the_file_itself: replaced(r#""site.key""#, "\"\"\"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqG\n-----END PRIVATE KEY-----\"\"\"") =>
         r#"ringlock.toml:10: identity "site": key: found PEM text itself, expected the path of a file with the private key (PEM, DER or PKCS#12), or the URI of a key in a token such as "pkcs11:token=edge;object=site;type=private"; write it to a file that only its owner can read, and its path here"#;
     a_missing_certificate: replaced("certificate = \"site.pem\"\n", "") =>

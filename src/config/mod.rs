@@ -15,6 +15,7 @@ mod keys;
 mod listener;
 mod names;
 mod nearest;
+mod ocsp;
 mod problem;
 mod read;
 mod schema;
@@ -239,6 +240,8 @@ pub struct Global {
     pub given_up: GivenUp,
     /// Certificates, keys, CAs and revocation lists are loaded again by themselves when their files change.
     pub watch_files: bool,
+    /// `ocsp_dir`, `ocsp_proxy` and `must_staple`
+    pub stapling: Stapling,
     /// `[global.log]`
     pub log: Log,
 }
@@ -254,6 +257,35 @@ pub struct GivenUp {
     pub files: bool,
     /// System calls that it does not need (seccomp).
     pub system_calls: bool,
+}
+
+/// What concerns the OCSP staples of all identities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stapling {
+    /// `ocsp_dir`: where answers are kept over restarts; nowhere when absent.
+    pub dir: Option<PathBuf>,
+    /// `ocsp_proxy`: responders are asked directly when absent.
+    pub proxy: Option<OcspProxy>,
+    /// `must_staple`
+    pub must_staple: MustStaple,
+}
+
+/// `ocsp_proxy`: an HTTP proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OcspProxy {
+    /// A host name or an IP address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+/// `must_staple`: what becomes of a certificate that demands a staple while there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MustStaple {
+    /// It is served, and a warning is logged.
+    Warn,
+    /// It is not served.
+    Refuse,
 }
 
 /// `[crypto]`
@@ -482,6 +514,19 @@ pub struct Identity {
     pub key: KeySource,
     /// `passphrase_file`
     pub passphrase: Option<PathBuf>,
+    /// `ocsp`
+    pub ocsp: Ocsp,
+}
+
+/// `ocsp`: where an identity's staple comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ocsp {
+    /// It has none.
+    Off,
+    /// From the responder that the certificate names, if it names one.
+    Auto,
+    /// From a DER file.
+    File(PathBuf),
 }
 
 /// `certificate`, `certificates`

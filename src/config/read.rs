@@ -604,7 +604,7 @@ pub(super) fn share(report: &mut Report, item: Item<'_>) -> Option<f64> {
 /// One of the words of its kind; `values` gives each that is supported its meaning.
 pub(super) fn choice<T: Copy>(values: &'static [(&'static str, T)]) -> impl FnOnce(&mut Report, Item<'_>) -> Option<T> {
     move |report, item| {
-        let (Kind::Word(words) | Kind::WordOrPathLater(words)) = *item.kind else {
+        let Kind::Word(words) = *item.kind else {
             panic!("{:?} is a word", item.at)
         };
         debug_assert!(
@@ -635,10 +635,6 @@ pub(super) fn choice<T: Copy>(values: &'static [(&'static str, T)]) -> impl FnOn
             );
         } else if let Some(nearest) = nearest(text, values.iter().map(|value| value.0).filter(|word| word.len() > 3)) {
             report.refuse(&item.at, found, expected, format!("{nearest:?} is the nearest"));
-        } else if matches!(item.kind, Kind::WordOrPathLater(_)) {
-            let found = format!("{found}, and a path is not supported yet");
-            let remedy = format!("write {expected} until a later version supports it");
-            report.refuse(&item.at, found, expected, remedy);
         } else {
             report.refuse(
                 &item.at,

@@ -68,7 +68,7 @@ fn kind(key: &Key) -> Map<String, Value> {
         Kind::Count(max) => json!({ "type": "integer", "minimum": 1, "maximum": max }),
         Kind::UpTo(max) => json!({ "type": "integer", "minimum": 0, "maximum": max }),
         Kind::Share => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
-        Kind::Word(list) | Kind::WordOrPathLater(list) => json!({ "enum": words(list) }),
+        Kind::Word(list) => json!({ "enum": words(list) }),
         Kind::AutoOrNames(names) => json!({
             "anyOf": [
                 { "const": "auto" },

@@ -41,6 +41,9 @@ io = "auto"
 admin = "127.0.0.1:9180"
 drain_timeout = "30s"
 user = "ringlock"
+ocsp_dir = "/var/lib/ringlock/ocsp"
+ocsp_proxy = "http://proxy.internal:3128"
+must_staple = "refuse"
 
 [global.log]
 format = "json"
@@ -82,11 +85,13 @@ close_revoked = true
 name = "site"
 certificate = "fullchain.pem"
 key = "/etc/keys/privkey.pem"
+ocsp = "auto"
 
 [[identity]]
 name = "token"
 certificate = "fullchain.pem"
 key = "pkcs11:token=edge;object=site;type=private"
+ocsp = "staple.der"
 
 [[upstream]]
 name = "app"
@@ -149,6 +154,14 @@ fn the_example_of_the_contract_is_read_as_it_says() {
             group: None,
             given_up: EVERYTHING,
             watch_files: true,
+            stapling: Stapling {
+                dir: Some("/var/lib/ringlock/ocsp".into()),
+                proxy: Some(OcspProxy {
+                    host: "proxy.internal".to_owned(),
+                    port: 3128,
+                }),
+                must_staple: MustStaple::Refuse,
+            },
             log: Log {
                 format: LogFormat::Json,
                 level: LogLevel::Info,
@@ -236,6 +249,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                 certificate: CertificateSource::File("/etc/ringlock/fullchain.pem".into()),
                 key: KeySource::File("/etc/keys/privkey.pem".into()),
                 passphrase: None,
+                ocsp: Ocsp::Auto,
             },
             Identity {
                 name: "token".to_owned(),
@@ -249,6 +263,7 @@ fn the_example_of_the_contract_is_read_as_it_says() {
                     uri: "pkcs11:token=edge;object=site;type=private".to_owned(),
                 }),
                 passphrase: None,
+                ocsp: Ocsp::File("/etc/ringlock/staple.der".into()),
             },
         ],
         upstreams: vec![
@@ -311,6 +326,11 @@ fn absent_keys_have_their_defaults() {
             group: None,
             given_up: EVERYTHING,
             watch_files: true,
+            stapling: Stapling {
+                dir: None,
+                proxy: None,
+                must_staple: MustStaple::Warn,
+            },
             log: Log {
                 format: LogFormat::Text,
                 level: LogLevel::Info,
@@ -367,7 +387,7 @@ fn the_other_forms_of_values_are_read() {
               tls = { max_version = "1.2", cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], session_cache = "64MiB" },
               client_auth = { mode = "optional", ca = "ca.pem" } },
         ]
-        identity = [{ name = "one", certificate = "c", key = "k", ocsp = "off" }, { name = "two", certificate = "c", key = "k" }]
+        identity = [{ name = "one", certificate = "c", key = "k", ocsp = "auto" }, { name = "two", certificate = "c", key = "k" }]
         upstream = [{ name = "app", servers = ["app:1"] }]
         crypto = { multibuffer = "off", made_ahead = "off" }
         tickets = { secret = "file:tickets.secret", rotation = "90s", lifetime = "7d" }
@@ -382,6 +402,8 @@ fn the_other_forms_of_values_are_read() {
         Some(AdminAddress::Unix("conf/run/admin.sock".into()))
     );
     assert_eq!(config.global.log.file, Some("conf/a.log".into()));
+    let ocsp: Vec<&Ocsp> = config.identities.iter().map(|identity| &identity.ocsp).collect();
+    assert_eq!(ocsp, [&Ocsp::Auto, &Ocsp::Off]);
     assert_eq!(config.global.log.connections, ConnectionLog::Failures);
     let tickets = Tickets {
         secret: TicketSecret::File("conf/tickets.secret".into()),

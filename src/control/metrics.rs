@@ -2,6 +2,7 @@
 
 mod clients;
 mod keys;
+mod ocsp;
 mod reloads;
 mod sessions;
 
@@ -20,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub use self::clients::CrlView;
 pub use self::keys::{KeyGroupView, TokenView};
+pub use self::ocsp::{StapleView, StaplingView};
 pub use self::reloads::{Reloads, Trigger};
 pub use self::sessions::SessionCacheView;
 use crate::error::{Cause, HandshakeFailure, KeyFailure};
@@ -37,6 +39,8 @@ pub struct View {
     pub certificates: Arc<[CertificateView]>,
     /// Revocation lists of clients in use.
     pub crls: Vec<CrlView>,
+    /// Their OCSP staples.
+    pub stapling: StaplingView,
     /// Groups of tokens that the current snapshot has keys in.
     pub key_groups: Vec<KeyGroupView>,
     /// Tokens in use.
@@ -222,6 +226,7 @@ impl Collector for View {
         self.encode_upstreams(&mut exposition)?;
         self.encode_keys(&mut exposition)?;
         self.encode_configuration(&mut exposition)?;
+        self.encode_stapling(&mut exposition)?;
         encode_process(self.started, &mut exposition)
     }
 }

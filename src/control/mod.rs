@@ -8,6 +8,7 @@ pub mod hardware;
 pub mod keys;
 pub mod log;
 pub mod metrics;
+pub mod ocsp;
 pub mod time;
 
 use std::cell::RefCell;
@@ -97,6 +98,8 @@ pub fn run<S: Service + 'static>(mut service: S, admin: Option<Admin>, logging: 
     let ended = tokio::task::LocalSet::new().block_on(&runtime, supervise(&control, admin, logging));
     notify(&[NotifyState::Stopping]);
     control.borrow_mut().service.stop_now();
+    // Without waiting for names that are being looked up.
+    runtime.shutdown_background();
     ended
 }
 

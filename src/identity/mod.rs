@@ -6,11 +6,14 @@ pub mod chain;
 pub mod client_auth;
 pub mod expiry;
 pub mod facts;
+pub mod ocsp;
 pub mod preflight;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -18,6 +21,7 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use self::facts::Facts;
+use self::ocsp::Question;
 use crate::config::NamePattern;
 use crate::crypto::sha256;
 use crate::tls::resumption;
@@ -35,7 +39,10 @@ pub struct Identity {
     pub content: Option<[u8; 32]>,
     /// Of public key and names: what a session is bound to in which this was shown. A renewal that keeps both keeps sessions.
     digest: resumption::Digest,
-    certified: Arc<CertifiedKey>,
+    /// With the staple that clients get.
+    certified: ArcSwap<CertifiedKey>,
+    /// No client gets it now.
+    withheld: AtomicBool,
 }
 
 /// Why certificates and a key make no identity: what was found in place of one.
@@ -85,7 +92,8 @@ impl Identity {
             facts,
             content: None,
             digest,
-            certified: Arc::new(certified),
+            certified: ArcSwap::from_pointee(certified),
+            withheld: AtomicBool::new(false),
         })
     }
 
@@ -102,11 +110,35 @@ impl Identity {
             S::RSA_PSS_SHA384,
             S::RSA_PSS_SHA512,
         ];
-        self.certified.key.choose_scheme(&schemes).is_some()
+        self.certified.load().key.choose_scheme(&schemes).is_some()
+    }
+
+    /// What can be asked about the leaf; nothing when the chain does not have its issuer.
+    #[must_use]
+    pub fn question(&self) -> Option<Question> {
+        Question::about(&self.certified.load().cert)
+    }
+
+    /// The OCSP response that clients get with it.
+    #[must_use]
+    pub fn staple(&self) -> Option<Vec<u8>> {
+        self.certified.load().ocsp.clone()
+    }
+
+    /// From now on clients get this OCSP response with it, or none, and are not given the identity at all while it is `withheld`.
+    pub fn set_staple(&self, response: Option<Vec<u8>>, withheld: bool) {
+        let known = self.certified.load();
+        if known.ocsp != response {
+            let mut certified = CertifiedKey::clone(&known);
+            certified.ocsp = response;
+            self.certified.store(Arc::new(certified));
+        }
+        self.withheld.store(withheld, Ordering::Relaxed);
     }
 
     fn fits(&self, hello: &ClientHello<'_>) -> bool {
-        self.certified.key.choose_scheme(hello.signature_schemes()).is_some()
+        let key = &self.certified.load().key;
+        !self.withheld.load(Ordering::Relaxed) && key.choose_scheme(hello.signature_schemes()).is_some()
     }
 }
 
@@ -184,7 +216,8 @@ impl Selector {
         // For one name an ECDSA certificate goes first: its signature costs a twentieth of RSA's.
         let is_like_first = |other: &&Arc<Identity>| other.names == identities[0].names;
         let defaults = identities.iter().filter(is_like_first).cloned().collect();
-        let is_rsa = |identity: &&Arc<Identity>| identity.certified.key.algorithm() == rustls::SignatureAlgorithm::RSA;
+        let is_rsa =
+            |identity: &&Arc<Identity>| identity.certified.load().key.algorithm() == rustls::SignatureAlgorithm::RSA;
         let (rsa, others): (Vec<_>, Vec<_>) = identities.iter().partition(is_rsa);
         let mut names = NameMap::default();
         for identity in others.into_iter().chain(rsa) {
@@ -217,7 +250,7 @@ impl ResolvesServerCert for Selector {
         };
         chosen.map(|identity| {
             resumption::note_identity(identity.digest);
-            Arc::clone(&identity.certified)
+            identity.certified.load_full()
         })
     }
 }

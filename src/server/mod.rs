@@ -34,6 +34,7 @@ use crate::control::metrics::{
     self, CertificateView, CrlView, KeyGroupView, Reloads, ServerView, SessionCacheView, TokenView, Trigger,
     UpstreamView, View, WorkerView,
 };
+use crate::control::ocsp::Stapler;
 use crate::control::time::Timestamp;
 use crate::control::{Condition, Service};
 use crate::limits::{CERTIFICATE_NAMES_SHOWN_MAX, CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
@@ -142,6 +143,7 @@ pub struct Server {
     plan: Plan,
     custody: Custody,
     ticket_secrets: TicketSecrets,
+    stapler: Stapler,
     watch: Watch,
     /// Whom signers can become besides the gateway's user.
     users_of_signers: Vec<String>,
@@ -222,6 +224,7 @@ impl Server {
             plan,
             custody,
             ticket_secrets,
+            stapler: Stapler::new(&snapshot.config.global.stapling),
             watch,
             users_of_signers: host::users_of_signers(&snapshot.config),
             loaded_at: Timestamp::now(),
@@ -249,6 +252,7 @@ impl Server {
             .map(|worker| Arc::clone(&worker.shared.records))
             .collect();
         server.collector = Some(Collector::start(queues).map_err(StartError::Thread)?);
+        server.stapler.adopt(&snapshot);
         server
             .confinement
             .complete(&snapshot.config, server.plan.equipment.driver);
@@ -385,6 +389,7 @@ impl Server {
                 .map_err(|error| StartError::Memory(error).to_string())?;
         }
         self.retired.push(Arc::clone(&self.snapshot));
+        self.stapler.adopt(&snapshot);
         self.serve(Arc::new(snapshot), sockets);
         self.loaded_at = Timestamp::now();
         self.certificates = certificates(&self.snapshot);
@@ -506,6 +511,7 @@ impl Service for Server {
             upstreams: self.snapshot.upstreams.iter().map(upstream).collect(),
             certificates: Arc::clone(&self.certificates),
             crls: self.snapshot.revocation_lists().map(crl).collect(),
+            stapling: self.stapler.view(),
             key_groups: self.snapshot.key_groups.iter().map(key_group).collect(),
             tokens: self.custody.tokens().iter().map(token).collect(),
             tickets: self.snapshot.tickets.in_use(),
@@ -552,6 +558,7 @@ impl Service for Server {
         self.custody.tick(now);
         let custody = self.custody.has_signers().then_some(CUSTODY_INTERVAL);
         let tickets = self.ticket_secrets.tick(now);
+        let stapler = self.stapler.tick();
         self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         let changed = self.watch.tick(now);
         if !changed.is_empty() && !self.draining {
@@ -559,7 +566,7 @@ impl Service for Server {
         }
         self.expiries.warn(&self.snapshot.identities, Timestamp::now().0);
         let files = self.watch.due().map(|due| due.saturating_duration_since(now));
-        [custody, files].into_iter().flatten().chain([tickets]).min()
+        [custody, files].into_iter().flatten().chain([tickets, stapler]).min()
     }
 
     fn hints(&self) -> Option<BorrowedFd<'_>> {

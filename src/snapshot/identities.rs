@@ -103,6 +103,7 @@ fn of_pair(settings: &config::Identity, pair: folder::Pair) -> config::Identity 
             KeySource::File(_) | KeySource::Tokens(_) => KeySource::File(pair.key),
         },
         passphrase: settings.passphrase.clone(),
+        ocsp: settings.ocsp.clone(),
     }
 }
 

@@ -8,7 +8,7 @@ use ringlock_hsm::custody::Custody;
 
 use super::admissions::{self, Settings};
 use super::identities::{Identities, Loaded, files_of};
-use super::{Snapshot, client_auth, connections, identities_of, load_listener};
+use super::{Snapshot, by_settings, client_auth, connections, identities_of, load_listener, staples};
 use crate::config::{self, Config, Problem};
 use crate::identity::Identity;
 
@@ -36,7 +36,8 @@ impl Snapshot {
     pub fn files(config: &Config) -> BTreeSet<PathBuf> {
         let identities = config.identities.iter().flat_map(files_of);
         let listeners = config.listeners.iter().flat_map(of_listener);
-        identities.chain(listeners).map(Path::to_owned).collect()
+        let staples = config.identities.iter().filter_map(staples::file_of);
+        identities.chain(listeners).chain(staples).map(Path::to_owned).collect()
     }
 
     /// The same configuration once more, as these of its files have changed. What has other files is taken over as it is, names are not
@@ -103,7 +104,18 @@ impl Snapshot {
             }
         }
 
-        let different = !are_same(&identities, self.identities.iter())
+        let staples::Loaded { staples, unusable } =
+            staples::load(by_settings(config, &identities, &ranges), &config.places);
+        let is_changed = |file: &Path| concerns(changed, &[file]);
+        let unusable = unusable.into_iter().filter(|unusable| is_changed(&unusable.file));
+        failures.extend(unusable.map(|unusable| Failure {
+            problem: unusable.problem,
+            files: vec![unusable.file],
+        }));
+        let has_new_staple = staples.iter().any(|stapled| stapled.file().is_some_and(is_changed));
+
+        let different = has_new_staple
+            || !are_same(&identities, self.identities.iter())
             || listeners
                 .iter()
                 .zip(&self.listeners)
@@ -116,6 +128,7 @@ impl Snapshot {
             identities,
             ranges,
             files,
+            staples,
             tickets: Arc::clone(&self.tickets),
             key_groups: self.key_groups.clone(),
             connections: connections(self.connections.len()),

@@ -126,11 +126,39 @@ impl Ca {
         self.sign(name, dns_names, &Elsewhere { bits, kind });
     }
 
+    /// Writes `NAME.pem`, in which this certificate authority comes second, and `NAME.key`, for a certificate after a change.
+    pub(crate) fn issue_with(&self, name: &str, dns_names: &[&str], change: impl FnOnce(&mut CertificateParams)) {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        self.sign_with(name, dns_names, &key, change);
+        let file = self.certificate_file(name);
+        let leaf = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, leaf + &self.issuer.pem()).unwrap();
+        std::fs::write(self.key_file(name), key.serialize_pem()).unwrap();
+    }
+
+    /// Writes its own key to `ca.key`.
+    pub(crate) fn write_key(&self) -> PathBuf {
+        let file = self.key_file("ca");
+        std::fs::write(&file, self.issuer.key().serialize_pem()).unwrap();
+        file
+    }
+
     fn sign(&self, name: &str, dns_names: &[&str], key: &impl PublicKeyData) {
+        self.sign_with(name, dns_names, key, |_| {});
+    }
+
+    fn sign_with(
+        &self,
+        name: &str,
+        dns_names: &[&str],
+        key: &impl PublicKeyData,
+        change: impl FnOnce(&mut CertificateParams),
+    ) {
         let mut params = params(dns_names, dns_names.first().copied().unwrap_or(name));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        change(&mut params);
         let certificate = params.signed_by(key, &self.issuer).unwrap();
         std::fs::write(self.certificate_file(name), certificate.pem()).unwrap();
     }

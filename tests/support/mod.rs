@@ -37,6 +37,7 @@ mod pki;
 pub(crate) mod pre_shared_keys;
 mod processes;
 mod proxy_header;
+pub(crate) mod responder;
 mod saved_sessions;
 mod sessions;
 mod tokens;

@@ -68,6 +68,25 @@ pub(in crate::control) fn busy() -> View {
                 next_update_unix,
             })
             .into(),
+        stapling: StaplingView {
+            staples: vec![
+                StapleView {
+                    identity: "site".to_owned(),
+                    result: Some("good"),
+                    age: Some(60),
+                    next_update_unix: Some(1_900_000_000),
+                    is_missing: Some(false),
+                },
+                StapleView {
+                    identity: "bare".to_owned(),
+                    result: None,
+                    age: None,
+                    next_update_unix: None,
+                    is_missing: Some(true),
+                },
+            ],
+            responses: vec![("good", 3), ("revoked", 0)],
+        },
         key_groups: vec![KeyGroupView {
             name: "edge".to_owned(),
             workers: vec![key_metrics(), key_metrics()],
@@ -127,6 +146,24 @@ fn key_metrics() -> Arc<KeyMetrics> {
     metrics.signing.observe(101);
     metrics.signing.observe(60_000_000);
     Arc::new(metrics)
+}
+
+#[test]
+fn staples_are_told_of_identities_that_have_them() {
+    let families = parse(&render(busy()));
+    let (site, bare) = (("identity", "site"), ("identity", "bare"));
+    let count = |name: &str| families[name].samples.len();
+    assert_eq!(value(&families, "ringlock_ocsp_staple_age_seconds", &[site]), 60.0);
+    assert_eq!(count("ringlock_ocsp_staple_age_seconds"), 1);
+    let end = value(&families, "ringlock_ocsp_staple_next_update_seconds", &[site]);
+    assert_eq!(end, 1_900_000_000.0);
+    let missing = |identity| value(&families, "ringlock_ocsp_must_staple_missing", &[identity]);
+    assert_eq!([missing(site), missing(bare)], [0.0, 1.0]);
+    let last = [site, ("result", "good")];
+    assert_eq!(value(&families, "ringlock_ocsp_last_result", &last), 1.0);
+    assert_eq!(count("ringlock_ocsp_last_result"), 1);
+    let good = ("result", "good");
+    assert_eq!(value(&families, "ringlock_ocsp_responses", &[good]), 3.0);
 }
 
 #[test]

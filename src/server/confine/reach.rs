@@ -36,6 +36,8 @@ const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 /// A log is appended to, and made anew when something has moved it away.
 const APPEND: BitFlags<AccessFs> = make_bitflags!(AccessFs::{WriteFile | MakeReg});
 const REMOVE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{RemoveFile});
+/// Files are made, replaced and removed.
+const KEEP: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | MakeReg | RemoveFile});
 const REMOVE_FOLDER: BitFlags<AccessFs> = make_bitflags!(AccessFs::{RemoveDir});
 
 /// See the module.
@@ -44,6 +46,7 @@ pub(super) struct Reach {
     read: BTreeSet<PathBuf>,
     append: BTreeSet<PathBuf>,
     remove: BTreeSet<PathBuf>,
+    keep: BTreeSet<PathBuf>,
     remove_folders: BTreeSet<PathBuf>,
 }
 
@@ -63,6 +66,7 @@ impl Reach {
             Some(AdminAddress::Unix(socket)) => reach.remove.extend(folders(socket)),
             Some(AdminAddress::Tcp(_)) | None => {}
         }
+        reach.keep.extend(config.global.stapling.dir.clone());
         if let Some(temporary) = temporary {
             reach.remove.insert(temporary.to_owned());
             reach.remove_folders.extend(temporary.parent().map(Path::to_owned));
@@ -81,6 +85,7 @@ impl Reach {
             .add_rules(path_beneath_rules(&self.read, READ))?
             .add_rules(path_beneath_rules(&self.append, APPEND))?
             .add_rules(path_beneath_rules(&self.remove, REMOVE))?
+            .add_rules(path_beneath_rules(&self.keep, KEEP))?
             .add_rules(path_beneath_rules(&self.remove_folders, REMOVE_FOLDER))?
             .restrict_self()?;
         Ok(match (status.ruleset, status.landlock) {
