@@ -303,7 +303,10 @@ mod tests {
             assert!(has_private_key(file));
         }
         assert_eq!(certificates(both.as_bytes(), None).unwrap().len(), 1);
-        assert_eq!(certificates(&certificate, None).unwrap(), [certificate.clone()]);
+        assert_eq!(
+            certificates(&certificate, None).unwrap(),
+            std::slice::from_ref(&certificate)
+        );
         assert_eq!(private_key(&certificate, None).unwrap_err(), KeyError::Missing);
         assert!(!has_private_key(&certificate) && !has_private_key(pem.as_bytes()));
         assert_eq!(certificates(&key.serialize_der(), None).unwrap(), []);
