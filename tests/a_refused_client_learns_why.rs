@@ -124,7 +124,7 @@ impl Pki {
             row(
                 chain(Authority::root("others").client()),
                 Alert::UnknownCA,
-                "client certificate of an unknown issuer",
+                "client certificate of an unknown issuer: \"CN=others\" is not in ca",
                 "unknown_issuer",
             ),
             row(

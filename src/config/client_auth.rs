@@ -4,7 +4,7 @@ mod name;
 
 use std::path::{Path, PathBuf};
 
-pub use self::name::{ClientName, NameKind, issuer_text, public_key_text, serial_text};
+pub use self::name::{ClientName, NameKind, issuer_text, public_key_text, serial_digits, serial_text};
 use super::keys::{CLIENT_DENIED, CLIENT_NAME, CRL};
 use super::read::{At, Report, Table, choice, count, flag, list, path, paths, shown};
 

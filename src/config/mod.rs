@@ -42,7 +42,9 @@ use ringlock_hsm::uri::{ObjectMatch, PinSource, TokenMatch};
 use toml::de::DeTable;
 
 use self::address::Taken;
-pub use self::client_auth::{ClientAuth, ClientName, CrlCheck, NameKind, issuer_text, public_key_text, serial_text};
+pub use self::client_auth::{
+    ClientAuth, ClientName, CrlCheck, NameKind, issuer_text, public_key_text, serial_digits, serial_text,
+};
 use self::names::Names;
 use self::problem::Text;
 pub use self::problem::{Places, Position, Problem, Problems, Warning};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use data_encoding::HEXLOWER;
 use rustls::pki_types::CertificateDer;
 use x509_parser::asn1_rs::{Oid, oid};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -12,6 +13,7 @@ use x509_parser::public_key::PublicKey;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 
 use super::chain::Arranged;
+use crate::config::serial_digits;
 use crate::crypto::sha256;
 
 const OCSP: Oid<'static> = oid!(1.3.6.1.5.5.7.48.1);
@@ -213,7 +215,7 @@ impl CertificateFacts {
             subject: parsed.subject().to_string(),
             issuer: parsed.issuer().to_string(),
             common_name: common_name.and_then(|name| Some(name.as_str().ok()?.to_owned())),
-            serial: hexadecimal(parsed.raw_serial()),
+            serial: serial_digits(parsed.raw_serial()),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
             key: key(&parsed),
@@ -221,7 +223,7 @@ impl CertificateFacts {
             weak_signature: is_weak(&parsed.signature_algorithm),
             is_ca: parsed.is_ca(),
             self_signed: parsed.subject().as_raw() == parsed.issuer().as_raw(),
-            fingerprint: hexadecimal(&sha256::digest(&[certificate])),
+            fingerprint: HEXLOWER.encode(&sha256::digest(&[certificate])),
         })
     }
 }
@@ -284,15 +286,6 @@ fn is_weak(algorithm: &AlgorithmIdentifier<'_>) -> bool {
     ["md2", "md4", "md5"].iter().any(|hash| name.contains(hash))
         || name.ends_with("sha1")
         || name.starts_with("sha1with")
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    use fmt::Write;
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("a String takes everything");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -34,11 +34,10 @@ use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 
 /// What is expected of certificates and keys, and what to do when there is nothing more to say.
 const CHAIN: &str = "a certificate chain in PEM, DER or PKCS#12";
-const CHAIN_REMEDY: &str = "check the path, and that the file holds the chain";
+const CHAIN_REMEDY: &str = "check the path and its permissions, and that the file holds the chain";
 const KEY: &str =
     "a private key in PEM, DER or PKCS#12: RSA of 2,048 to 8,192 bits, ECDSA P-256, P-384 or P-521, or Ed25519";
-const KEY_REMEDY: &str =
-    "check the path and passphrase_file; openssl pkcs8 -topk8 -in FILE -out NEW converts other formats";
+const KEY_REMEDY: &str = "check the path, its permissions and passphrase_file; openssl pkcs8 -topk8 -in FILE -out NEW converts other formats";
 const PAIR: &str = "the key of one of the certificates";
 const PAIR_REMEDY: &str = "check that both were renewed together";
 const FOLDER: &str = "a folder with certificates and their keys";

@@ -46,12 +46,17 @@ pub fn issuer_text(issuer: &Name) -> String {
     issuer.to_string()
 }
 
-/// A serial number, in bytes as a certificate has it, with the text of the issuer that gave it: `0a1b@CN=clients`.
+/// A serial number, in bytes as a certificate has it, in hexadecimal: without the zeros in front, as OpenSSL prints it and `deny` has it.
+#[must_use]
+pub fn serial_digits(serial: &[u8]) -> String {
+    let zeros = serial.iter().take_while(|&&byte| byte == 0).count();
+    HEXLOWER.encode(&serial[zeros.min(serial.len().saturating_sub(1))..])
+}
+
+/// The same with the text of the issuer that gave it: `0a1b@CN=clients`.
 #[must_use]
 pub fn serial_text(serial: &[u8], issuer: &str) -> String {
-    let zeros = serial.iter().take_while(|&&byte| byte == 0).count();
-    let digits = &serial[zeros.min(serial.len().saturating_sub(1))..];
-    format!("{}@{issuer}", HEXLOWER.encode(digits))
+    format!("{}@{issuer}", serial_digits(serial))
 }
 
 /// SHA-256 of a public key as people pin it.

@@ -1,8 +1,7 @@
 //! One response fetched from a responder over HTTP/1.1 (RFC 6960, appendix A; RFC 5019, 5). Everything that the other side decides has
 //! a bound.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use data_encoding::BASE64;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -90,7 +89,7 @@ struct Ask {
 impl Ask {
     /// With the question in the address, if that is short enough.
     fn as_get(&self, url: &str) -> Option<Ask> {
-        let question = BASE64_STANDARD.encode(self.body.as_ref()?);
+        let question = BASE64.encode(self.body.as_ref()?);
         let question = question.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
         let url = format!("{}/{question}", url.strip_suffix('/').unwrap_or(url));
         // Behind a query it would mean something else.

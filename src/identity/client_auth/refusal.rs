@@ -83,6 +83,15 @@ impl Refusal {
         )
     }
 
+    /// `issuer` is where the chain that was sent ends.
+    pub(super) fn unknown_issuer(issuer: &str) -> Refusal {
+        let words = format!(
+            "of an unknown issuer: {} is not in ca, or an intermediate is missing",
+            shown(issuer)
+        );
+        Refusal::new(CertificateError::UnknownIssuer, ClientRefusal::UnknownIssuer, words)
+    }
+
     /// OpenSSL's alert for keys that are too short is bad_certificate.
     pub(super) fn weak_key(bits: usize) -> Refusal {
         let words =
@@ -149,6 +158,11 @@ impl From<Error> for Refusal {
                 E::UnknownIssuer,
                 R::UnknownIssuer,
                 "of an unknown issuer (none in ca, or an intermediate is missing)",
+            ),
+            Error::CaUsedAsEndEntity => Refusal::new(
+                E::Other(OtherError(Arc::new(error))),
+                R::Invalid,
+                "that is a CA's own and not a client's (basicConstraints CA:TRUE, as `openssl req -x509` makes them)",
             ),
             Error::InvalidSignatureForPublicKey => Refusal::new(
                 E::BadSignature,

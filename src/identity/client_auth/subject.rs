@@ -1,13 +1,12 @@
 //! Whom the certificate of a client names, once it is accepted: what the log and the servers behind us are told of it.
 
-use std::fmt::Write;
-
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 use x509_parser::asn1_rs::FromDer;
 use x509_parser::oid_registry::OID_X509_COMMON_NAME;
 use x509_parser::x509::{RelativeDistinguishedName, X509Name};
 
+use crate::config::serial_digits;
 use crate::limits::{CLIENT_SUBJECT_BYTES_MAX, CLIENT_SUBJECT_CHARS_SHOWN_MAX};
 
 /// RFC 5280 section 4.1.2.2 has no longer ones.
@@ -37,11 +36,7 @@ impl ClientSubject {
     /// The serial number in hexadecimal.
     #[must_use]
     pub fn serial(&self) -> String {
-        let mut text = String::with_capacity(2 * self.serial.len());
-        for byte in &self.serial {
-            write!(text, "{byte:02x}").expect("a string takes whatever is written");
-        }
-        text
+        serial_digits(&self.serial)
     }
 
     /// The whole name, for people: cut where it is long, and with whatever characters the CA has put there. `None` when there is none.

@@ -199,6 +199,9 @@ impl Verifier {
                 let error = CertificateError::UnknownRevocationStatus;
                 Some(Refusal::new(error, ClientRefusal::CrlMissing, words))
             }),
+            webpki::Error::UnknownIssuer => {
+                issuer_of_the_last(end_entity, intermediates).map(|name| Refusal::unknown_issuer(&name))
+            }
             // AWS-LC verifies nothing with such a key, and says no more.
             webpki::Error::InvalidSignatureForPublicKey => sent.find_map(weak_key).map(Refusal::weak_key),
             webpki::Error::UnsupportedSignatureAlgorithmContext(context) => Some(Refusal::unsupported_algorithm(
@@ -331,6 +334,19 @@ fn unproven(error: Error, certificate: &CertificateDer<'_>) -> Error {
     weak_key(certificate)
         .map_or_else(Refusal::no_proof, Refusal::weak_key)
         .raise()
+}
+
+/// Who has issued the last certificate of the chain that begins with the client's own, in whatever order the others were sent.
+fn issuer_of_the_last(leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Option<String> {
+    let mut left: Vec<X509Certificate<'_>> = (others.iter())
+        .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
+        .collect();
+    let (_, mut last) = X509Certificate::from_der(leaf).ok()?;
+    // Each is taken once, so this ends.
+    while let Some(at) = (left.iter()).position(|other| other.subject().as_raw() == last.issuer().as_raw()) {
+        last = left.swap_remove(at);
+    }
+    Some(last.issuer().to_string())
 }
 
 /// The bits of a key that is too short for AWS-LC.
