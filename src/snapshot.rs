@@ -223,7 +223,8 @@ impl Snapshot {
         }
         for listener in &self.listeners {
             let settings = admissions::settings(&listener.settings);
-            for (admissions::Settings { table, client_auth }, admission) in settings.iter().zip(&listener.admissions) {
+            for (settings, admission) in settings.iter().zip(&listener.admissions) {
+                let admissions::Settings { table, client_auth, .. } = settings;
                 if let (Some(settings), Some(client_auth)) = (client_auth, &admission.client_auth) {
                     let places = &self.config.places;
                     warnings.extend(client_auth::warnings(settings, client_auth, table, places, now));

@@ -1,5 +1,6 @@
 //! `/certs`, the metrics of each certificate, and what is logged of those that near their end while the gateway runs.
 
+use crate::support::responder::*;
 use crate::support::*;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use serde_json::Value;
 both_drivers!(
     the_admin_server_lists_what_is_in_force,
     each_certificate_has_its_series,
+    the_state_of_each_staple_is_told,
     each_stage_is_logged_once,
 );
 
@@ -92,6 +94,66 @@ fn each_certificate_has_its_series(io: Io) {
         let shown = certificate["seconds_left"].as_u64().unwrap();
         assert!(shown.abs_diff(left.as_secs()) < PATIENCE.as_secs(), "{shown}, {left:?}");
     }
+}
+
+fn the_state_of_each_staple_is_told(io: Io) {
+    let responder = Responder::start(|_, stream| reply(stream, "503 Service Unavailable", "", b""));
+    let setup = Setup::new(io, &["127.0.0.1:9"])
+        .issued_identity("asked", "asked.pem", "asked.key", "ocsp = \"auto\"")
+        .issued_identity("file", "file.pem", "file.key", "ocsp = \"file.ocsp\"")
+        .issued_identity("bare", "bare.pem", "bare.key", "");
+    for name in ["asked", "file"] {
+        let dns_name = format!("{name}.example");
+        setup
+            .ca()
+            .issue_with(name, &[&dns_name], |params| names_responder(params, &responder.url()));
+    }
+    setup.ca().issue_with("bare", &["bare.example"], must_staple);
+    let response = Answer::default().about(setup.ca(), "file");
+    std::fs::write(setup.folder().join("file.ocsp"), response).unwrap();
+    let good = Answer::default().about(setup.ca(), "asked");
+    let gateway = setup.start();
+
+    let staple = |identity: &str| -> Value {
+        let told = certs(&gateway, "");
+        let mut certificates = told["certificates"].as_array().unwrap().iter();
+        certificates
+            .find(|certificate| certificate["identity"] == identity)
+            .unwrap()["ocsp"]
+            .clone()
+    };
+    let waits_for = |result: &str| {
+        eventually(result, || {
+            let ocsp = staple("asked");
+            (ocsp["result"] == result).then_some(ocsp)
+        })
+    };
+    let refused = waits_for("http_status");
+    assert_eq!(
+        (&refused["state"], &refused["next_update"]),
+        (&"missing".into(), &Value::Null)
+    );
+    responder.change_to(&good);
+    let asked = waits_for("good");
+    let file = staple("file");
+    for (ocsp, identity) in [(&asked, "asked"), (&file, "file")] {
+        assert_eq!(ocsp["state"], "stapled", "{identity}");
+        assert_eq!(ocsp["urls"], serde_json::json!([responder.url()]));
+        let end = gateway
+            .metrics()
+            .sum("ringlock_ocsp_staple_next_update_seconds", &[("identity", identity)]);
+        let told = ocsp["next_update"].as_str().unwrap();
+        assert_eq!(rfc3339(told), end, "{told}");
+    }
+    assert_eq!(file["result"], Value::Null, "nobody was asked");
+    assert_eq!(staple("bare")["state"], "missing");
+    assert_eq!(staple("site")["state"], "off");
+}
+
+/// As seconds since 1970.
+fn rfc3339(text: &str) -> f64 {
+    let ran = run("date", &["-d", text, "+%s"], b"").ok();
+    ran.stdout.trim().parse().unwrap()
 }
 
 /// A minute of its clock is three seconds. Of 36 minutes 200 seconds are left: the start tells of the first stage, and those at 3 minutes,

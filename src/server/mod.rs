@@ -526,7 +526,7 @@ impl Service for Server {
     }
 
     fn certificates(&self, within: Option<Duration>) -> InForce {
-        let mut inventory = Inventory::of_snapshot(&self.snapshot, Timestamp::now().0, within);
+        let mut inventory = Inventory::of_snapshot(&self.snapshot, &self.stapler.view(), Timestamp::now().0, within);
         if within.is_some() {
             inventory.keep_due();
         }
