@@ -14,6 +14,7 @@ both_drivers!(
     each_certificate_has_its_series,
     the_state_of_each_staple_is_told,
     each_stage_is_logged_once,
+    ends_of_cas_and_revocation_lists_are_logged_once,
 );
 
 fn certs(gateway: &Gateway, query: &str) -> Value {
@@ -202,4 +203,59 @@ fn each_stage_is_logged_once(io: Io) {
     }
     assert!(told[0].contains("expires in 2 minutes"), "{told:#?}");
     assert_eq!(certs(&gateway, "")["certificates"][0]["state"], "expired");
+}
+
+/// A minute of its clock is three seconds. Of the list's 20 minutes 4 are left, and it is warned of when 2 are; the CA ends in between.
+fn ends_of_cas_and_revocation_lists_are_logged_once(io: Io) {
+    let (now, minute) = (SystemTime::now(), Duration::from_secs(60));
+    let root = Authority::root("clients");
+    let list = root.list_with(&[], |params| {
+        params.this_update = (now - 16 * minute).into();
+        params.next_update = (now + 4 * minute).into();
+    });
+    let ending = root.below_with("ending", KeyKind::Ecdsa, |params| {
+        params.not_after = (now + 3 * minute).into();
+    });
+    let rules = r#"{ mode = "required", ca = "clients.pem", crl = ["clients.crl"] }"#;
+    let routes = format!(r#"routes = [{{ sni = "admin.example", upstream = "app", client_auth = {rules} }}]"#);
+    let setup = Setup::new(io, &["127.0.0.1:9"]).listener(&routes);
+    let write = |name: &str, bytes: &[u8]| std::fs::write(setup.folder().join(name), bytes).unwrap();
+    write("clients.pem", (root.pem() + &ending.pem()).as_bytes());
+    write("clients.crl", &list);
+    let gateway = setup.clock("+0 x20").start();
+    let told = || -> Vec<String> {
+        let lines = gateway.log_lines();
+        let warnings = lines.iter().filter(|line| line["level"] == "WARN");
+        let messages = warnings.filter_map(|line| line["message"].as_str());
+        let about_clients = messages.filter(|message| message.contains(" holds a "));
+        about_clients.map(str::to_owned).collect()
+    };
+    eventually("the list to expire", || {
+        told()
+            .last()
+            .is_some_and(|last| last.contains("that has expired: clients of this CA are refused"))
+            .then_some(())
+    });
+    // Whoever looks more often says no more.
+    std::thread::sleep(Duration::from_secs(2));
+    let told = told();
+    assert_eq!(told.len(), 3, "{told:#?}");
+    let list = [
+        "routes[0].client_auth.crl",
+        "clients.crl",
+        "CN=clients",
+        "fetch the CA's",
+    ];
+    let authority = [
+        "routes[0].client_auth.ca",
+        "clients.pem",
+        "CN=ending",
+        "remove it, or renew it",
+    ];
+    for (message, parts) in told.iter().zip([list, authority, list]) {
+        for part in parts {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+    }
+    assert!(told[0].contains("that expires in "), "{told:#?}");
 }
