@@ -230,7 +230,7 @@ impl Server {
             loaded_at: Timestamp::now(),
             certificates: certificates(&snapshot),
             // `run` tells every warning of the snapshot that it starts with.
-            expiries: Expiries::told(&snapshot.identities, Timestamp::now().0),
+            expiries: Expiries::told(&snapshot, Timestamp::now().0),
             last_reload: None,
             snapshot: Arc::clone(&snapshot),
             retired: Vec::new(),
@@ -360,7 +360,7 @@ impl Server {
         }
         self.put_in_force(snapshot, Some(ticket_secret))?;
         // Every warning has just been told.
-        self.expiries.note(&self.snapshot.identities, self.loaded_at.0);
+        self.expiries.note(&self.snapshot, self.loaded_at.0);
         self.watch.follow(seen, Instant::now());
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -526,7 +526,7 @@ impl Service for Server {
     }
 
     fn certificates(&self, within: Option<Duration>) -> InForce {
-        let mut inventory = Inventory::of_snapshot(&self.snapshot, Timestamp::now().0, within);
+        let mut inventory = Inventory::of_snapshot(&self.snapshot, &self.stapler.view(), Timestamp::now().0, within);
         if within.is_some() {
             inventory.keep_due();
         }
@@ -564,7 +564,7 @@ impl Service for Server {
         if !changed.is_empty() && !self.draining {
             self.renew(&changed, now);
         }
-        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0);
+        self.expiries.warn(&self.snapshot, Timestamp::now().0);
         let files = self.watch.due().map(|due| due.saturating_duration_since(now));
         [custody, files].into_iter().flatten().chain([tickets, stapler]).min()
     }
