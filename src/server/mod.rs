@@ -3,6 +3,7 @@
 pub mod confine;
 mod expiry;
 pub mod host;
+mod links;
 mod listen;
 mod stamp;
 pub mod ticket_secret;
@@ -353,8 +354,9 @@ impl Server {
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
         let seen = seen(&config);
+        let out_of_reach = self.confinement.links_out_of_reach(&config);
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
-        let snapshot = snapshot.map_err(|problems| lines(&problems))?;
+        let snapshot = snapshot.map_err(|problems| lines(&[out_of_reach, problems].concat()))?;
         for warning in snapshot.warnings(ticket_secret::unix_now().cast_signed()) {
             tracing::warn!("{warning}");
         }
@@ -408,11 +410,14 @@ impl Server {
                 "a changed file cannot be used yet, the old one stays in use; perhaps more of them are about to change"
             );
         }
-        // A folder that was made anew is out of reach, and what cannot be read does not say that.
-        if !verdict.alarms.is_empty()
-            && let Err(problems) = self.confinement.check(&self.snapshot.config)
-        {
-            tracing::error!(why = lines(&problems), "files are out of reach");
+        if !verdict.alarms.is_empty() {
+            // A folder that was made anew is out of reach, and what cannot be read does not say that.
+            let config = &self.snapshot.config;
+            let mut problems = self.confinement.check(config).err().unwrap_or_default();
+            problems.extend(self.confinement.links_out_of_reach(config));
+            if !problems.is_empty() {
+                tracing::error!(why = lines(&problems), "files are out of reach");
+            }
         }
         for (told, why) in verdict.alarms.iter().enumerate() {
             if told < FOLDER_MESSAGES_MAX {
