@@ -23,6 +23,7 @@ use ringlock_hsm::uri::PinSource;
 use zeroize::Zeroizing;
 
 use self::admissions::Destination;
+pub use self::client_auth::End;
 use self::identities::{Identities, Loaded};
 pub use self::identities::{files, pairs, token_spec};
 pub use self::renewal::{Failure, Renewal};
@@ -33,7 +34,7 @@ use crate::config::{
     self, Config, IdentityId, Places, Problem, ServerAddress, TicketSecret, TlsVersion, UpstreamId, Warning,
 };
 use crate::crypto::cpu::Cpu;
-use crate::identity::client_auth::RevocationList;
+use crate::identity::client_auth::{ClientAuth, RevocationList};
 use crate::identity::preflight::FileFacts;
 use crate::identity::{Identity, NameMap, Selector};
 use crate::limits::{FOLDER_MESSAGES_MAX, SERVERS_PER_UPSTREAM_MAX};
@@ -221,17 +222,34 @@ impl Snapshot {
             let remedy = format!("take that from them: chmod o= {path}, and put another secret there");
             warnings.push(self.config.places.warning("tickets.secret", what, remedy));
         }
+        for (table, settings, client_auth) in self.client_auths() {
+            let places = &self.config.places;
+            warnings.extend(client_auth::warnings(settings, client_auth, &table, places, now));
+        }
         for listener in &self.listeners {
-            let settings = admissions::settings(&listener.settings);
-            for (admissions::Settings { table, client_auth }, admission) in settings.iter().zip(&listener.admissions) {
-                if let (Some(settings), Some(client_auth)) = (client_auth, &admission.client_auth) {
-                    let places = &self.config.places;
-                    warnings.extend(client_auth::warnings(settings, client_auth, table, places, now));
-                }
-            }
             warnings.extend(admissions::warnings(self, listener));
         }
         warnings
+    }
+
+    /// How near their ends the CAs and revocation lists of clients are, at `now` in seconds since 1970.
+    #[must_use]
+    pub fn ends_of_clients(&self, now: i64) -> Vec<End> {
+        let all = self.client_auths();
+        let places = &self.config.places;
+        all.flat_map(|(table, settings, client_auth)| client_auth::ends(settings, client_auth, &table, places, now))
+            .collect()
+    }
+
+    /// What clients are verified with, and where that is configured.
+    fn client_auths(&self) -> impl Iterator<Item = (String, &config::ClientAuth, &ClientAuth)> {
+        self.listeners.iter().flat_map(|listener| {
+            let settings = admissions::settings(&listener.settings);
+            let with_admissions = settings.into_iter().zip(&listener.admissions);
+            with_admissions.filter_map(|(settings, admission)| {
+                Some((settings.table, settings.client_auth?, admission.client_auth.as_deref()?))
+            })
+        })
     }
 
     /// Every identity with its name.

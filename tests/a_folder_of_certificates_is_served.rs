@@ -32,7 +32,7 @@ fn every_pair_is_served_by_its_name(io: Io) {
     }
     let metrics = gateway.metrics();
     for identity in ["all/certbot.example", "all/haproxy.pem", "all/nginx.crt"] {
-        let name = "ringlock_certificate_expiry_timestamp_seconds";
+        let name = "ringlock_certificate_not_after_seconds";
         assert!(metrics.has(name, &[("identity", identity)]), "{}", metrics.text());
     }
     // The first by name is the default.

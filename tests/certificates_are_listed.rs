@@ -1,5 +1,6 @@
 //! `ringlock certs`: which certificates a configuration uses, how long they are valid, and what is wrong with them.
 
+use crate::support::responder::*;
 use crate::support::*;
 
 use std::path::Path;
@@ -252,6 +253,115 @@ fn cas_and_revocation_lists_of_clients_are_shown() {
     let problem = inventory["client_authorities"][0]["problem"].as_str().unwrap();
     assert!(problem.contains("new.crl"), "{problem}");
     assert_eq!(states(&inventory), ["valid"]);
+}
+
+#[test]
+fn cas_and_revocation_lists_of_routes_are_shown() {
+    let rules = |name: &str| format!("{{ mode = \"required\", ca = \"{name}.pem\", crl = [\"{name}.crl\"] }}");
+    let routes = format!(
+        "routes = [{{ sni = [\"admin.example\", \"*.admin.example\"], upstream = \"app\", client_auth = {} }}]",
+        rules("admins")
+    );
+    let setup = setup()
+        .listener(&format!("client_auth = {}", rules("clients")))
+        .listener(&routes);
+    for name in ["clients", "admins"] {
+        let root = Authority::root(name);
+        std::fs::write(setup.folder().join(format!("{name}.pem")), root.pem()).unwrap();
+        std::fs::write(setup.folder().join(format!("{name}.crl")), root.list(&[])).unwrap();
+    }
+    let (inventory, code) = listed(&setup, &[]);
+    assert_eq!(code, 0, "{inventory:#}");
+    let shown = |inventory: &Value, what: &str, whose: &str| -> Vec<Value> {
+        let all = inventory[what].as_array().unwrap();
+        all.iter()
+            .map(|of| serde_json::json!([of["listener"], of["routes"], of[whose]]))
+            .collect()
+    };
+    let expected = [
+        serde_json::json!(["edge", [], "CN=clients"]),
+        serde_json::json!(["edge", ["admin.example", "*.admin.example"], "CN=admins"]),
+    ];
+    assert_eq!(shown(&inventory, "client_authorities", "subject"), expected);
+    assert_eq!(shown(&inventory, "revocation_lists", "issuer"), expected);
+    let table = setup.try_arguments(&["certs"]).ok();
+    let rows = table.stdout.lines().filter(|line| line.starts_with("CN=admins"));
+    let rows: Vec<&str> = rows.collect();
+    assert_eq!(rows.len(), 2, "{table:?}");
+    for row in rows {
+        assert!(row.contains("edge (admin.example, *.admin.example)"), "{row}");
+    }
+
+    let gateway = setup.start();
+    let (status, body) = gateway.ask("/certs");
+    assert_eq!(status, 200, "{body}");
+    let in_force: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(shown(&in_force, "client_authorities", "subject"), expected);
+    assert_eq!(shown(&in_force, "revocation_lists", "issuer"), expected);
+}
+
+#[test]
+fn staples_are_shown() {
+    let url = "http://ocsp.nowhere.invalid/";
+    let setup = setup()
+        .issued_identity("file", "file.pem", "file.key", "ocsp = \"file.ocsp\"")
+        .issued_identity("old", "old.pem", "old.key", "ocsp = \"old.ocsp\"")
+        .issued_identity("asked", "asked.pem", "asked.key", "ocsp = \"auto\"")
+        .issued_identity("off", "off.pem", "off.key", "ocsp = \"off\"")
+        .issued_identity("bare", "bare.pem", "bare.key", "");
+    for name in ["file", "old", "asked", "off"] {
+        let dns_name = format!("{name}.example");
+        setup
+            .ca()
+            .issue_with(name, &[&dns_name], |params| names_responder(params, url));
+    }
+    setup.ca().issue_with("bare", &["bare.example"], must_staple);
+    let over = Answer {
+        time: Some("-3d"),
+        ..Answer::default()
+    };
+    for (name, answer) in [("file", Answer::default()), ("old", over)] {
+        let response = answer.about(setup.ca(), name);
+        std::fs::write(setup.folder().join(format!("{name}.ocsp")), response).unwrap();
+    }
+    let (inventory, code) = listed(&setup, &[]);
+    assert_eq!(code, 0, "{inventory:#}");
+    let table = setup.try_arguments(&["certs"]).ok();
+    for (identity, state) in [
+        ("file", "stapled"),
+        ("old", "missing"),
+        ("asked", "auto"),
+        ("off", "off"),
+        ("bare", "missing"),
+        ("site", "off"),
+    ] {
+        let ocsp = &certificate(&inventory, identity)["ocsp"];
+        assert_eq!(ocsp["state"], state, "{identity}");
+        assert_eq!(ocsp["next_update"].is_string(), state == "stapled", "{identity}");
+        assert_eq!(ocsp["result"], Value::Null, "{identity}");
+        let row = table.stdout.lines().find(|line| line.starts_with(identity)).unwrap();
+        assert!(row.contains(&format!("  {state}  ")), "{row}");
+    }
+    assert_eq!(
+        certificate(&inventory, "asked")["ocsp"]["urls"],
+        serde_json::json!([url])
+    );
+
+    // What `run` would refuse.
+    std::fs::write(setup.folder().join("file.ocsp"), "hello").unwrap();
+    let (inventory, code) = listed(&setup, &[]);
+    assert_eq!(code, 1, "{inventory:#}");
+    let file = certificate(&inventory, "file");
+    assert_eq!(
+        (&file["state"], &file["ocsp"]["state"]),
+        (&"unusable".into(), &"missing".into())
+    );
+    let problem = file["problem"].as_str().unwrap();
+    assert!(
+        problem.contains("identity \"file\": ocsp") && problem.contains("file.ocsp"),
+        "{problem}"
+    );
+    assert_eq!(setup.try_command("check").status.code(), Some(1));
 }
 
 /// A PIN that is wrong would be refused; here it is not even asked for.

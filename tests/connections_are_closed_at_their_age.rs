@@ -11,6 +11,7 @@ both_drivers!(
     a_client_that_does_not_answer_is_cut_off,
     a_connection_without_a_server_is_closed,
     without_the_key_connections_stay,
+    clients_that_came_together_do_not_leave_together,
 );
 
 const AGE: &str = "connection_age_max = \"700ms\"";
@@ -97,4 +98,36 @@ fn without_the_key_connections_stay(io: Io) {
     std::thread::sleep(std::time::Duration::from_secs(2));
     echoes(&mut connection, b"still here");
     assert!(connection.finish().is_empty());
+}
+
+/// By their ports, of 4 seconds the first has nine tenths and the second all.
+fn clients_that_came_together_do_not_leave_together(io: Io) {
+    let origin = Origin::echo();
+    let gateway = Setup::new(io, &[origin.address()])
+        .listener("accept_proxy = true\nconnection_age_max = \"4s\"")
+        .start();
+    let open = |port: u16| {
+        let mut connection = Client::new(&gateway).open();
+        let header = format!("PROXY TCP4 192.0.2.1 192.0.2.2 {port} 443\r\n");
+        connection.stream.write_all(header.as_bytes()).unwrap();
+        connection.handshake().unwrap();
+        echoes(&mut connection, b"here");
+        connection
+    };
+    let connections = [1110, 1010].map(open);
+    for mut connection in connections {
+        assert_eq!(connection.receive_to_end(), (Vec::new(), End::CloseNotify));
+        connection.close_notify();
+    }
+    gateway.wait_for_ended("connection_age_max", 2);
+    let age_ms = |port: u16| {
+        let peer = format!("192.0.2.1:{port}");
+        let line = gateway.wait_for_line(&peer, |line| line["peer"] == peer.as_str());
+        line["duration_ms"].as_f64().unwrap()
+    };
+    let (short, long) = (age_ms(1110), age_ms(1010));
+    assert!(
+        short >= 3600.0 && long >= 4000.0 && short < long,
+        "{short} ms, {long} ms"
+    );
 }

@@ -93,6 +93,7 @@ mod the_library_is_checked_before_it_is_believed;
 mod the_log_tells_each_end;
 mod the_revoked_are_cut_off;
 mod the_same_key_in_two_tokens_shares_the_load;
+mod the_sandbox_lets_certificates_be_renewed;
 mod the_session_cache_takes_no_more_memory_than_it_says;
 mod the_set_up_scripts_make_tokens;
 mod the_signer_works_only_for_its_gateway;

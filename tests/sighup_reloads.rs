@@ -45,7 +45,7 @@ fn a_new_certificate_is_served_to_new_connections(io: Io) {
     assert!(old.finish().is_empty());
     let certificates = gateway.metrics();
     assert!(
-        certificates.has("ringlock_certificate_expiry_timestamp_seconds", &[("identity", "site")]),
+        certificates.has("ringlock_certificate_not_after_seconds", &[("identity", "site")]),
         "{}",
         certificates.text()
     );

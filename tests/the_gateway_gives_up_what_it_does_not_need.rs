@@ -273,7 +273,7 @@ fn folders_are_swapped_as_kubernetes_and_releases_do(io: Io) {
     let serial = |text: &str| {
         let line = text
             .lines()
-            .find(|line| line.starts_with("ringlock_certificate_expiry_timestamp"));
+            .find(|line| line.starts_with("ringlock_certificate_not_after_seconds"));
         line.unwrap().to_owned()
     };
     assert_ne!(

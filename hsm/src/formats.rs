@@ -4,10 +4,11 @@
 use der::asn1::{AnyRef, ObjectIdentifier};
 use der::{Decode, Reader, SliceReader, Tag, Tagged};
 use p12_keystore::{Pkcs12Archive, error::Error as Pkcs12Error};
-use pkcs8::pkcs5::pbes2::{Kdf, Parameters};
+use pkcs8::pkcs5::pbes2::{Kdf, PBES2_OID, Parameters};
 use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use spki::AlgorithmIdentifierRef;
 
 use crate::KeyError;
 
@@ -43,14 +44,18 @@ const JAVA_MAGIC: &[u8] = &[0xfe, 0xed, 0xfe, 0xed];
 const TRADITIONAL_MARK: &str = "Proc-Type: 4,ENCRYPTED";
 const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
+const TOO_DEAR: &str = "it takes more work or memory than any key needs";
 
-/// Work of this size takes seconds; more is asked for by a file that is broken. OpenSSL's default is 2,048.
-const PBKDF2_ITERATIONS_MAX: u32 = 10_000_000;
+/// Work of this size takes seconds, in iterations of PBKDF2; more is asked for by a file that is broken. OpenSSL's default is 2,048.
+const ITERATIONS_MAX: u64 = 10_000_000;
 
 /// Memory that scrypt may take; OpenSSL's default takes 16 MiB.
 const SCRYPT_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// How often scrypt may take it.
-const SCRYPT_PARALLELIZATION_MAX: u16 = 16;
+/// What scrypt fills in the time of an iteration of PBKDF2, about.
+const SCRYPT_BYTES_PER_ITERATION: u64 = 64;
+
+/// How deep the parts of PKCS#12 lie in each other, the algorithms of keys the deepest: whatever is deeper is not read.
+const PKCS12_LEVELS: usize = 16;
 
 /// What a file is.
 enum Format {
@@ -216,32 +221,79 @@ fn decrypt(der: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKeyDer<'stati
         .encryption_algorithm
         .pbes2()
         .ok_or_else(|| unsupported("it is that of PKCS#5 before version 2".to_owned()))?;
-    if is_too_dear(parameters) {
-        return Err(unsupported(
-            "it takes more work or memory than any key needs".to_owned(),
-        ));
+    if iterations(parameters) > ITERATIONS_MAX {
+        return Err(unsupported(TOO_DEAR.to_owned()));
     }
     let key = encrypted.decrypt(passphrase).map_err(|_| KeyError::Passphrase)?;
     Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
 }
 
-fn is_too_dear(parameters: &Parameters) -> bool {
+/// What a derivation of keys costs.
+fn iterations(parameters: &Parameters) -> u64 {
     match &parameters.kdf {
-        Kdf::Pbkdf2(pbkdf2) => pbkdf2.iteration_count > PBKDF2_ITERATIONS_MAX,
+        Kdf::Pbkdf2(pbkdf2) => pbkdf2.iteration_count.into(),
         Kdf::Scrypt(scrypt) => {
             let bytes = 128_u64
                 .checked_mul(scrypt.cost_parameter)
-                .and_then(|bytes| bytes.checked_mul(scrypt.block_size.into()));
-            bytes.is_none_or(|bytes| bytes > SCRYPT_BYTES_MAX) || scrypt.parallelization > SCRYPT_PARALLELIZATION_MAX
+                .and_then(|bytes| bytes.checked_mul(scrypt.block_size.into()))
+                .filter(|&bytes| bytes <= SCRYPT_BYTES_MAX);
+            bytes.map_or(u64::MAX, |bytes| {
+                bytes * u64::from(scrypt.parallelization) / SCRYPT_BYTES_PER_ITERATION
+            })
         }
-        _ => true,
+        _ => u64::MAX,
     }
 }
 
-/// Opens PKCS#12. The library bounds work and memory itself; it does not wipe what it has decrypted.
+/// What opening PKCS#12 costs, as far as it is seen in the file as it is. What lies in an encrypted part is not: only who knows the pass
+/// phrase can put anything there.
+fn iterations_in(der: &[u8], levels: usize) -> u64 {
+    const WITH_SHA1_AND_ANY_CIPHER: &str = "1.2.840.113549.1.12.1.";
+    /// Two for the key of Triple DES, and one for its initialization vector.
+    const DERIVATIONS: u64 = 3;
+    let Some(levels) = levels.checked_sub(1) else { return 0 };
+    let Ok(mut elements) = SliceReader::new(der) else {
+        return 0;
+    };
+    let mut total = 0_u64;
+    while let Ok(element) = AnyRef::decode(&mut elements) {
+        let of_algorithm = element
+            .decode_as::<AlgorithmIdentifierRef<'_>>()
+            .ok()
+            .and_then(|algorithm| {
+                let parameters = algorithm.parameters?;
+                if algorithm.oid == PBES2_OID {
+                    return Parameters::try_from(parameters)
+                        .ok()
+                        .map(|parameters| iterations(&parameters));
+                }
+                if !algorithm.oid.to_string().starts_with(WITH_SHA1_AND_ANY_CIPHER) {
+                    return None;
+                }
+                let mut parts = SliceReader::new(parameters.value()).ok()?;
+                AnyRef::decode(&mut parts).ok()?;
+                Some(u64::from(u32::decode(&mut parts).ok()?) * DERIVATIONS)
+            });
+        let inside = match element.tag() {
+            Tag::Sequence | Tag::Set | Tag::OctetString | Tag::ContextSpecific { .. } if of_algorithm.is_none() => {
+                iterations_in(element.value(), levels)
+            }
+            _ => 0,
+        };
+        total = total
+            .saturating_add(of_algorithm.unwrap_or_default())
+            .saturating_add(inside);
+    }
+    total
+}
+
+/// Opens PKCS#12. The library bounds memory, and the work for each part but not for all; it does not wipe what it has decrypted.
 fn archive(file: &[u8], passphrase: Option<&[u8]>) -> Result<Pkcs12Archive, KeyError> {
     let given = passphrase.unwrap_or_default();
     let text = std::str::from_utf8(given).map_err(|_| KeyError::Passphrase)?;
+    if iterations_in(file, PKCS12_LEVELS) > ITERATIONS_MAX {
+        return Err(KeyError::Unsupported(format!("PKCS#12: {TOO_DEAR}")));
+    }
     Pkcs12Archive::from_pkcs12(file, text).map_err(|error| {
         if !matches!(error, Pkcs12Error::MacError(_)) {
             KeyError::Unsupported(format!("PKCS#12: {error}"))
@@ -257,6 +309,7 @@ fn archive(file: &[u8], passphrase: Option<&[u8]>) -> Result<Pkcs12Archive, KeyE
 mod tests {
     use std::sync::LazyLock;
 
+    use der::Encode;
     use p12_keystore::{Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, PrivateKey, PrivateKeyChain};
     use proptest::prelude::*;
     use rcgen::{CertificateParams, KeyPair};
@@ -373,12 +426,107 @@ mod tests {
 
     #[test]
     fn what_would_take_too_long_is_refused_at_once() {
-        // PBES2 with PBKDF2 of 2^31 - 1 iterations, AES-256.
-        let work = b"\x30\x55\x30\x4f\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d\x30\x42\x30\x21\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c\
-            \x30\x14\x04\x08saltsalt\x02\x04\x7f\xff\xff\xff\x02\x02\x00\x20\x30\x1d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x01\x2a\x04\x10\
-            0123456789abcdef\x04\x02ab";
-        let error = private_key(work, Some(PASSPHRASE)).unwrap_err();
+        // PBKDF2 of 2^31 - 1 iterations.
+        let derivation =
+            b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c\x30\x10\x04\x08saltsalt\x02\x04\x7f\xff\xff\xff";
+        let work = element(0x30, &[pbes2(derivation), element(0x04, &[0; 16])].concat());
+        let error = private_key(&work, Some(PASSPHRASE)).unwrap_err();
         assert!(error.to_string().contains("more work or memory"), "{error}");
+    }
+
+    fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+        let tag = Tag::from_der(&[tag]).unwrap();
+        AnyRef::new(tag, content).unwrap().to_der().unwrap()
+    }
+
+    /// PKCS#12 without a MAC, with so many keys, each encrypted so.
+    fn pkcs12_of(keys: usize, algorithm: &[u8]) -> Vec<u8> {
+        const DATA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01";
+        const SHROUDED_KEY: &[u8] = b"\x06\x0b\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x02";
+        let of_data = |data: &[u8]| {
+            let octets = element(0xa0, &element(0x04, data));
+            element(0x30, &[DATA, &octets].concat())
+        };
+        let key = element(0x30, &[algorithm, &element(0x04, &[0; 16])].concat());
+        let bag = element(0x30, &[SHROUDED_KEY, &element(0xa0, &key)].concat());
+        let safes = element(0x30, &of_data(&element(0x30, &bag.repeat(keys))));
+        element(0x30, &[b"\x02\x01\x03", &*of_data(&safes)].concat())
+    }
+
+    fn pbes2(derivation: &[u8]) -> Vec<u8> {
+        const PBES2: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d";
+        const AES: &[u8] = b"\x30\x1d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x01\x2a\x04\x100123456789abcdef";
+        let parameters = element(0x30, &[&element(0x30, derivation), AES].concat());
+        element(0x30, &[PBES2, &parameters].concat())
+    }
+
+    /// The library would take a million iterations for each key of a file that has thousands.
+    #[test]
+    fn what_would_take_too_long_in_many_parts_is_refused_at_once() {
+        let million = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c\x30\x0f\x04\x08saltsalt\x02\x03\x0f\x42\x40";
+        let million_of_sha1 =
+            b"\x30\x1d\x06\x0a\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01\x03\x30\x0f\x04\x08saltsalt\x02\x03\x0f\x42\x40";
+        // 128 MiB, sixteen times.
+        let scrypt = b"\x06\x09\x2b\x06\x01\x04\x01\xda\x47\x04\x0b\x30\x15\x04\x08saltsalt\x02\x03\x02\x00\x00\x02\x01\x08\x02\x01\x10";
+        for (keys, algorithm, expected) in [
+            (10, pbes2(million), 10_000_000),
+            (5_000, pbes2(million), 5_000_000_000),
+            (3_000, million_of_sha1.to_vec(), 9_000_000_000),
+            (1, pbes2(scrypt), 33_554_432),
+        ] {
+            let file = pkcs12_of(keys, &algorithm);
+            assert_eq!(iterations_in(&file, PKCS12_LEVELS), expected);
+            if expected > ITERATIONS_MAX {
+                for passphrase in [None, Some(PASSPHRASE)] {
+                    let error = private_key(&file, passphrase).unwrap_err();
+                    assert!(error.to_string().contains("more work or memory"), "{error}");
+                    assert!(certificates(&file, passphrase).is_err());
+                }
+            }
+        }
+        let deep = (0..10_000).fold(Vec::new(), |inside, _| element(0x30, &inside));
+        assert_eq!(iterations_in(&deep, PKCS12_LEVELS), 0);
+    }
+
+    /// What is changed in a file costs no more than the file may, whatever it says.
+    #[test]
+    fn whatever_bit_is_changed_a_file_is_read_or_refused() {
+        use EncryptionAlgorithm::{PbeWithHmacSha256AndAes256, PbeWithShaAnd3KeyTripleDesCbc};
+        let one = made();
+        let pem = CertificateParams::default().self_signed(&one.key).unwrap().pem() + &one.key.serialize_pem();
+        let (key, certificate) = (one.key.serialize_der(), one.certificate.to_vec());
+        let files = [
+            pem.into_bytes(),
+            key,
+            certificate,
+            pkcs12(&[made()], PbeWithHmacSha256AndAes256),
+            pkcs12(&[made()], PbeWithShaAnd3KeyTripleDesCbc),
+        ];
+        let read = |file: &[u8]| {
+            // A million iterations are allowed, and take a second; there are few bytes that ask for them.
+            let is_cheap = iterations_in(file, PKCS12_LEVELS) < 1_000;
+            for passphrase in [None, Some(PASSPHRASE), Some(&b""[..])] {
+                if is_cheap {
+                    let _ = certificates(file, passphrase);
+                    let key = private_key(file, passphrase);
+                    assert!(key.is_err() || has_private_key(file));
+                }
+            }
+            is_cheap
+        };
+        for file in files {
+            assert!(read(&file));
+            let (mut cheap, mut changed) = (0, file.clone());
+            for position in 0..file.len() {
+                for bit in [0x01, 0x80] {
+                    changed[position] ^= bit;
+                    cheap += usize::from(read(&changed));
+                    changed[position] = file[position];
+                }
+                read(&file[..position]);
+            }
+            assert!(cheap > 2 * file.len() - 50, "{cheap} of {}", file.len());
+        }
     }
 
     proptest! {

@@ -4,6 +4,7 @@ use rustls::{CipherSuite, NamedGroup};
 
 use super::*;
 
+mod paths;
 mod tokens;
 
 /// A small file without a warning; the tests of messages change one thing in it.

@@ -1,4 +1,4 @@
-//! The inventory of certificates: `ringlock certs` as a table or as JSON, and `/certs` of the admin server. docs/certificates.md has
+//! The inventory of certificates: `ringlock certs` as a table or as JSON, and `/certs` of the admin server. docs/inventory.md has
 //! every field.
 
 mod table;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::metrics::Trigger;
+use super::metrics::{StapleView, StaplingView, Trigger};
 use super::time::Timestamp;
 use crate::config::{Config, IdentityId, NamePattern};
 use crate::identity::NameMap;
@@ -17,8 +17,8 @@ use crate::identity::expiry::{Stage, Validity};
 use crate::identity::facts::{CertificateFacts, Facts};
 use crate::identity::preflight::{self, Check, FileFacts};
 use crate::limits::RELOAD_ERROR_BYTES_MAX;
-use crate::snapshot::Snapshot;
 use crate::snapshot::inventory::{Clients, Entry, read_all};
+use crate::snapshot::{Snapshot, StapleSource};
 
 /// A CA of clients says only when it ends: it is told of so long before.
 const AUTHORITY_DUE_SECONDS: i64 = 30 * 24 * 3600;
@@ -148,17 +148,65 @@ struct Chain {
 /// The staple that clients get.
 #[derive(Clone, Debug, Serialize)]
 struct Ocsp {
-    state: OcspState,
-    /// Of the staple.
-    next_update: Option<Timestamp>,
+    #[serde(flatten)]
+    staple: Staple,
     /// Whom the certificate names for it.
     urls: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Whether there is one.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Staple {
+    state: OcspState,
+    /// Until when it may be believed.
+    next_update: Option<Timestamp>,
+    /// What came of asking the last time, as in metrics; nothing when nobody was asked.
+    result: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum OcspState {
+    /// None is wanted, or the certificate names nobody who could be asked.
+    #[default]
     Off,
+    /// The gateway fetches it while it runs: only it knows more.
+    Auto,
+    /// Clients get it.
+    Stapled,
+    /// Clients get none, though one is wanted, or the certificate demands one.
+    Missing,
+}
+
+impl Staple {
+    /// As the configuration has it.
+    fn of_source(source: &StapleSource) -> Staple {
+        let (state, answer) = match source {
+            StapleSource::Nowhere | StapleSource::File { found: Err(_), .. } => (OcspState::Missing, None),
+            StapleSource::Responder => (OcspState::Auto, None),
+            StapleSource::File {
+                found: Ok((_, answer)), ..
+            } => (OcspState::Stapled, Some(answer)),
+        };
+        Staple {
+            state,
+            next_update: answer.map(|answer| Timestamp(answer.next_update)),
+            result: None,
+        }
+    }
+
+    /// As clients get it.
+    fn of_view(view: &StapleView) -> Staple {
+        let next_update = view.next_update_unix.map(Timestamp);
+        Staple {
+            state: match next_update {
+                Some(_) => OcspState::Stapled,
+                None => OcspState::Missing,
+            },
+            next_update,
+            result: view.result,
+        }
+    }
 }
 
 /// A listener that serves the certificate.
@@ -175,6 +223,8 @@ struct Use {
 #[derive(Clone, Debug, Serialize)]
 struct Authority {
     listener: String,
+    /// Names of the routes whose clients it is for; none for the listener's own.
+    routes: Vec<String>,
     state: State,
     problem: Option<String>,
     source: String,
@@ -194,6 +244,8 @@ struct KnownAuthority {
 #[derive(Clone, Debug, Serialize)]
 struct List {
     listener: String,
+    /// See [`Authority`].
+    routes: Vec<String>,
     state: State,
     source: String,
     issuer: String,
@@ -209,25 +261,47 @@ impl Inventory {
     /// lifetime.
     #[must_use]
     pub fn of_config(config: &Config, now: i64, within: Option<Duration>) -> Inventory {
-        let (entries, clients) = read_all(config);
-        let clients: Vec<_> = clients.iter().map(Clients::as_ref).collect();
-        Inventory::new(config, &entries, &clients, Clock::new(now, within))
+        let contents = read_all(config);
+        let clients: Vec<_> = contents.clients.iter().map(Clients::as_ref).collect();
+        let staples = contents.staples.iter();
+        let staples = staples.map(|(name, source)| (name.as_str(), Staple::of_source(source)));
+        Inventory::new(
+            config,
+            &contents.entries,
+            &staples.collect(),
+            &clients,
+            Clock::new(now, within),
+        )
     }
 
-    /// What is in force.
+    /// What is in force, with these staples.
     #[must_use]
-    pub fn of_snapshot(snapshot: &Snapshot, now: i64, within: Option<Duration>) -> Inventory {
-        let clock = Clock::new(now, within);
-        Inventory::new(&snapshot.config, &snapshot.entries(), &snapshot.clients(), clock)
+    pub fn of_snapshot(snapshot: &Snapshot, stapling: &StaplingView, now: i64, within: Option<Duration>) -> Inventory {
+        let staples = stapling.staples.iter();
+        let staples = staples.map(|view| (view.identity.as_str(), Staple::of_view(view)));
+        Inventory::new(
+            &snapshot.config,
+            &snapshot.entries(),
+            &staples.collect(),
+            &snapshot.clients(),
+            Clock::new(now, within),
+        )
     }
 
-    fn new(config: &Config, entries: &[Entry], clients: &[Clients<&ClientAuth>], clock: Clock) -> Inventory {
+    fn new(
+        config: &Config,
+        entries: &[Entry],
+        staples: &HashMap<&str, Staple>,
+        clients: &[Clients<&ClientAuth>],
+        clock: Clock,
+    ) -> Inventory {
         let mut uses = uses(config, entries);
         let mut certificates: Vec<Certificate> = entries
             .iter()
             .enumerate()
             .map(|(position, entry)| {
                 let facts = entry.facts.as_ref();
+                let staple = staples.get(entry.name.as_str()).copied().unwrap_or_default();
                 let state = match (facts, &entry.problem) {
                     (Some(facts), None) => clock.state(Validity::of(facts.leaf())),
                     (_, Some(_)) | (None, None) => State::Unusable,
@@ -239,7 +313,7 @@ impl Inventory {
                     source: entry.source.clone(),
                     key_source: entry.key_source.clone(),
                     used_by: uses.remove(&position).unwrap_or_default(),
-                    known: facts.map(|facts| Known::of(facts, clock)),
+                    known: facts.map(|facts| Known::of(facts, staple, clock)),
                 }
             })
             .collect();
@@ -254,44 +328,49 @@ impl Inventory {
             client_authorities: Vec::new(),
             revocation_lists: Vec::new(),
         };
-        for Clients {
-            listener,
-            source,
-            loaded,
-        } in clients
-        {
-            match loaded {
-                Ok(client_auth) => inventory.add_clients(listener, source, client_auth, clock),
-                Err(problem) => inventory.client_authorities.push(Authority {
-                    listener: listener.clone(),
-                    state: State::Unusable,
-                    problem: Some(problem.to_string()),
-                    source: source.clone(),
-                    known: None,
-                }),
-            }
+        for clients in clients {
+            inventory.add_clients(clients, clock);
         }
         inventory
     }
 
-    fn add_clients(&mut self, listener: &str, source: &str, client_auth: &ClientAuth, clock: Clock) {
-        for authority in client_auth.authorities() {
-            let seconds_left = authority.not_after.saturating_sub(clock.now);
-            self.client_authorities.push(Authority {
-                listener: listener.to_owned(),
-                state: match seconds_left {
-                    ..0 => State::Expired,
-                    left if left < clock.within.unwrap_or(AUTHORITY_DUE_SECONDS) => State::Expiring,
-                    _ => State::Valid,
-                },
-                problem: None,
-                source: source.to_owned(),
-                known: Some(KnownAuthority {
-                    subject: authority.subject.clone(),
-                    not_after: Timestamp(authority.not_after),
-                    seconds_left,
-                }),
-            });
+    fn add_clients(&mut self, clients: &Clients<&ClientAuth>, clock: Clock) {
+        let Clients {
+            listener,
+            names,
+            source,
+            loaded,
+        } = clients;
+        let routes: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let authority = |state, problem, known| Authority {
+            listener: listener.clone(),
+            routes: routes.clone(),
+            state,
+            problem,
+            source: source.clone(),
+            known,
+        };
+        let client_auth = match loaded {
+            Ok(client_auth) => client_auth,
+            Err(problem) => {
+                self.client_authorities
+                    .push(authority(State::Unusable, Some(problem.to_string()), None));
+                return;
+            }
+        };
+        for ca in client_auth.authorities() {
+            let seconds_left = ca.not_after.saturating_sub(clock.now);
+            let state = match seconds_left {
+                ..0 => State::Expired,
+                left if left < clock.within.unwrap_or(AUTHORITY_DUE_SECONDS) => State::Expiring,
+                _ => State::Valid,
+            };
+            let known = KnownAuthority {
+                subject: ca.subject.clone(),
+                not_after: Timestamp(ca.not_after),
+                seconds_left,
+            };
+            self.client_authorities.push(authority(state, None, Some(known)));
         }
         for list in client_auth.lists() {
             let validity = Validity {
@@ -299,7 +378,8 @@ impl Inventory {
                 until: list.next_update,
             };
             self.revocation_lists.push(List {
-                listener: listener.to_owned(),
+                listener: listener.clone(),
+                routes: routes.clone(),
                 state: clock.state(validity),
                 source: list.source.clone(),
                 issuer: list.issuer.clone(),
@@ -408,7 +488,7 @@ impl Clock {
 }
 
 impl Known {
-    fn of(facts: &Facts, clock: Clock) -> Known {
+    fn of(facts: &Facts, staple: Staple, clock: Clock) -> Known {
         let CertificateFacts {
             subject,
             issuer,
@@ -452,8 +532,7 @@ impl Known {
                 .collect(),
             must_staple: facts.must_staple,
             ocsp: Ocsp {
-                state: OcspState::Off,
-                next_update: None,
+                staple,
                 urls: facts.ocsp_urls.clone(),
             },
         }
@@ -485,7 +564,7 @@ fn uses(config: &Config, entries: &[Entry]) -> HashMap<usize, Vec<Use>> {
         let mut routes: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         for route in &listener.routes {
             // A pattern is found by itself: no name begins with an asterisk.
-            for name in route.sni.iter().map(shown_pattern) {
+            for name in route.sni.iter().map(ToString::to_string) {
                 for &position in names.find(&name) {
                     routes.entry(position).or_default().push(name.clone());
                 }
@@ -510,13 +589,6 @@ fn pattern(name: &str) -> NamePattern {
     }
 }
 
-fn shown_pattern(name: &NamePattern) -> String {
-    match name {
-        NamePattern::Exact(name) => name.clone(),
-        NamePattern::Wildcard(parent) => format!("*.{parent}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -537,7 +609,7 @@ mod tests {
             source: "a.pem".to_owned(),
             key_source: "a.key".to_owned(),
             used_by: Vec::new(),
-            known: Some(Known::of(&facts, Clock::new(0, None))),
+            known: Some(Known::of(&facts, Staple::default(), Clock::new(0, None))),
         }
     }
 

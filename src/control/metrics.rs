@@ -467,11 +467,6 @@ impl View {
             "ringlock_certificate_not_after",
             "Last second of the validity of the certificate in use, in Unix time",
             |certificate| certificate.not_after_unix,
-        ))?;
-        to.gauge(self.of_certificates(
-            "ringlock_certificate_expiry_timestamp",
-            "The same as ringlock_certificate_not_after_seconds",
-            |certificate| certificate.not_after_unix,
         ))
     }
 

@@ -175,6 +175,15 @@ impl Confinement {
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
+
+    /// What may be why files in folders could not be read: links that lead to where this process cannot read any more.
+    #[must_use]
+    pub fn links_out_of_reach(&self, config: &Config) -> Vec<Problem> {
+        match self.files {
+            Measure::InForce(_) => reach::forbidden_in_folders(config),
+            Measure::Off(_) => Vec::new(),
+        }
+    }
 }
 
 fn has_module_here(config: &Config) -> bool {

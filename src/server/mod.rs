@@ -3,6 +3,7 @@
 pub mod confine;
 mod expiry;
 pub mod host;
+mod links;
 mod listen;
 mod stamp;
 pub mod ticket_secret;
@@ -230,7 +231,7 @@ impl Server {
             loaded_at: Timestamp::now(),
             certificates: certificates(&snapshot),
             // `run` tells every warning of the snapshot that it starts with.
-            expiries: Expiries::told(&snapshot.identities, Timestamp::now().0),
+            expiries: Expiries::told(&snapshot, Timestamp::now().0),
             last_reload: None,
             snapshot: Arc::clone(&snapshot),
             retired: Vec::new(),
@@ -353,14 +354,15 @@ impl Server {
         let ticket_secret = ticket_secret::read(&config).map_err(|problem| problem.to_string())?;
         let workers = self.plan.cpus.len();
         let seen = seen(&config);
+        let out_of_reach = self.confinement.links_out_of_reach(&config);
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
-        let snapshot = snapshot.map_err(|problems| lines(&problems))?;
+        let snapshot = snapshot.map_err(|problems| lines(&[out_of_reach, problems].concat()))?;
         for warning in snapshot.warnings(ticket_secret::unix_now().cast_signed()) {
             tracing::warn!("{warning}");
         }
         self.put_in_force(snapshot, Some(ticket_secret))?;
         // Every warning has just been told.
-        self.expiries.note(&self.snapshot.identities, self.loaded_at.0);
+        self.expiries.note(&self.snapshot, self.loaded_at.0);
         self.watch.follow(seen, Instant::now());
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!("global.{key} has changed; that takes effect at the next start");
@@ -408,11 +410,14 @@ impl Server {
                 "a changed file cannot be used yet, the old one stays in use; perhaps more of them are about to change"
             );
         }
-        // A folder that was made anew is out of reach, and what cannot be read does not say that.
-        if !verdict.alarms.is_empty()
-            && let Err(problems) = self.confinement.check(&self.snapshot.config)
-        {
-            tracing::error!(why = lines(&problems), "files are out of reach");
+        if !verdict.alarms.is_empty() {
+            // A folder that was made anew is out of reach, and what cannot be read does not say that.
+            let config = &self.snapshot.config;
+            let mut problems = self.confinement.check(config).err().unwrap_or_default();
+            problems.extend(self.confinement.links_out_of_reach(config));
+            if !problems.is_empty() {
+                tracing::error!(why = lines(&problems), "files are out of reach");
+            }
         }
         for (told, why) in verdict.alarms.iter().enumerate() {
             if told < FOLDER_MESSAGES_MAX {
@@ -526,7 +531,7 @@ impl Service for Server {
     }
 
     fn certificates(&self, within: Option<Duration>) -> InForce {
-        let mut inventory = Inventory::of_snapshot(&self.snapshot, Timestamp::now().0, within);
+        let mut inventory = Inventory::of_snapshot(&self.snapshot, &self.stapler.view(), Timestamp::now().0, within);
         if within.is_some() {
             inventory.keep_due();
         }
@@ -564,7 +569,7 @@ impl Service for Server {
         if !changed.is_empty() && !self.draining {
             self.renew(&changed, now);
         }
-        self.expiries.warn(&self.snapshot.identities, Timestamp::now().0);
+        self.expiries.warn(&self.snapshot, Timestamp::now().0);
         let files = self.watch.due().map(|due| due.saturating_duration_since(now));
         [custody, files].into_iter().flatten().chain([tickets, stapler]).min()
     }

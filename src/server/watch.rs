@@ -3,19 +3,18 @@
 //! few seconds anyway: network and overlay file systems tell nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 
+use super::links::{Folders, folders_among, inside};
 use super::stamp::{Look, Sighting, Stamp};
 use crate::limits::{
     FILES_ALARM_AFTER, FILES_LOOK_INTERVAL, FILES_LOOK_INTERVAL_HINTED, FILES_RETRY_INTERVAL, FILES_SETTLE,
-    SYMLINKS_MAX,
 };
 use crate::snapshot::Failure;
 
@@ -31,7 +30,7 @@ pub(super) struct Watch {
     roots: BTreeSet<PathBuf>,
     /// The roots, and what is in those that are folders.
     files: BTreeMap<PathBuf, Sighting>,
-    folders: Option<Folders>,
+    inotify: Option<Inotify>,
     look_at: Instant,
     /// When those that have changed may have settled.
     settle_at: Option<Instant>,
@@ -76,7 +75,7 @@ impl Seen {
 impl Watch {
     /// Watches nothing yet.
     pub(super) fn new(now: Instant) -> Watch {
-        let folders = Folders::new().inspect_err(|error| {
+        let inotify = Inotify::new().inspect_err(|error| {
             tracing::warn!(
                 "the kernel does not tell of changed files ({error}; fs.inotify.max_user_instances): they are looked at every {} ms",
                 FILES_LOOK_INTERVAL.as_millis()
@@ -85,7 +84,7 @@ impl Watch {
         Watch {
             roots: BTreeSet::new(),
             files: BTreeMap::new(),
-            folders: folders.ok(),
+            inotify: inotify.ok(),
             look_at: now,
             settle_at: None,
             rested_at: now,
@@ -96,7 +95,7 @@ impl Watch {
 
     /// What the kernel tells.
     pub(super) fn hints(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.folders.as_ref()?.inotify.as_fd())
+        Some(self.inotify.as_ref()?.descriptor.as_fd())
     }
 
     /// It has told something: it is time to look.
@@ -202,20 +201,29 @@ impl Watch {
 
     /// Has the kernel tell of the folders that the files are in now, and of those of links on the way to them.
     fn follow_links(&mut self) {
-        let Some(folders) = &mut self.folders else {
+        let Some(inotify) = &mut self.inotify else {
             return;
         };
-        if let Err(error) = folders.watch(folders_of(&self.roots)) {
+        let Folders {
+            mut of_files,
+            on_the_way,
+            // Those with links there are on the way.
+            of_neighbours: _,
+            // Nothing is known yet of what comes there.
+            of_namesakes: _,
+        } = Folders::of(self.roots.iter().map(PathBuf::as_path));
+        of_files.extend(on_the_way);
+        if let Err(error) = inotify.watch(of_files) {
             tracing::warn!(
                 "the kernel does not tell of changed files any more ({error}; fs.inotify.max_user_watches): they are looked at every {} ms",
                 FILES_LOOK_INTERVAL.as_millis()
             );
-            self.folders = None;
+            self.inotify = None;
         }
     }
 
     fn interval(&self) -> Duration {
-        match self.folders {
+        match self.inotify {
             Some(_) => FILES_LOOK_INTERVAL_HINTED,
             None => FILES_LOOK_INTERVAL,
         }
@@ -281,94 +289,17 @@ fn stamped(path: PathBuf) -> (PathBuf, Option<Option<Stamp>>) {
     (path, stamp)
 }
 
-/// What is in a folder; nothing if it is none.
-fn inside(folder: &Path) -> Vec<(PathBuf, Option<fs::FileType>)> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| (entry.path(), entry.file_type().ok())).collect()
-}
-
-/// Those that are folders or lead to one: what is in them is watched as well, and nothing below.
-fn folders_among(entries: &[(PathBuf, Option<fs::FileType>)]) -> Vec<PathBuf> {
-    let is_folder = |path: &Path, kind: fs::FileType| kind.is_dir() || (kind.is_symlink() && path.is_dir());
-    let folders = entries
-        .iter()
-        .filter(|(path, kind)| kind.is_some_and(|kind| is_folder(path, kind)));
-    folders.map(|(path, _)| path.clone()).collect()
-}
-
-/// The folders whose entries decide what is found at these paths: where the files are, and where links on the way to them are.
-fn folders_of(roots: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-    let mut links = Links::default();
-    let below = roots.iter().flat_map(|root| folders_among(&inside(root)));
-    for root in roots.iter().cloned().chain(below) {
-        // A path that is relative to nothing leads nowhere.
-        let Ok(absolute) = std::path::absolute(&root) else {
-            continue;
-        };
-        let file = links.follow(&absolute, SYMLINKS_MAX);
-        links.folders.extend(file.parent().map(Path::to_owned));
-        if file.is_dir() {
-            // Links in it lead to where the files are, as certbot's do.
-            for (entry, kind) in inside(&file) {
-                if kind.is_some_and(|kind| kind.is_symlink()) {
-                    let target = links.follow(&entry, SYMLINKS_MAX);
-                    links.folders.extend(target.parent().map(Path::to_owned));
-                }
-            }
-            links.folders.insert(file);
-        }
-    }
-    links.folders
-}
-
-/// Resolves paths, and remembers the folders of the links that it has met.
-#[derive(Default)]
-struct Links {
-    folders: BTreeSet<PathBuf>,
-    /// Folders by the paths that lead to them.
-    known: BTreeMap<PathBuf, PathBuf>,
-}
-
-impl Links {
-    fn follow(&mut self, path: &Path, links_left: usize) -> PathBuf {
-        let Some(parent) = path.parent() else {
-            return path.to_owned();
-        };
-        let folder = match self.known.get(parent) {
-            Some(folder) => folder.clone(),
-            None => {
-                let folder = self.follow(parent, links_left);
-                self.known.insert(parent.to_owned(), folder.clone());
-                folder
-            }
-        };
-        let entry = match path.components().next_back() {
-            Some(Component::Normal(name)) => folder.join(name),
-            Some(Component::ParentDir) => return folder.parent().unwrap_or(&folder).to_owned(),
-            Some(Component::CurDir | Component::RootDir | Component::Prefix(_)) | None => return folder,
-        };
-        match fs::read_link(&entry) {
-            Ok(target) if links_left > 0 => {
-                let target = folder.join(target);
-                self.folders.insert(folder);
-                self.follow(&target, links_left - 1)
-            }
-            Ok(_) | Err(_) => entry,
-        }
-    }
-}
-
 /// Folders that the kernel tells of.
-struct Folders {
-    inotify: OwnedFd,
+struct Inotify {
+    descriptor: OwnedFd,
     /// By the kernel's numbers.
     watched: BTreeSet<i32>,
 }
 
-impl Folders {
-    fn new() -> io::Result<Folders> {
-        Ok(Folders {
-            inotify: inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?,
+impl Inotify {
+    fn new() -> io::Result<Inotify> {
+        Ok(Inotify {
+            descriptor: inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?,
             watched: BTreeSet::new(),
         })
     }
@@ -386,7 +317,7 @@ impl Folders {
             | WatchFlags::ONLYDIR;
         let mut watched = BTreeSet::new();
         for folder in folders {
-            match inotify::add_watch(&self.inotify, &folder, changes) {
+            match inotify::add_watch(&self.descriptor, &folder, changes) {
                 Ok(number) => _ = watched.insert(number),
                 Err(Errno::NOSPC | Errno::NOMEM) => return Err(Errno::NOSPC.into()),
                 // It is gone, or may not be read: then its files are looked at as often as those of other file systems.
@@ -397,7 +328,7 @@ impl Folders {
         }
         for &number in self.watched.difference(&watched) {
             // One that is gone is not watched any more.
-            let _ = inotify::remove_watch(&self.inotify, number);
+            let _ = inotify::remove_watch(&self.descriptor, number);
         }
         self.watched = watched;
         Ok(())
@@ -406,7 +337,9 @@ impl Folders {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
 
     use super::*;
     use crate::config::Places;
@@ -416,38 +349,15 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_and_their_folders_are_watched() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |path: &str| fs::canonicalize(folder.path()).unwrap().join(path);
-        for made in ["volume/..1", "live/site", "archive/site", "folder"] {
-            fs::create_dir_all(at(made)).unwrap();
-        }
-        fs::write(at("volume/..1/tls.crt"), "").unwrap();
-        symlink("..1", at("volume/..data")).unwrap();
-        symlink("..data/tls.crt", at("volume/tls.crt")).unwrap();
-        symlink("../../archive/site/cert1.pem", at("live/site/cert.pem")).unwrap();
-        symlink("loop", at("loop")).unwrap();
-        let of = |path: &str| folders_of(&set([&at(path)]));
-        assert_eq!(of("volume/tls.crt"), set([&at("volume"), &at("volume/..1")]));
-        assert_eq!(of("live/site/cert.pem"), set([&at("live/site"), &at("archive/site")]));
-        assert_eq!(
-            of("folder"),
-            set([&at(""), &at("folder")].map(|path| path.components().as_path()))
-        );
-        assert_eq!(of("missing/file"), set([&at("missing")]));
-        assert!(of("loop").len() == 1, "and it ends");
-    }
-
-    #[test]
     fn the_kernel_tells_of_each_way_to_replace_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let at = |path: &str| folder.path().join(path);
-        let mut folders = Folders::new().unwrap();
-        folders.watch(set([folder.path()])).unwrap();
+        let mut inotify = Inotify::new().unwrap();
+        inotify.watch(set([folder.path()])).unwrap();
         let told = || {
             let mut events = [0; 4096];
             let mut any = false;
-            while rustix::io::read(&folders.inotify, &mut events).is_ok_and(|bytes| bytes > 0) {
+            while rustix::io::read(&inotify.descriptor, &mut events).is_ok_and(|bytes| bytes > 0) {
                 any = true;
             }
             any

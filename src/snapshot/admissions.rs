@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::time_provider::DefaultTimeProvider;
 
 use super::{Listener, Snapshot};
-use crate::config::{self, Route, UpstreamId, Warning};
+use crate::config::{self, NamePattern, Route, UpstreamId, Warning};
 use crate::identity::NameMap;
 use crate::identity::client_auth::ClientAuth;
 use crate::tls::policy::{Admission, AdmissionId};
@@ -24,6 +24,8 @@ pub(super) struct Destination {
 pub(super) struct Settings<'a> {
     /// Where they are: `listener "edge": routes[1].client_auth`.
     pub(super) table: String,
+    /// The names that it is for; none for the listener's own, which is for all others.
+    pub(super) names: &'a [NamePattern],
     pub(super) client_auth: Option<&'a config::ClientAuth>,
 }
 
@@ -32,11 +34,13 @@ pub(super) fn settings(listener: &config::Listener) -> Vec<Settings<'_>> {
     let name = &listener.name;
     let own = Settings {
         table: format!("listener \"{name}\": client_auth"),
+        names: &[],
         client_auth: listener.client_auth.as_ref(),
     };
     let of_routes = listener.routes.iter().enumerate().filter_map(|(number, route)| {
         Some(Settings {
             table: format!("listener \"{name}\": routes[{number}].client_auth"),
+            names: &route.sni,
             client_auth: route.client_auth.as_ref()?.as_ref(),
         })
     });

@@ -2,6 +2,7 @@
 
 use crate::config::{self, Places, Problem, Warning};
 use crate::identity::client_auth::{ClientAuth, RevocationList, Rules, span};
+use crate::identity::expiry::Stage;
 use crate::limits::{CERTIFICATE_FILE_BYTES_MAX, CRL_FILE_BYTES_MAX};
 
 use super::read;
@@ -71,14 +72,6 @@ pub(super) fn warnings(
         warnings.push(places.warning(key, what, remedy));
     };
     let authorities = client_auth.authorities();
-    if let Some(first) = authorities.iter().find(|authority| authority.not_after < now) {
-        let what = format!(
-            "{} holds a CA that has expired ({}): its clients are accepted all the same",
-            settings.ca.display(),
-            first.subject
-        );
-        warn("ca", what, "remove it, or renew it");
-    }
     for authority in authorities {
         let Some(bits) = authority.weak_key else { continue };
         let what = format!(
@@ -99,34 +92,96 @@ pub(super) fn warnings(
         );
         warn("crl", what, "add its list, or remove the CA from ca");
     }
+    for list in client_auth.lists().iter().filter(|list| list.is_replaced) {
+        let RevocationList { issuer, source, .. } = list;
+        let what =
+            format!("{source} holds a revocation list of {issuer} of which there is a newer one: it is not used");
+        warn("crl", what, "remove it");
+    }
+    let ends = ends(settings, client_auth, table, places, now);
+    warnings.extend(ends.into_iter().filter_map(|end| end.warning));
+    warnings
+}
+
+/// The end of a CA of clients, or of a revocation list in use.
+#[derive(Debug)]
+pub struct End {
+    /// What ends, and where it is used: the same until another takes its place.
+    pub id: String,
+    /// How near the end is.
+    pub stage: Stage,
+    /// When the next stage begins, seconds since 1970.
+    pub next_stage: Option<i64>,
+    /// What is to be said of it.
+    pub warning: Option<Warning>,
+}
+
+/// Of everything that clients are verified with, at `now` in seconds since 1970.
+pub(super) fn ends(
+    settings: &config::ClientAuth,
+    client_auth: &ClientAuth,
+    table: &str,
+    places: &Places,
+    now: i64,
+) -> Vec<End> {
+    let authorities = client_auth.authorities().iter().map(|authority| {
+        let expires = authority.not_after.saturating_add(1);
+        let is_over = expires <= now;
+        let what = || {
+            format!(
+                "{} holds a CA that has expired ({}): its clients are accepted all the same",
+                settings.ca.display(),
+                authority.subject
+            )
+        };
+        End {
+            id: format!("{table}.ca {} {expires}", authority.subject),
+            stage: if is_over { Stage::Expired } else { Stage::Fresh },
+            next_stage: (!is_over).then_some(expires),
+            warning: is_over.then(|| places.warning(format!("{table}.ca"), what(), "remove it, or renew it")),
+        }
+    });
     let refused = if settings.accepts_expired_crls {
         "it counts all the same (crl_expired = \"accept\")"
     } else {
         "clients of this CA are refused"
     };
-    for list in client_auth.lists() {
-        let RevocationList { issuer, source, .. } = list;
-        let left = list.next_update - now;
-        let (what, remedy) = if list.is_replaced {
-            ("of which there is a newer one: it is not used".to_owned(), "remove it")
-        } else if left <= 0 {
-            (
+    let in_use = client_auth.lists().iter().filter(|list| !list.is_replaced);
+    let lists = in_use.map(|list| {
+        let RevocationList {
+            issuer,
+            source,
+            this_update,
+            next_update: expires,
+            ..
+        } = list;
+        let due = expires - (expires - this_update) / EXPIRY_WARNING_PART + 1;
+        let left = span(expires.saturating_sub(now).unsigned_abs());
+        let (stage, next_stage, said) = if *expires <= now {
+            let told = (
                 format!("that has expired: {refused}"),
                 "fetch the CA's present list, and reload",
-            )
-        } else if left < (list.next_update - list.this_update) / EXPIRY_WARNING_PART {
-            (
-                format!("that expires in {}: {refused} after that", span(left.unsigned_abs())),
+            );
+            (Stage::Expired, None, Some(told))
+        } else if due <= now {
+            let told = (
+                format!("that expires in {left}: {refused} after that"),
                 "fetch the CA's next list in time, and reload",
-            )
+            );
+            (Stage::Due(1), Some(*expires), Some(told))
         } else {
-            continue;
+            (Stage::Fresh, Some(due.min(*expires)), None)
         };
-        warn(
-            "crl",
-            format!("{source} holds a revocation list of {issuer} {what}"),
-            remedy,
-        );
-    }
-    warnings
+        let warning = said.map(|(what, remedy)| {
+            let what = format!("{source} holds a revocation list of {issuer} {what}");
+            places.warning(format!("{table}.crl"), what, remedy)
+        });
+        End {
+            id: format!("{table}.crl {source} {issuer} {this_update} {expires}"),
+            stage,
+            next_stage,
+            warning,
+        }
+    });
+    authorities.chain(lists).collect()
 }

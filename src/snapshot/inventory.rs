@@ -1,7 +1,7 @@
 //! The certificates of a configuration as they can be read, for whoever wants to see them and not use them: one that cannot be read hides no
 //! other. No key in a token is opened and no PIN used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use ringlock_hsm::custody::Custody;
@@ -14,11 +14,13 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::admissions::{self, Settings};
 use super::identities::{Identities, pairs};
+use super::staples::{self, StapleSource};
 use super::{Snapshot, client_auth, read};
-use crate::config::{self, CertificateSource, Config, IdentityId, InTokens, KeySource, Problem};
+use crate::config::{self, CertificateSource, Config, IdentityId, InTokens, KeySource, NamePattern, Problem};
 use crate::identity::chain;
 use crate::identity::client_auth::ClientAuth;
 use crate::identity::facts::Facts;
+use crate::identity::ocsp::Question;
 use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 
 /// A certificate that is used, or was to be.
@@ -43,6 +45,8 @@ pub struct Entry {
 pub struct Clients<C> {
     /// The listener.
     pub listener: String,
+    /// Those names; none when it is the listener's own.
+    pub names: Vec<NamePattern>,
     /// The file with the CAs.
     pub source: String,
     /// What is in the files, or why `run` would refuse it.
@@ -55,15 +59,27 @@ impl Clients<ClientAuth> {
     pub fn as_ref(&self) -> Clients<&ClientAuth> {
         Clients {
             listener: self.listener.clone(),
+            names: self.names.clone(),
             source: self.source.clone(),
             loaded: self.loaded.as_ref().map_err(Problem::clone),
         }
     }
 }
 
-/// Reads the certificates of every identity, and what clients are verified with.
+/// What a configuration uses.
+#[derive(Debug)]
+pub struct Contents {
+    /// Of every identity.
+    pub entries: Vec<Entry>,
+    /// Where the OCSP staples of identities come from, by their names. Those that are not to get any are not in it.
+    pub staples: HashMap<String, StapleSource>,
+    /// Of every listener that asks clients for certificates.
+    pub clients: Vec<Clients<ClientAuth>>,
+}
+
+/// Reads the certificates of every identity, their staples, and what clients are verified with.
 #[must_use]
-pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients<ClientAuth>>) {
+pub fn read_all(config: &Config) -> Contents {
     // Keys of this process need no signer, and others are not opened.
     let no_signer = |_: &_, _| Err(std::io::Error::other("no signer is started to read certificates"));
     let mut custody = Custody::new(1, Box::new(no_signer));
@@ -71,21 +87,30 @@ pub fn read_all(config: &Config) -> (Vec<Entry>, Vec<Clients<ClientAuth>>) {
         config,
         loader: Identities::new(config, &mut custody, None),
         modules: BTreeMap::new(),
+        staples: HashMap::new(),
     };
     let entries = (0..).map(IdentityId).zip(&config.identities);
     let entries = entries.flat_map(|(of, settings)| reader.read(of, settings)).collect();
     let clients = config.listeners.iter().flat_map(|listener| {
-        admissions::settings(listener)
-            .into_iter()
-            .filter_map(|Settings { table, client_auth }| {
-                Some(Clients {
-                    listener: listener.name.clone(),
-                    source: client_auth?.ca.display().to_string(),
-                    loaded: client_auth::load(client_auth, &table, &config.places).transpose()?,
-                })
+        admissions::settings(listener).into_iter().filter_map(|settings| {
+            let Settings {
+                table,
+                names,
+                client_auth,
+            } = settings;
+            Some(Clients {
+                listener: listener.name.clone(),
+                names: names.to_vec(),
+                source: client_auth?.ca.display().to_string(),
+                loaded: client_auth::load(client_auth, &table, &config.places).transpose()?,
             })
+        })
     });
-    (entries, clients.collect())
+    Contents {
+        entries,
+        staples: reader.staples,
+        clients: clients.collect(),
+    }
 }
 
 impl Snapshot {
@@ -101,6 +126,7 @@ impl Snapshot {
                 .filter_map(|(admission, settings)| {
                     Some(Clients {
                         listener: listener.name.to_string(),
+                        names: settings.names.to_vec(),
                         source: settings.client_auth?.ca.display().to_string(),
                         loaded: Ok(admission.client_auth.as_deref()?),
                     })
@@ -135,6 +161,7 @@ struct Reader<'a> {
     loader: Identities<'a>,
     /// By path.
     modules: BTreeMap<PathBuf, Result<Pkcs11Module, Fault>>,
+    staples: HashMap<String, StapleSource>,
 }
 
 impl Reader<'_> {
@@ -175,30 +202,46 @@ impl Reader<'_> {
             }
             KeySource::Signer(_) | KeySource::Tokens(_) => None,
         };
-        let facts = match (&settings.key, &problem) {
-            (KeySource::File(_), None) => Ok(self.loader.last().expect("it was just loaded").facts.clone()),
-            (KeySource::File(_) | KeySource::Signer(_) | KeySource::Tokens(_), _) => self.facts_without_key(settings),
+        let known = match (&settings.key, &problem) {
+            (KeySource::File(_), None) => {
+                let identity = self.loader.last().expect("it was just loaded");
+                Ok((identity.facts.clone(), identity.question()))
+            }
+            (KeySource::File(_) | KeySource::Signer(_) | KeySource::Tokens(_), _) => self.known_without_key(settings),
         };
+        let places = &self.config.places;
         let place = |found: &String| {
-            self.config.places.problem(
+            places.problem(
                 format!("identity \"{}\": certificate", settings.name),
                 format!("{found} in {}", settings.certificate),
                 "a certificate chain",
                 "`ringlock check --config FILE` says more",
             )
         };
+        let problem = problem.or_else(|| known.as_ref().err().map(place));
+        let staple = known.as_ref().ok().and_then(|(facts, question)| {
+            staples::source(&settings.ocsp, facts, staples::unix_now(), || question.clone())
+        });
+        let no_staple = match &staple {
+            Some(StapleSource::File { path, found: Err(none) }) if none.is_mistake => {
+                Some(none.problem(&settings.name, path, places))
+            }
+            Some(StapleSource::File { .. } | StapleSource::Responder | StapleSource::Nowhere) | None => None,
+        };
+        self.staples
+            .extend(staple.map(|staple| (settings.name.clone(), staple)));
         Entry {
             name: settings.name.clone(),
             of,
             source: settings.certificate.to_string(),
             key_source: settings.key.to_string(),
-            problem: problem.or_else(|| facts.as_ref().err().map(place)),
-            facts: facts.ok(),
+            problem: problem.or(no_staple),
+            facts: known.ok().map(|(facts, _)| facts),
         }
     }
 
-    /// What is known of a chain whose key is elsewhere, or cannot be used.
-    fn facts_without_key(&mut self, settings: &config::Identity) -> Result<Facts, String> {
+    /// What is known of a chain whose key is elsewhere, or cannot be used, and what can be asked about it.
+    fn known_without_key(&mut self, settings: &config::Identity) -> Result<(Facts, Option<Question>), String> {
         let found = match &settings.certificate {
             CertificateSource::File(path) | CertificateSource::Folder(path) => {
                 let file = read(path, CERTIFICATE_FILE_BYTES_MAX)?;
@@ -214,7 +257,8 @@ impl Reader<'_> {
         };
         let public_key = presumed_leaf(&found).ok_or("no certificate that can be read")?;
         let arranged = chain::arrange(&found, &public_key).map_err(|error| error.to_string())?;
-        Facts::of(&arranged, &settings.certificate.to_string(), &settings.key.to_string())
+        let facts = Facts::of(&arranged, &settings.certificate.to_string(), &settings.key.to_string())?;
+        Ok((facts, Question::about(&arranged.chain)))
     }
 
     /// The certificates that the first of the tokens shows to everybody.

@@ -71,7 +71,7 @@ impl Snapshot {
         for (settings, listener) in config.listeners.iter().zip(&mut listeners) {
             let mut client_auths = Vec::new();
             let mut same_clients = true;
-            for (Settings { table, client_auth }, admission) in
+            for (Settings { table, client_auth, .. }, admission) in
                 admissions::settings(settings).iter().zip(&listener.admissions)
             {
                 let mut in_force = admission.client_auth.clone();

@@ -9,7 +9,7 @@ use super::read;
 use crate::config::{self, Config, Ocsp, Places, Problem, Warning};
 use crate::identity::Identity;
 use crate::identity::facts::Facts;
-use crate::identity::ocsp::{Answer, Refused, Status};
+use crate::identity::ocsp::{Answer, Question, Refused, Status};
 use crate::limits::OCSP_RESPONSE_BYTES_MAX;
 
 /// An identity that gets staples, or should.
@@ -33,8 +33,28 @@ pub enum StapleSource {
         /// Which.
         path: PathBuf,
         /// What was in it, or why that is no staple now.
-        found: Result<(Vec<u8>, Answer), String>,
+        found: Result<(Vec<u8>, Answer), NoStaple>,
     },
+}
+
+/// Why a file has no staple.
+#[derive(Clone, Debug)]
+pub struct NoStaple {
+    /// It never was one for the identity's issuer; otherwise it is not any more, or not of this certificate, as after a renewal.
+    pub is_mistake: bool,
+    /// What was found in its place.
+    pub found: String,
+    expected: &'static str,
+    remedy: &'static str,
+}
+
+impl NoStaple {
+    /// The same for the operator: of the identity with this name, in this file.
+    pub(super) fn problem(&self, identity: &str, path: &Path, places: &Places) -> Problem {
+        let key = format!("identity \"{identity}\": ocsp");
+        let found = format!("{} in {}", self.found, path.display());
+        places.problem(key, found, self.expected, self.remedy)
+    }
 }
 
 /// Where the certificate's status is asked for. Responders are asked over HTTP (RFC 5019, 5): what they say is signed.
@@ -57,12 +77,9 @@ pub(super) struct Loaded {
 pub(super) struct Unusable {
     pub(super) problem: Problem,
     pub(super) file: PathBuf,
-    /// It never was one for the identity's issuer; otherwise it is not any more, or not of this certificate, as after a renewal.
+    /// See [`NoStaple`].
     pub(super) is_mistake: bool,
 }
-
-/// What was found, expected, and is to be done.
-type Advice = (String, &'static str, &'static str);
 
 const EXPECTED: &str = "an OCSP response in DER about the identity's certificate";
 const REMEDY: &str =
@@ -110,31 +127,16 @@ pub(super) fn load<'i>(
     };
     let identities = identities.flat_map(|(settings, all)| all.iter().map(move |identity| (settings, identity)));
     for (settings, identity) in identities {
-        let source = match &settings.ocsp {
-            Ocsp::Auto if responder(&identity.facts).is_some() && identity.question().is_some() => {
-                StapleSource::Responder
-            }
-            Ocsp::File(path) => {
-                let found = read_file(identity, path, now);
-                let found = found.map_err(|(is_mistake, (found, expected, remedy))| {
-                    let key = format!("identity \"{}\": ocsp", settings.name);
-                    let what = found.clone();
-                    let found = format!("{found} in {}", path.display());
-                    loaded.unusable.push(Unusable {
-                        problem: places.problem(key, found, expected, remedy),
-                        file: path.clone(),
-                        is_mistake,
-                    });
-                    what
-                });
-                StapleSource::File {
-                    path: path.clone(),
-                    found,
-                }
-            }
-            Ocsp::Off | Ocsp::Auto if identity.facts.must_staple => StapleSource::Nowhere,
-            Ocsp::Off | Ocsp::Auto => continue,
+        let Some(source) = source(&settings.ocsp, &identity.facts, now, || identity.question()) else {
+            continue;
         };
+        if let StapleSource::File { path, found: Err(none) } = &source {
+            loaded.unusable.push(Unusable {
+                problem: none.problem(&settings.name, path, places),
+                file: path.clone(),
+                is_mistake: none.is_mistake,
+            });
+        }
         loaded.staples.push(Stapled {
             identity: Arc::clone(identity),
             source,
@@ -143,10 +145,37 @@ pub(super) fn load<'i>(
     loaded
 }
 
-/// A staple; or whether it is a mistake that it is none, and what was found.
-fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<(Vec<u8>, Answer), (bool, Advice)> {
-    let mistake = |found, expected, remedy| (true, (found, expected, remedy));
-    let over = |found: String| (false, (found, EXPECTED, REMEDY));
+/// Where the staples of a certificate come from at `now`; nothing when none is wanted. What `question` asks is what they have to answer.
+pub(super) fn source(
+    ocsp: &Ocsp,
+    facts: &Facts,
+    now: i64,
+    question: impl Fn() -> Option<Question>,
+) -> Option<StapleSource> {
+    match ocsp {
+        Ocsp::Auto if responder(facts).is_some() && question().is_some() => Some(StapleSource::Responder),
+        Ocsp::File(path) => Some(StapleSource::File {
+            path: path.clone(),
+            found: read_file(question(), path, now),
+        }),
+        Ocsp::Off | Ocsp::Auto => facts.must_staple.then_some(StapleSource::Nowhere),
+    }
+}
+
+/// A staple, or why there is none.
+fn read_file(question: Option<Question>, path: &Path, now: i64) -> Result<(Vec<u8>, Answer), NoStaple> {
+    let mistake = |found, expected, remedy| NoStaple {
+        is_mistake: true,
+        found,
+        expected,
+        remedy,
+    };
+    let over = |found: String| NoStaple {
+        is_mistake: false,
+        found,
+        expected: EXPECTED,
+        remedy: REMEDY,
+    };
     let response = read(path, OCSP_RESPONSE_BYTES_MAX as u64).map_err(|found| {
         mistake(
             found,
@@ -154,7 +183,7 @@ fn read_file(identity: &Identity, path: &Path, now: i64) -> Result<(Vec<u8>, Ans
             "check the path, and that the gateway's user can read it",
         )
     })?;
-    let question = identity.question().ok_or_else(|| {
+    let question = question.ok_or_else(|| {
         mistake(
             "a response that cannot be verified, as the chain has no issuer,".to_owned(),
             "the issuer's certificate behind the leaf in `certificate`",
@@ -208,9 +237,9 @@ pub(super) fn warnings<'i>(
         }
     }
     for Stapled { identity, source } in stapled {
-        if let StapleSource::File { path, found: Err(why) } = source {
+        if let StapleSource::File { path, found: Err(none) } = source {
             let key = format!("identity \"{}\": ocsp", identity.name);
-            let what = format!("{} has {why}: it is not stapled", path.display());
+            let what = format!("{} has {}: it is not stapled", path.display(), none.found);
             warnings.push(config.places.warning(key, what, REMEDY));
         }
     }
@@ -242,7 +271,7 @@ fn unstapled(identity: &Identity, ocsp: &Ocsp) -> Option<(&'static str, &'static
     }
 }
 
-fn unix_now() -> i64 {
+pub(super) fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

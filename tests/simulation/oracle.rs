@@ -76,7 +76,8 @@ fn counts_add_up<C: ClientTls>(world: &World<C>) {
 
 /// The client may have been told that nothing more comes because the connection was too old, whatever it ended for then.
 fn is_aged<C: ClientTls>(world: &World<C>, record: &ConnectionRecord) -> bool {
-    world.plan.connection_age_max.is_some_and(|age| record.duration >= age)
+    let age_min = world.plan.connection_age_max.map(|age| age / 1000 * 900);
+    age_min.is_some_and(|age| record.duration >= age)
 }
 
 fn what_the_client_heard_is_true<C: ClientTls>(client: &Client<C>, server: Option<&Server>) {

@@ -37,11 +37,7 @@ pub(crate) struct Setup {
 /// An identity of the listener.
 struct Identity {
     name: String,
-    /// As in the configuration: a file, or a URI.
-    certificate: String,
-    /// As in the configuration: a file, or a URI.
-    key: String,
-    /// More lines of it.
+    /// What else the configuration says of it.
     lines: String,
 }
 
@@ -88,11 +84,17 @@ impl Setup {
     }
 
     /// One more identity of the listener, of a certificate and key that are there, with these lines more.
-    pub(crate) fn issued_identity(mut self, name: &str, certificate: &str, key: &str, lines: &str) -> Setup {
+    pub(crate) fn issued_identity(self, name: &str, certificate: &str, key: &str, lines: &str) -> Setup {
+        self.any_identity(
+            name,
+            &format!("certificate = \"{certificate}\"\nkey = \"{key}\"\n{lines}"),
+        )
+    }
+
+    /// One more identity, or a folder of them, with these lines.
+    pub(crate) fn any_identity(mut self, name: &str, lines: &str) -> Setup {
         self.identities.push(Identity {
             name: name.to_owned(),
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
             lines: lines.to_owned(),
         });
         self
@@ -227,17 +229,8 @@ impl Setup {
              [[listener]]\nname = \"edge\"\naddress = \"{address}\"\nidentities = {names:?}\nupstream = \"app\"\n{listener}\n\
              [listener.tls]\n{tls}\n"
         );
-        for Identity {
-            name,
-            certificate,
-            key,
-            lines,
-        } in &self.identities
-        {
-            let _ = writeln!(
-                toml,
-                "[[identity]]\nname = \"{name}\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n{lines}\n"
-            );
+        for Identity { name, lines } in &self.identities {
+            let _ = writeln!(toml, "[[identity]]\nname = \"{name}\"\n{lines}\n");
         }
         let _ = write!(
             toml,

@@ -293,7 +293,7 @@ static LISTENER: Section = Section {
             "connection_age_max",
             Kind::Duration { zero: false },
             Presence::Optional,
-            "A connection that is open for this long is closed in order. Absent: none is.",
+            "A connection that is open for this long, or up to a tenth less, is closed in order. Absent: none is.",
         ),
         key(
             "congestion_control",

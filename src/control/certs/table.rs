@@ -61,9 +61,7 @@ impl Certificate {
                 true => known.chain.certificates.to_string(),
                 false => format!("{}, incomplete", known.chain.certificates),
             }),
-            of(|known| match known.ocsp.state {
-                OcspState::Off => String::from("off"),
-            }),
+            of(|known| String::from(ocsp(known.ocsp.staple.state))),
             listeners(self),
             shown(&self.source),
         ]
@@ -77,7 +75,7 @@ impl Authority {
             known.map_or_else(|| String::from("-"), |known| shown(&known.subject)),
             known.map_or_else(|| String::from("-"), |known| day(known.not_after)),
             left(self.state, known.map(|known| known.seconds_left)),
-            shown(&self.listener),
+            listener(&self.listener, &self.routes),
             shown(&self.source),
         ]
     }
@@ -93,9 +91,18 @@ impl List {
             shown(&self.issuer),
             self.next_update.to_string(),
             left,
-            shown(&self.listener),
+            listener(&self.listener, &self.routes),
             shown(&self.source),
         ]
+    }
+}
+
+fn ocsp(state: OcspState) -> &'static str {
+    match state {
+        OcspState::Off => "off",
+        OcspState::Auto => "auto",
+        OcspState::Stapled => "stapled",
+        OcspState::Missing => "missing",
     }
 }
 
@@ -130,6 +137,14 @@ fn listeners(certificate: &Certificate) -> String {
     match certificate.used_by.as_slice() {
         [] => String::from("none"),
         used => used.iter().map(shown).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// With the names of those routes that it is for.
+fn listener(listener: &str, routes: &[String]) -> String {
+    match routes {
+        [] => shown(listener),
+        routes => format!("{} ({})", shown(listener), names(routes)),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Which files stay within reach (Landlock): the folders of configured files, and what the C library needs to look up names.
 //!
-//! Folders, not files: a certificate that is renewed is another file of that name. Where a folder is a symbolic link to its neighbour, as
-//! releases and Kubernetes' volumes have it, the folder with both stays within reach, because the next one lies there.
+//! Folders, not files: a certificate that is renewed is another file of that name. Where a symbolic link leads to its neighbour, as
+//! releases and Kubernetes' volumes have it, the folder with both stays within reach, because the next one lies there; and with the links of
+//! certbot's `live/NAME/`, if all of `live` is configured, what has the `NAME/` that they lead to.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
@@ -13,7 +14,9 @@ use landlock::{
 };
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::config::{AdminAddress, Config, Problem};
+use crate::config::{AdminAddress, CertificateSource, Config, Problem};
+use crate::limits::FOLDER_MESSAGES_MAX;
+use crate::server::links::{self, Folders};
 
 /// Read when host names are looked up again, and users: settings and modules of the C library. They are for everybody to read.
 const SYSTEM: &[&str] = &[
@@ -55,7 +58,8 @@ impl Reach {
     pub(super) fn of(config: &Config, temporary: Option<&Path>) -> Reach {
         let mut reach = Reach::default();
         reach.read.extend(SYSTEM.iter().map(PathBuf::from));
-        let files = config.places.files().map(|(_, path)| path);
+        let files = config.places.files().filter(|(key, _)| !AT_START.contains(key));
+        let files = files.map(|(_, path)| path);
         for file in files.chain([config.places.file(), Path::new(RESOLVER)]) {
             reach.read.extend(folders(file));
         }
@@ -95,35 +99,23 @@ impl Reach {
     }
 }
 
-/// Folders with this file: the one that its path names, the one where it really is, and those where links to their neighbours are. A file
-/// of the root folder stands for itself.
+/// Folders in which this file is, or will be. A file of the root folder stands for itself, because all files are below that.
 fn folders(file: &Path) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    let mut keep = |path: &Path| {
-        let folder = if path.is_dir() { Some(path) } else { path.parent() };
-        let folder = match folder {
-            None => return,
-            Some(folder) if folder == Path::new("") => Path::new("."),
-            // All files are below it.
-            Some(folder) if folder.parent().is_none() => path,
-            Some(folder) => folder,
-        };
-        if let Ok(real) = fs::canonicalize(folder)
-            && real.parent().is_some()
-        {
-            found.insert(real);
-        }
-    };
-    keep(file);
-    if let Ok(real) = fs::canonicalize(file) {
-        keep(&real);
+    if file.parent().is_none() {
+        return BTreeSet::new();
     }
-    for ancestor in file.ancestors() {
-        let Ok(target) = fs::read_link(ancestor) else { continue };
-        let mut parts = target.components();
-        if let Some(Component::Normal(_)) = parts.next() {
-            keep(&ancestor.with_file_name("."));
-        }
+    let Folders {
+        of_files,
+        // What leads to files is found without being read.
+        on_the_way: _,
+        of_neighbours,
+        of_namesakes,
+    } = Folders::of([file]);
+    let all = of_files.into_iter().chain(of_neighbours).chain(of_namesakes);
+    let is_root = |folder: &PathBuf| folder.parent().is_none();
+    let (roots, mut found): (BTreeSet<_>, BTreeSet<_>) = all.partition(is_root);
+    if !roots.is_empty() {
+        found.insert(file.to_owned());
     }
     found
 }
@@ -136,6 +128,28 @@ pub(super) fn forbidden(config: &Config) -> Vec<Problem> {
         .chain(itself)
         .filter(|(_, path)| is_forbidden(path))
         .map(|(key, path)| problem(config, key, path))
+        .collect()
+}
+
+/// Problems for links in configured folders that lead out of reach: not all of them have to be read, so they are told when something in the
+/// folder cannot be.
+pub(super) fn forbidden_in_folders(config: &Config) -> Vec<Problem> {
+    let folders = config
+        .identities
+        .iter()
+        .filter_map(|identity| match &identity.certificate {
+            CertificateSource::Folder(folder) => {
+                Some((format!("identity \"{}\": certificates", identity.name), folder))
+            }
+            CertificateSource::File(_) | CertificateSource::Tokens(_) => None,
+        });
+    folders
+        .flat_map(|(key, folder)| {
+            let links = links::links_inside(folder).into_iter();
+            let forbidden = links.filter(|link| is_forbidden(link));
+            forbidden.map(move |link| problem(config, &key, &link))
+        })
+        .take(FOLDER_MESSAGES_MAX)
         .collect()
 }
 
@@ -154,10 +168,12 @@ pub(super) fn is_forbidden(path: &Path) -> bool {
 }
 
 fn problem(config: &Config, key: &str, path: &Path) -> Problem {
+    let target = fs::canonicalize(path).ok().filter(|target| target != path);
+    let place = target.map_or(String::new(), |target| format!(" (really \"{}\")", target.display()));
     config.places.problem(
         key,
         format!(
-            "\"{}\", which the sandbox of this process forbids (Landlock): it was made for the folders that were configured at the start",
+            "\"{}\"{place}, which the sandbox of this process forbids (Landlock): it was made for the folders that were configured at the start",
             path.display()
         ),
         "a file in one of those folders",
@@ -172,34 +188,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_those_of_the_name_of_the_file_and_of_links_between_neighbours() {
+    fn files_are_within_reach_where_they_are_and_where_the_next_will_be() {
         let folder = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(folder.path()).unwrap();
-        let sorted = |paths: &[&str]| paths.iter().map(|path| root.join(path)).collect::<BTreeSet<_>>();
-        for made in ["plain", "live/site", "archive/site", "releases/1", "volume/..1"] {
+        let set = |paths: &[&str]| paths.iter().map(|path| root.join(path)).collect::<BTreeSet<_>>();
+        for made in ["plain", "live/site", "archive/site", "volume/..1"] {
             fs::create_dir_all(root.join(made)).unwrap();
         }
-        for file in ["plain/a", "archive/site/a1", "releases/1/a", "volume/..1/a"] {
-            fs::write(root.join(file), "").unwrap();
-        }
-        assert_eq!(folders(&root.join("plain/a")), sorted(&["plain"]));
-        assert_eq!(folders(&root.join("plain/later")), sorted(&["plain"]));
-        assert_eq!(folders(&root.join("plain")), sorted(&["plain"]));
-        // As certbot has it.
+        assert_eq!(folders(&root.join("plain/later")), set(&["plain"]));
+        assert_eq!(folders(&root.join("plain")), set(&["plain"]));
         symlink("../../archive/site/a1", root.join("live/site/a")).unwrap();
-        assert_eq!(
-            folders(&root.join("live/site/a")),
-            sorted(&["live/site", "archive/site"])
-        );
-        // As Kubernetes has it.
+        assert_eq!(folders(&root.join("live/site/a")), set(&["live/site", "archive/site"]));
+        let all = set(&["live", "live/site", "archive", "archive/site"]);
+        assert_eq!(folders(&root.join("live")), all);
         symlink("..1", root.join("volume/..data")).unwrap();
         symlink("..data/a", root.join("volume/a")).unwrap();
-        assert_eq!(folders(&root.join("volume/a")), sorted(&["volume", "volume/..1"]));
-        // A release, and a link to it that is absolute: its place is not where the next one will be.
-        symlink("releases/1", root.join("current")).unwrap();
-        symlink(root.join("releases/1"), root.join("absolute")).unwrap();
-        assert_eq!(folders(&root.join("current/a")), sorted(&["", "releases/1"]));
-        assert_eq!(folders(&root.join("absolute/a")), sorted(&["releases/1"]));
+        assert_eq!(folders(&root.join("volume/a")), set(&["volume", "volume/..1"]));
     }
 
     #[test]
