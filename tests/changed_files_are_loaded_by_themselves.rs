@@ -259,7 +259,10 @@ fn a_file_that_is_gone_may_come_back(io: Io) {
     let away = gateway.folder().join("away");
     fs::rename(&key, &away).unwrap();
     wait_for_metric(&gateway, SUCCESSFUL, &[], 0.0);
-    let alarms = alarms(&gateway);
+    // The log has a thread of its own.
+    let alarms = eventually("the alarm", || {
+        Some(alarms(&gateway)).filter(|alarms| !alarms.is_empty())
+    });
     assert!(
         alarms.len() == 1 && alarms[0].contains("identity \"site\": key") && alarms[0].contains("No such file"),
         "{alarms:?}"
@@ -291,7 +294,10 @@ fn one_broken_certificate_of_many_holds_up_no_other(io: Io) {
     }
     assert_eq!(shown(&gateway, &names[7]), old);
     wait_for_metric(&gateway, SUCCESSFUL, &[], 0.0);
-    let alarms = alarms(&gateway);
+    // The log has a thread of its own.
+    let alarms = eventually("the alarm", || {
+        Some(alarms(&gateway)).filter(|alarms| !alarms.is_empty())
+    });
     assert!(
         alarms.len() == 1 && alarms[0].contains(&format!("identity \"{}\"", names[7])),
         "{alarms:?}"
