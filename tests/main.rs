@@ -44,6 +44,7 @@ mod changed_files_are_loaded_by_themselves;
 mod check_says_what_run_would_refuse;
 mod client_certificates_share_calls;
 mod clients_accept_what_batches_made;
+mod clients_cannot_get_around_their_cas;
 mod clients_resume_their_sessions;
 mod clients_show_certificates;
 mod connections_are_closed_at_their_age;

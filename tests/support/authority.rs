@@ -68,6 +68,22 @@ impl Authority {
         }
     }
 
+    /// CAs below this one, all of one name and with one key: each has signed what one of them has.
+    pub(crate) fn twins_below(&self, name: &str, count: usize) -> Vec<Authority> {
+        let shared = key(KeyKind::Ecdsa).serialize_der();
+        let twin = |_| {
+            let key = KeyPair::try_from(shared.as_slice()).unwrap();
+            let issuer = CertifiedIssuer::signed_by(authority(name), key, &self.issuer).unwrap();
+            let own = [issuer.der().clone()];
+            Authority {
+                intermediates: own.into_iter().chain(self.intermediates.clone()).collect(),
+                params: authority(name),
+                issuer,
+            }
+        };
+        (0..count).map(twin).collect()
+    }
+
     /// Its certificate.
     pub(crate) fn pem(&self) -> String {
         self.issuer.pem()

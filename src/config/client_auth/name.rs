@@ -144,7 +144,9 @@ impl fmt::Display for ClientName {
             (NameKind::OrganizationalUnit, _) => write!(f, "ou:{text}"),
             (NameKind::PublicKey, _) => write!(f, "spki:sha256/{text}"),
             (NameKind::Issuer, _) => write!(f, "issuer:{text}"),
-            (NameKind::Serial, _) => write!(f, "serial:{}", text.trim_end_matches('@')),
+            (NameKind::Serial, false) => write!(f, "serial:{text}"),
+            // The text ends where an issuer would follow.
+            (NameKind::Serial, true) => write!(f, "serial:{}", text.strip_suffix('@').unwrap_or(text)),
         }
     }
 }
@@ -474,6 +476,9 @@ mod tests {
         assert!(allows(form, Serial, &of("CN=clients,O=Example")));
         assert!(!allows(form, Serial, &of("CN=clients")));
         assert!(!allows(form, Serial, &of("CN=clients,O=Example 2")));
+        for form in ["serial:8a1b", "serial:8a1b@CN=clients", "serial:8a1b@CN=clients@"] {
+            assert_eq!(ClientName::parse(form).unwrap().to_string(), form);
+        }
     }
 
     #[test]
