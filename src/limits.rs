@@ -227,7 +227,6 @@ pub const MADE_AHEAD_AGE_MAX: Duration = Duration::from_secs(60);
 /// A certificate or key file larger than this is refused: a chain of RSA-4096 certificates has about 10 KB.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Certificates of one folder; a larger one is the wrong path. Each takes some 5 KB of memory.
 /// A longer answer of an OCSP responder is refused: one with a certificate of the responder has about 2 KB, with ML-DSA-87 some 15.
 pub const OCSP_RESPONSE_BYTES_MAX: usize = 32 * 1024;
 
@@ -269,6 +268,7 @@ pub const OCSP_FILE_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// How far the clock of an OCSP responder may be ahead of ours.
 pub const OCSP_CLOCK_TOLERANCE_SECONDS: i64 = 300;
+
 /// Certificates of one folder; a larger one is the wrong path. Each takes some 10 KB of memory.
 pub const IDENTITIES_PER_FOLDER_MAX: usize = 100_000;
 
@@ -278,6 +278,10 @@ pub const FOLDER_MESSAGES_MAX: usize = 10;
 /// CAs of clients whose names take more than this are not named to the client: the list has 16 bits for its length, and a
 /// handshake that names hundreds of them is slow. The client then chooses by itself.
 pub const CLIENT_CA_NAMES_BYTES_MAX: usize = 16 * 1024;
+
+/// Certificates behind a client's own that are tried, each once; those behind them are as if they were not sent. A right chain has at most
+/// six. Where CAs have signed each other there are more paths than anybody can try: sixty kept a worker for half a minute (debug build).
+pub const CLIENT_INTERMEDIATES_MAX: usize = 16;
 
 /// A file of revocation lists larger than this is refused: it has 400,000 revoked certificates, which take ten times the memory when
 /// they are loaded.

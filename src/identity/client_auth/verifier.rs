@@ -26,6 +26,7 @@ use super::revocation::Remembering;
 use super::{Trust, names};
 use crate::config::{ClientName, CrlCheck, NameKind};
 use crate::error::ClientRefusal;
+use crate::limits::CLIENT_INTERMEDIATES_MAX;
 use crate::tls::resumption::note_client;
 
 /// AWS-LC verifies no signatures of shorter keys.
@@ -98,6 +99,12 @@ impl Verifier {
     ) -> Result<u64, Refusal> {
         let trust = &*self.trust;
         let leaf = EndEntityCert::try_from(end_entity).map_err(Refusal::from)?;
+        let mut distinct: Vec<CertificateDer<'_>> = Vec::new();
+        for certificate in intermediates {
+            if distinct.len() < CLIENT_INTERMEDIATES_MAX && !distinct.contains(certificate) {
+                distinct.push(certificate.clone());
+            }
+        }
         let lists: Vec<&CertRevocationList<'static>> = trust.lists.iter().map(|list| &list.list).collect();
         // Without a list there is nothing to build from: nothing is revoked.
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
@@ -136,7 +143,7 @@ impl Verifier {
             .verify_for_usage(
                 &algorithms,
                 &trust.roots.roots,
-                intermediates,
+                &distinct,
                 now,
                 KeyUsage::client_auth(),
                 revocation,
