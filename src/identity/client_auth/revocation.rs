@@ -11,6 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::crypto::sha256;
+use crate::limits::HANDSHAKE_BYTES_MAX;
 
 /// What a CA says it has revoked. Whether it was the CA that has said so is found out when a certificate of the CA is verified.
 #[derive(Debug)]
@@ -54,8 +55,7 @@ pub(super) struct Remembering<'l> {
 impl SignatureVerificationAlgorithm for Remembering<'_> {
     fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
         let verify = || self.algorithm.verify_signature(key, message, signature);
-        let is_it = |list: &&RevocationList| *list.signature == *signature && *list.signed == *message;
-        let Some(list) = self.lists.iter().find(is_it) else {
+        let Some(list) = self.list_of(message, signature) else {
             return verify();
         };
         let signer = Signer {
@@ -82,6 +82,22 @@ impl SignatureVerificationAlgorithm for Remembering<'_> {
 
     fn fips(&self) -> bool {
         self.algorithm.fips()
+    }
+}
+
+impl Remembering<'_> {
+    /// The list that has been signed, if it is one.
+    fn list_of(&self, message: &[u8], signature: &[u8]) -> Option<&RevocationList> {
+        let is_alike = |list: &&RevocationList| *list.signature == *signature && list.signed.len() == message.len();
+        let mut alike = self.lists.iter().filter(is_alike);
+        // No client has sent this: it is from one of the lists, and only one could it be. Comparing a list of some megabytes takes longer than
+        // the rest of the handshake.
+        if message.len() > HANDSHAKE_BYTES_MAX
+            && let (Some(list), None) = (alike.next(), alike.next())
+        {
+            return Some(list);
+        }
+        self.lists.iter().filter(is_alike).find(|list| *list.signed == *message)
     }
 }
 
@@ -278,6 +294,46 @@ pub(super) mod tests {
         assert_eq!(asked(b"right", &message[1..], &signature), (true, 1));
         assert_eq!(asked(b"right", &message, &signature[1..]), (true, 1));
         assert_eq!(asked(b"right", &message, &signature), (true, 0));
+    }
+
+    /// A list that is longer than what a client can send is known by its signature, unless there are two of them.
+    #[test]
+    fn of_two_long_lists_with_one_signature_neither_stands_for_the_other() {
+        static COUNTING: Counting = Counting(AtomicUsize::new(0));
+        let mut params = params();
+        params.revoked_certs = (1..5000_u64)
+            .map(|serial| RevokedCertParams {
+                serial_number: serial.into(),
+                revocation_time: date_time_ymd(2026, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+            .collect();
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let der = params.signed_by(&ca).unwrap().der().to_vec();
+        let mut one = RevocationList::all_in(&der, "a.crl").unwrap();
+        let long = one[0].signed.to_vec();
+        assert!(long.len() > HANDSHAKE_BYTES_MAX, "{}", long.len());
+        let signature = one[0].signature.to_vec();
+        let mut other = long.clone();
+        *other.last_mut().unwrap() ^= 1;
+        let asked = |lists: &[RevocationList], message: &[u8]| {
+            let algorithm = &COUNTING;
+            let before = COUNTING.0.load(Ordering::Relaxed);
+            let verified = Remembering { algorithm, lists }.verify_signature(b"right", message, &signature);
+            assert!(verified.is_ok());
+            COUNTING.0.load(Ordering::Relaxed) - before
+        };
+        assert_eq!(asked(&one, &long), 1);
+        assert_eq!(asked(&one, &long), 0);
+        let mut forged = RevocationList::all_in(&der, "b.crl").unwrap();
+        forged[0].signed = other.clone().into();
+        one.extend(forged);
+        assert_eq!(asked(&one, &long), 0);
+        assert_eq!(asked(&one, &other), 1, "it is verified by itself");
+        assert_eq!(asked(&one, &other), 0);
     }
 
     #[test]
