@@ -274,11 +274,12 @@ fn iterations_in(der: &[u8], levels: usize) -> u64 {
                 AnyRef::decode(&mut parts).ok()?;
                 Some(u64::from(u32::decode(&mut parts).ok()?) * DERIVATIONS)
             });
-        let inside = match element.tag() {
-            Tag::Sequence | Tag::Set | Tag::OctetString | Tag::ContextSpecific { .. } if of_algorithm.is_none() => {
-                iterations_in(element.value(), levels)
-            }
-            _ => 0,
+        let tag = element.tag();
+        let has_parts = tag.is_constructed() || tag.is_context_specific() || tag == Tag::OctetString;
+        let inside = if has_parts && of_algorithm.is_none() {
+            iterations_in(element.value(), levels)
+        } else {
+            0
         };
         total = total
             .saturating_add(of_algorithm.unwrap_or_default())
