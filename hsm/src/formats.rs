@@ -275,10 +275,7 @@ fn iterations_in(der: &[u8], levels: usize) -> u64 {
                 Some(u64::from(u32::decode(&mut parts).ok()?) * DERIVATIONS)
             });
         let tag = element.tag();
-        let has_parts = matches!(
-            tag,
-            Tag::Sequence | Tag::Set | Tag::OctetString | Tag::ContextSpecific { .. }
-        );
+        let has_parts = tag.is_constructed() || tag.is_context_specific() || tag == Tag::OctetString;
         let inside = if has_parts && of_algorithm.is_none() {
             iterations_in(element.value(), levels)
         } else {
