@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::error::KeyRejected;
+use aws_lc_rs::signature::RsaKeyPair;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::SigningKey;
 use zeroize::Zeroize;
@@ -9,9 +11,21 @@ use zeroize::Zeroize;
 use crate::KeyError;
 
 pub(crate) fn load_der(key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, KeyError> {
-    let loaded = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key);
+    let loaded = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|error| {
+        KeyError::Unsupported(if is_short_rsa(key.secret_der()) {
+            "RSA of fewer than 2,048 bits".to_owned()
+        } else {
+            error.to_string()
+        })
+    });
     wipe(key);
-    loaded.map_err(|error| KeyError::Unsupported(error.to_string()))
+    loaded
+}
+
+/// rustls says of these keys that they cannot be read.
+fn is_short_rsa(der: &[u8]) -> bool {
+    let rejected = |result: Result<RsaKeyPair, KeyRejected>| result.is_err_and(|error| error.to_string() == "TooSmall");
+    rejected(RsaKeyPair::from_pkcs8(der)) || rejected(RsaKeyPair::from_der(der))
 }
 
 fn wipe(mut key: PrivateKeyDer<'static>) {
@@ -37,6 +51,18 @@ mod tests {
     #[test]
     fn an_encrypted_key_is_named_as_such() {
         assert_eq!(KeyRef::from_pem(ENCRYPTED).unwrap_err(), KeyError::Encrypted);
+    }
+
+    #[test]
+    fn a_short_key_is_named_as_such() {
+        let short = |kind: &[&str]| {
+            let mut openssl = std::process::Command::new("openssl");
+            let made = openssl.args(["genrsa"]).args(kind).arg("1024").output().unwrap();
+            KeyRef::from_pem(&made.stdout).unwrap_err().to_string()
+        };
+        let expected = "a private key that cannot be used (RSA of fewer than 2,048 bits)";
+        assert_eq!(short(&[]), expected);
+        assert_eq!(short(&["-traditional"]), expected);
     }
 
     #[test]
