@@ -4,9 +4,9 @@ mod files;
 mod folder;
 mod warnings;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub(super) struct Identities<'a> {
     config: &'a Config,
     custody: &'a mut Custody,
     previous: Option<&'a Snapshot>,
+    /// Files that have changed since then; when nobody knows, any may have.
+    changed: Option<&'a BTreeSet<PathBuf>>,
     /// The identities of the previous snapshot by name, and what is known of their files.
     known: HashMap<&'a str, (&'a Arc<Identity>, &'a FileFacts)>,
     examiner: Examiner,
@@ -127,6 +129,7 @@ impl<'a> Identities<'a> {
             custody,
             known: previous.map(Snapshot::by_name).unwrap_or_default(),
             previous,
+            changed: None,
             examiner: Examiner::new(config.global.user.as_deref()),
             loaded: Loaded::default(),
         }
@@ -139,6 +142,19 @@ impl<'a> Identities<'a> {
     /// The identity that was loaded last.
     pub(super) fn last(&self) -> Option<&Arc<Identity>> {
         self.loaded.identities.last()
+    }
+
+    /// For what these files have changed in the configuration of the previous snapshot.
+    pub(super) fn renewing(
+        config: &'a Config,
+        custody: &'a mut Custody,
+        previous: &'a Snapshot,
+        changed: &'a BTreeSet<PathBuf>,
+    ) -> Identities<'a> {
+        Identities {
+            changed: Some(changed),
+            ..Identities::new(config, custody, Some(previous))
+        }
     }
 
     /// Loads an identity, or those of its folder. What cannot be loaded stays as it was in the previous snapshot, if it was there.
@@ -192,6 +208,10 @@ impl<'a> Identities<'a> {
             match pair {
                 Ok(pair) => {
                     let pair = of_pair(settings, pair);
+                    if self.is_unchanged(&pair) {
+                        self.keep(&pair.name);
+                        continue;
+                    }
                     failures.extend(self.load_or_keep(&Wanted::of_folder(&pair, &settings.name)));
                 }
                 Err(broken) => {
@@ -211,6 +231,16 @@ impl<'a> Identities<'a> {
         self.keep(&wanted.settings.name);
         let files = files_of(wanted.settings).into_iter().map(Path::to_owned).collect();
         Some(Failure { problem, files })
+    }
+
+    /// One of a folder, which was there and whose files have not changed since.
+    fn is_unchanged(&self, pair: &config::Identity) -> bool {
+        let same = |changed: &BTreeSet<PathBuf>| files_of(pair).into_iter().all(|file| !changed.contains(file));
+        let is_of = |identity: &Identity| {
+            identity.facts.source == pair.certificate.to_string() && identity.facts.key_source == pair.key.to_string()
+        };
+        let known = self.known.get(pair.name.as_str());
+        self.changed.is_some_and(same) && known.is_some_and(|(identity, _)| is_of(identity))
     }
 
     /// The identity that had this name, if there was one.

@@ -45,7 +45,7 @@ impl Snapshot {
     pub fn renew(&self, changed: &BTreeSet<PathBuf>, custody: &mut Custody) -> Renewal {
         let config = &self.config;
         let mut failures = Vec::new();
-        let mut loader = Identities::new(config, custody, Some(self));
+        let mut loader = Identities::renewing(config, custody, self, changed);
         for settings in &config.identities {
             if concerns(changed, &files_of(settings)) {
                 failures.extend(loader.load(settings));
