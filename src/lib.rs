@@ -11,6 +11,7 @@ pub mod buffers;
 pub mod config;
 pub mod metrics;
 pub mod record;
+pub mod timestamp;
 
 pub mod crypto;
 pub mod identity;

@@ -13,12 +13,12 @@ use ringlock::control::certs::Inventory;
 use ringlock::control::hardware::{Hardware, Settings};
 use ringlock::control::keys::{self, Answer};
 use ringlock::control::log::Logging;
-use ringlock::control::time::Timestamp;
 use ringlock::control::{
     self,
     demo::{self, Demo},
 };
 use ringlock::server::{self, Inherited, Server, StartError, host};
+use ringlock::timestamp::Timestamp;
 use ringlock_hsm::launcher::{self, Whom};
 use ringlock_hsm::signer;
 
@@ -82,7 +82,7 @@ fn run(path: &Path, demo: Option<&Demo>) -> ExitCode {
         Err(StartError::Problems(problems)) => return refuse(&problems, &[]),
         Err(error @ (StartError::Thread(_) | StartError::Confine(_) | StartError::Memory(_))) => return fail(&error),
     };
-    for warning in server.snapshot().warnings(unix_now()) {
+    for warning in server.snapshot().warnings(Timestamp::now().0) {
         tracing::warn!("{warning}");
     }
     if let Some(demo) = demo {
@@ -99,7 +99,7 @@ fn check(path: &Path, strict: bool) -> ExitCode {
             match server::load(config) {
                 Err(problems) => (problems, warnings),
                 Ok(loaded) => {
-                    warnings.extend(loaded.snapshot.warnings(unix_now()));
+                    warnings.extend(loaded.snapshot.warnings(Timestamp::now().0));
                     (Vec::new(), warnings)
                 }
             }
@@ -116,7 +116,7 @@ fn certs(path: &Path, json: bool, within: Option<Duration>, strict: bool) -> Exi
         Ok((config, _)) => config,
         Err(problems) => return refuse(problems.as_slice(), &[]),
     };
-    let mut inventory = Inventory::of_config(&config, unix_now(), within);
+    let mut inventory = Inventory::of_config(&config, Timestamp::now().0, within);
     if within.is_some() {
         inventory.keep_due();
     }
@@ -189,8 +189,4 @@ fn print(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
-}
-
-fn unix_now() -> i64 {
-    Timestamp::now().0
 }

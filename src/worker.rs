@@ -376,18 +376,20 @@ impl<D: Driver, T: Tls> Worker<D, T> {
     }
 
     fn handle(&mut self, token: Token, input: Input<'_>) {
+        self.tell(token.slot, input);
+        self.obey_session(token.slot);
+    }
+
+    fn tell(&mut self, slot: u32, input: Input<'_>) {
         let now = self.driver.now();
         with_session(
             &mut self.slots,
             &mut self.generations,
             &mut self.pool,
             &self.shared,
-            token.slot,
-            |session, cx| {
-                session.handle(now, input, cx);
-            },
+            slot,
+            |session, cx| session.handle(now, input, cx),
         );
-        self.obey_session(token.slot);
     }
 
     /// Does everything the session wants, then arms its timer.
@@ -496,17 +498,7 @@ impl<D: Driver, T: Tls> Worker<D, T> {
                 Err(_) => {}
             }
         }
-        let now = self.driver.now();
-        with_session(
-            &mut self.slots,
-            &mut self.generations,
-            &mut self.pool,
-            &self.shared,
-            token.slot,
-            |session, cx| {
-                session.handle(now, Input::Connected(result), cx);
-            },
-        );
+        self.tell(token.slot, Input::Connected(result));
         self.mirror_ejection(token.slot);
         self.obey_session(token.slot);
     }

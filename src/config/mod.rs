@@ -47,7 +47,7 @@ pub use self::client_auth::{
 };
 use self::names::Names;
 use self::problem::Text;
-pub use self::problem::{Places, Position, Problem, Problems, Warning};
+pub use self::problem::{Places, Position, Problem, Problems, Warning, quoted};
 use self::read::Report;
 pub use self::schema::schema;
 use self::tokens::Tokens;

@@ -184,6 +184,16 @@ impl fmt::Display for NamePattern {
 }
 
 impl NamePattern {
+    /// A DNS name as a certificate has it.
+    #[must_use]
+    pub fn in_certificate(name: &str) -> NamePattern {
+        let name = name.to_ascii_lowercase();
+        match name.strip_prefix("*.") {
+            Some(parent) => NamePattern::Wildcard(parent.to_owned()),
+            None => NamePattern::Exact(name),
+        }
+    }
+
     /// Whether every name of `other` is one of this pattern too.
     #[must_use]
     pub fn covers(&self, other: &NamePattern) -> bool {

@@ -5,6 +5,15 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Text that others have written, in quotes, on one line, and of at most so many characters.
+#[must_use]
+pub fn quoted(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
 /// A place in the text of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {

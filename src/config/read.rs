@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Key, Kind, Presence, Section};
 use super::nearest::{nearest, suggestion};
-use super::problem::{Places, Position, Problem, Text, Warning};
+use super::problem::{Places, Position, Problem, Text, Warning, quoted};
 
 /// Most characters of a value that a message repeats.
 const FOUND_CHARS_MAX: usize = 60;
@@ -458,10 +458,7 @@ pub(super) fn shown_key(name: &str) -> String {
 
 /// A string in quotes, of bounded length, on one line.
 pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(FOUND_CHARS_MAX) {
-        Some((end, _)) => format!("{:?}…", &text[..end]),
-        None => format!("{text:?}"),
-    }
+    quoted(text, FOUND_CHARS_MAX)
 }
 
 /// A value as a message shows it.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::metrics::{StapleView, StaplingView, Trigger};
-use super::time::Timestamp;
 use crate::config::{Config, IdentityId, NamePattern};
 use crate::identity::NameMap;
 use crate::identity::client_auth::ClientAuth;
@@ -19,6 +18,7 @@ use crate::identity::preflight::{self, Check, FileFacts};
 use crate::limits::RELOAD_ERROR_BYTES_MAX;
 use crate::snapshot::inventory::{Clients, Entry, read_all};
 use crate::snapshot::{Snapshot, StapleSource};
+use crate::timestamp::Timestamp;
 
 /// A CA of clients says only when it ends: it is told of so long before.
 const AUTHORITY_DUE_SECONDS: i64 = 30 * 24 * 3600;
@@ -558,7 +558,7 @@ fn uses(config: &Config, entries: &[Entry]) -> HashMap<usize, Vec<Use>> {
         let mut names = NameMap::default();
         for position in own() {
             for name in entries[position].facts.iter().flat_map(|facts| &facts.names) {
-                names.insert(&pattern(name), position);
+                names.insert(&NamePattern::in_certificate(name), position);
             }
         }
         let mut routes: BTreeMap<usize, Vec<String>> = BTreeMap::new();
@@ -579,14 +579,6 @@ fn uses(config: &Config, entries: &[Entry]) -> HashMap<usize, Vec<Use>> {
         }
     }
     all
-}
-
-fn pattern(name: &str) -> NamePattern {
-    let name = name.to_ascii_lowercase();
-    match name.strip_prefix("*.") {
-        Some(parent) => NamePattern::Wildcard(parent.to_owned()),
-        None => NamePattern::Exact(name),
-    }
 }
 
 #[cfg(test)]

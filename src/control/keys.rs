@@ -10,7 +10,7 @@ mod test;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table};
+use data_encoding::HEXLOWER;
 use ringlock_hsm::pkcs11::{Access, NewKey, Pkcs11Module, Pkcs11Session};
 use ringlock_hsm::protocol::{Fault, FaultKind, TokenSettings};
 use ringlock_hsm::remote::{GroupSpec, Isolation, SignerSpec, TokenSpec};
@@ -309,22 +309,6 @@ fn group(token: TokenSpec) -> GroupSpec {
     }
 }
 
-/// Rows under a head, indented; from the column `numbers` on, to the right.
-fn table(head: &[&str], rows: Vec<Vec<String>>, numbers: usize) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(comfy_table::presets::NOTHING)
-        .set_header(head.to_vec())
-        .add_rows(rows);
-    for (position, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((2, 0));
-        if position >= numbers {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    format!("{}\n", table.trim_fmt())
-}
-
 fn open(place: &Place, access: Access) -> Result<(Pkcs11Module, Pkcs11Session), Fault> {
     let module = Pkcs11Module::load(&place.module)?;
     let session = module.session(&place.settings, access)?;
@@ -365,7 +349,7 @@ fn generate(place: &Place, kind: KeyType, label: &str, id: Option<&str>) -> Resu
     Ok(format!(
         "made in {}, id {}\nkey = \"{uri}\"\n",
         session.token(),
-        list::hex(&id)
+        HEXLOWER.encode(&id)
     ))
 }
 

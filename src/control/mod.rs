@@ -9,7 +9,7 @@ pub mod keys;
 pub mod log;
 pub mod metrics;
 pub mod ocsp;
-pub mod time;
+mod table;
 
 use std::cell::RefCell;
 use std::io;

@@ -7,7 +7,7 @@ mod store;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 
@@ -22,6 +22,7 @@ use crate::limits::{
     OCSP_STAPLE_MARGIN_SECONDS,
 };
 use crate::snapshot::{Snapshot, StapleSource, Stapled, responder};
+use crate::timestamp::Timestamp;
 
 /// What comes of asking a responder, in metrics.
 const RESULTS: [&str; 18] = [
@@ -118,7 +119,7 @@ impl Stapler {
 
     /// Gives the identities of a snapshot that is about to be served the staples that are here or on disk.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
-        let now = unix_now();
+        let now = Timestamp::now().0;
         self.settings.clone_from(&snapshot.config.global.stapling);
         let mut known = std::mem::take(&mut self.entries);
         let mut wanted: BTreeMap<Key, (Vec<Arc<Identity>>, &StapleSource)> = BTreeMap::new();
@@ -201,7 +202,7 @@ impl Stapler {
     /// Takes what responders have answered, asks those whose time has come, and takes staples away whose time is over. Returns when to
     /// call again. Belongs into a `LocalSet`.
     pub fn tick(&mut self) -> Duration {
-        let now = unix_now();
+        let now = Timestamp::now().0;
         while let Some(done) = self.fetches.try_join_next() {
             match done {
                 Ok((key, fetched)) => self.take(&key, fetched, now),
@@ -302,7 +303,7 @@ impl Stapler {
     /// What can be seen of all this.
     #[must_use]
     pub fn view(&self) -> StaplingView {
-        let now = unix_now();
+        let now = Timestamp::now().0;
         let of = |entry: &Entry, identity: &Arc<Identity>| StapleView {
             identity: identity.name.to_string(),
             result: entry.result,
@@ -415,11 +416,6 @@ fn random_up_to(most: i64) -> i64 {
     let mut bytes = [0; 4];
     crypto::random(&mut bytes);
     i64::from(u32::from_ne_bytes(bytes)) % (most.max(0) + 1)
-}
-
-fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -146,13 +146,7 @@ impl Identity {
 fn leaf_names(leaf: &CertificateDer<'_>) -> Result<Vec<NamePattern>, ChainError> {
     let end_entity = webpki::EndEntityCert::try_from(leaf)
         .map_err(|error| ChainError::Certificate(format!("a first certificate that cannot be used ({error})")))?;
-    Ok(end_entity
-        .valid_dns_names()
-        .map(|name| match name.strip_prefix("*.") {
-            Some(parent) => NamePattern::Wildcard(parent.to_ascii_lowercase()),
-            None => NamePattern::Exact(name.to_ascii_lowercase()),
-        })
-        .collect())
+    Ok(end_entity.valid_dns_names().map(NamePattern::in_certificate).collect())
 }
 
 fn digest(public_key: &[u8], names: &[NamePattern]) -> resumption::Digest {

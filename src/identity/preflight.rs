@@ -145,7 +145,7 @@ pub fn of_listener<'a>(
                 what: format!(
                     "identity \"{}\" has the name {} and the kind of key ({}) of identity \"{}\", which comes first and is used",
                     identity.name,
-                    shown(name),
+                    name,
                     identity.facts.leaf().key,
                     first.name
                 ),
@@ -167,22 +167,12 @@ pub fn of_listener<'a>(
             };
             findings.push(Finding {
                 check: Check::Route,
-                what: format!(
-                    "no identity of the listener has the name {}: {consequence}",
-                    shown(route)
-                ),
+                what: format!("no identity of the listener has the name {}: {consequence}", route),
                 remedy: "add an identity with this name, or correct or remove the route".to_owned(),
             });
         }
     }
     findings
-}
-
-fn shown(name: &NamePattern) -> String {
-    match name {
-        NamePattern::Exact(name) => name.clone(),
-        NamePattern::Wildcard(parent) => format!("*.{parent}"),
-    }
 }
 
 /// Keys of one kind are of no use beside each other: whoever can verify one can verify the other.

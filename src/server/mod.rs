@@ -36,7 +36,6 @@ use crate::control::metrics::{
     UpstreamView, View, WorkerView,
 };
 use crate::control::ocsp::Stapler;
-use crate::control::time::Timestamp;
 use crate::control::{Condition, Service};
 use crate::limits::{CERTIFICATE_NAMES_SHOWN_MAX, CUSTODY_INTERVAL, FOLDER_MESSAGES_MAX, LOG_QUEUE_RECORDS};
 use crate::metrics::WorkerMetrics;
@@ -45,6 +44,7 @@ use crate::net::driver::Driver;
 use crate::net::epoll::EpollDriver;
 use crate::net::uring::UringDriver;
 use crate::snapshot::{Renewal, Snapshot};
+use crate::timestamp::Timestamp;
 use crate::tls::handshake::Connection;
 use crate::worker::{Bound, Command, Shared, Worker};
 
@@ -357,7 +357,7 @@ impl Server {
         let out_of_reach = self.confinement.links_out_of_reach(&config);
         let snapshot = Snapshot::load(config, workers, Some(&self.snapshot), &mut self.custody);
         let snapshot = snapshot.map_err(|problems| lines(&[out_of_reach, problems].concat()))?;
-        for warning in snapshot.warnings(ticket_secret::unix_now().cast_signed()) {
+        for warning in snapshot.warnings(Timestamp::now().0) {
             tracing::warn!("{warning}");
         }
         self.put_in_force(snapshot, Some(ticket_secret))?;

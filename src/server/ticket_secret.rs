@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ringlock_hsm::regular_file;
 use zeroize::Zeroizing;
@@ -12,6 +12,7 @@ use super::stamp::{Look, Sighting, Stamp};
 use crate::config::{self, Config, Problem, TicketSecret};
 use crate::crypto;
 use crate::limits::{TICKET_SECRET_BYTES_MAX, TICKET_SECRET_BYTES_MIN, TICKET_SECRET_CHECK_INTERVAL};
+use crate::timestamp::Timestamp;
 use crate::tls::tickets::{Secrets, Tickets};
 
 /// A secret as the configuration has it.
@@ -165,7 +166,6 @@ fn random() -> Bytes {
 }
 
 /// Seconds since 1970.
-pub(super) fn unix_now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+fn unix_now() -> u64 {
+    Timestamp::now().0.unsigned_abs()
 }

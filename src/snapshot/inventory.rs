@@ -22,6 +22,7 @@ use crate::identity::client_auth::ClientAuth;
 use crate::identity::facts::Facts;
 use crate::identity::ocsp::Question;
 use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
+use crate::timestamp::Timestamp;
 
 /// A certificate that is used, or was to be.
 #[derive(Debug)]
@@ -220,7 +221,7 @@ impl Reader<'_> {
         };
         let problem = problem.or_else(|| known.as_ref().err().map(place));
         let staple = known.as_ref().ok().and_then(|(facts, question)| {
-            staples::source(&settings.ocsp, facts, staples::unix_now(), || question.clone())
+            staples::source(&settings.ocsp, facts, Timestamp::now().0, || question.clone())
         });
         let no_staple = match &staple {
             Some(StapleSource::File { path, found: Err(none) }) if none.is_mistake => {

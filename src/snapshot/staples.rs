@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::read;
 use crate::config::{self, Config, Ocsp, Places, Problem, Warning};
@@ -11,6 +10,7 @@ use crate::identity::Identity;
 use crate::identity::facts::Facts;
 use crate::identity::ocsp::{Answer, Question, Refused, Status};
 use crate::limits::OCSP_RESPONSE_BYTES_MAX;
+use crate::timestamp::Timestamp;
 
 /// An identity that gets staples, or should.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ pub(super) fn load<'i>(
     identities: impl Iterator<Item = (&'i config::Identity, &'i [Arc<Identity>])>,
     places: &Places,
 ) -> Loaded {
-    let now = unix_now();
+    let now = Timestamp::now().0;
     let mut loaded = Loaded {
         staples: Vec::new(),
         unusable: Vec::new(),
@@ -269,9 +269,4 @@ fn unstapled(identity: &Identity, ocsp: &Ocsp) -> Option<(&'static str, &'static
         )),
         Ocsp::Off | Ocsp::Auto | Ocsp::File(_) => None,
     }
-}
-
-pub(super) fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,6 +1,6 @@
 //! Clients that were let in and are revoked by a later snapshot: their sessions end, where listeners want that.
 
-use super::{Worker, with_session};
+use super::Worker;
 use crate::limits::{SESSIONS_LOOKED_AT_PER_TURN, TURN_BUDGET};
 use crate::net::driver::Driver;
 use crate::proxy::session::Input;
@@ -49,14 +49,6 @@ impl<D: Driver, T: Tls> Worker<D, T> {
             now.admission(name).revokes(own.admission(name), session.client_chain())
         });
         let Some(why) = revoked else { return };
-        let now = self.driver.now();
-        with_session(
-            &mut self.slots,
-            &mut self.generations,
-            &mut self.pool,
-            &self.shared,
-            slot,
-            |session, cx| session.handle(now, Input::Revoked(why), cx),
-        );
+        self.tell(slot, Input::Revoked(why));
     }
 }

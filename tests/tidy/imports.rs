@@ -23,7 +23,9 @@ enum Layer {
 /// The layer of a top-level module, or nothing when it has been given none.
 fn layer(module: &str) -> Option<Layer> {
     match module {
-        "address" | "buffers" | "config" | "error" | "limits" | "metrics" | "mutants" | "record" => Some(Layer::Base),
+        "address" | "buffers" | "config" | "error" | "limits" | "metrics" | "mutants" | "record" | "timestamp" => {
+            Some(Layer::Base)
+        }
         "crypto" | "identity" | "snapshot" | "tls" => Some(Layer::Parts),
         "http" | "proxy" => Some(Layer::Sessions),
         "net" => Some(Layer::Drivers),

@@ -2,9 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
-use comfy_table::Table;
-
 use super::{Authority, Certificate, Inventory, List, OcspState, State, Timestamp};
+use crate::control::table::{printable, table};
 use crate::identity::expiry::span;
 
 /// Names of a certificate that are shown; JSON has all.
@@ -13,7 +12,7 @@ const NAMES_SHOWN: usize = 3;
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tables = [
-            table(
+            unless_empty(
                 &[
                     "identity",
                     "names",
@@ -28,11 +27,11 @@ impl fmt::Display for Inventory {
                 ],
                 self.certificates.iter().map(Certificate::row).collect(),
             ),
-            table(
+            unless_empty(
                 &["CA of clients", "until", "left", "listener", "source"],
                 self.client_authorities.iter().map(Authority::row).collect(),
             ),
-            table(
+            unless_empty(
                 &["revocation list of", "next update", "left", "listener", "source"],
                 self.revocation_lists.iter().map(List::row).collect(),
             ),
@@ -51,9 +50,9 @@ impl Certificate {
         let known = self.known.as_ref();
         let of = |text: fn(&super::Known) -> String| known.map_or_else(unknown, text);
         vec![
-            shown(&self.identity),
+            printable(&self.identity),
             of(|known| names(&known.names)),
-            of(|known| shown(&known.issuer)),
+            of(|known| printable(&known.issuer)),
             of(|known| known.key.clone()),
             of(|known| day(known.not_after)),
             left(self.state, known.map(|known| known.seconds_left)),
@@ -63,7 +62,7 @@ impl Certificate {
             }),
             of(|known| String::from(ocsp(known.ocsp.staple.state))),
             listeners(self),
-            shown(&self.source),
+            printable(&self.source),
         ]
     }
 }
@@ -72,11 +71,11 @@ impl Authority {
     fn row(&self) -> Vec<String> {
         let known = self.known.as_ref();
         vec![
-            known.map_or_else(|| String::from("-"), |known| shown(&known.subject)),
+            known.map_or_else(|| String::from("-"), |known| printable(&known.subject)),
             known.map_or_else(|| String::from("-"), |known| day(known.not_after)),
             left(self.state, known.map(|known| known.seconds_left)),
             listener(&self.listener, &self.routes),
-            shown(&self.source),
+            printable(&self.source),
         ]
     }
 }
@@ -88,11 +87,11 @@ impl List {
             false => left(self.state, Some(self.seconds_left)),
         };
         vec![
-            shown(&self.issuer),
+            printable(&self.issuer),
             self.next_update.to_string(),
             left,
             listener(&self.listener, &self.routes),
-            shown(&self.source),
+            printable(&self.source),
         ]
     }
 }
@@ -122,7 +121,7 @@ fn left(state: State, seconds_left: Option<i64>) -> String {
 }
 
 fn names(names: &[String]) -> String {
-    let mut text = shown(&names[..names.len().min(NAMES_SHOWN)].join(", "));
+    let mut text = printable(&names[..names.len().min(NAMES_SHOWN)].join(", "));
     if names.len() > NAMES_SHOWN {
         let _ = write!(text, " and {} more", names.len() - NAMES_SHOWN);
     }
@@ -131,8 +130,8 @@ fn names(names: &[String]) -> String {
 
 fn listeners(certificate: &Certificate) -> String {
     let shown = |used: &super::Use| match used.default {
-        true => format!("{} (default)", shown(&used.listener)),
-        false => shown(&used.listener),
+        true => format!("{} (default)", printable(&used.listener)),
+        false => printable(&used.listener),
     };
     match certificate.used_by.as_slice() {
         [] => String::from("none"),
@@ -143,8 +142,8 @@ fn listeners(certificate: &Certificate) -> String {
 /// With the names of those routes that it is for.
 fn listener(listener: &str, routes: &[String]) -> String {
     match routes {
-        [] => shown(listener),
-        routes => format!("{} ({})", shown(listener), names(routes)),
+        [] => printable(listener),
+        routes => format!("{} ({})", printable(listener), names(routes)),
     }
 }
 
@@ -155,24 +154,6 @@ fn day(time: Timestamp) -> String {
 }
 
 /// Nothing when there are no rows.
-fn table(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
-    if rows.is_empty() {
-        return None;
-    }
-    let mut table = Table::new();
-    table
-        .load_style(comfy_table::presets::NOTHING)
-        .set_header(head.to_vec())
-        .add_rows(rows);
-    for (position, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((if position == 0 { 0 } else { 2 }, 0));
-    }
-    Some(format!("{}\n", table.trim_fmt()))
-}
-
-/// What a certificate says, without what would do something to a terminal.
-fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+fn unless_empty(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
+    (!rows.is_empty()).then(|| table(head, rows, 0, head.len()))
 }

@@ -17,9 +17,9 @@ use ringlock_hsm::uri::ObjectMatch;
 use rustls::SignatureScheme;
 use serde::Serialize;
 
-use super::list::shown;
 use super::load::{Load, Remote, of_sessions};
-use super::{Answer, KeysError, group, table};
+use super::{Answer, KeysError, group};
+use crate::control::table::{printable, table};
 
 /// Of the best rate, what is as good: more sessions than that takes are only more threads.
 const GOOD_ENOUGH: f64 = 0.95;
@@ -309,7 +309,7 @@ impl Report {
         let mut text = format!(
             "{} in {}, {} by {}, {} ms for each rate\n",
             self.kind.as_deref().unwrap_or("a key"),
-            shown(&self.token),
+            printable(&self.token),
             self.scheme,
             self.mechanism,
             self.duration_ms
@@ -326,17 +326,17 @@ impl Report {
                 "of alone",
                 "verified",
             ];
-            text.push_str(&table(&head, self.rows.iter().map(Row::cells).collect(), 0));
+            text.push_str(&table(&head, self.rows.iter().map(Row::cells).collect(), 2, 0));
         }
         if let Some(Limit { sessions, error }) = &self.sessions_max {
             let _ = writeln!(
                 text,
                 "The token has {sessions} sessions and no more ({}): larger numbers are left out.",
-                shown(error)
+                printable(error)
             );
         }
         if let Some(trouble) = &self.trouble {
-            let _ = writeln!(text, "error: {}", shown(trouble));
+            let _ = writeln!(text, "error: {}", printable(trouble));
         }
         if let Some(recommended) = &self.recommended {
             let _ = writeln!(

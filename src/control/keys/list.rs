@@ -10,7 +10,8 @@ use ringlock_hsm::token::Module;
 use ringlock_hsm::uri::TokenMatch;
 use serde::Serialize;
 
-use super::{Answer, KeysError, Place, table};
+use super::{Answer, KeysError, Place};
+use crate::control::table::{printable, table};
 
 #[derive(Serialize)]
 struct Listed {
@@ -111,20 +112,20 @@ impl Listed {
             "{}{} {}",
             name.unwrap_or_default(),
             self.module.display(),
-            shown(library)
+            printable(library)
         );
         if let Some(trouble) = &self.trouble {
-            let _ = writeln!(text, "  error: {}", shown(trouble));
+            let _ = writeln!(text, "  error: {}", printable(trouble));
         }
         if let Some(token) = &self.token {
             let _ = writeln!(
                 text,
                 "  token {}, serial number {}, slot {}, {} by {}",
-                shown(&token.label),
-                shown(&token.serial),
+                printable(&token.label),
+                printable(&token.serial),
                 token.slot_id,
-                shown(&token.model),
-                shown(&token.manufacturer)
+                printable(&token.model),
+                printable(&token.manufacturer)
             );
             let _ = writeln!(text, "  mechanisms {}", token.mechanisms.join(", "));
             if let Some(trouble) = token.pin_trouble {
@@ -147,7 +148,7 @@ fn objects(objects: &[ObjectDescription]) -> String {
         return String::from("  no keys and no certificates\n");
     }
     let row = |object: &ObjectDescription| {
-        let text = |text: &Option<String>| shown(text.as_deref().unwrap_or("-"));
+        let text = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
         vec![
             object.class.to_owned(),
             text(&object.label),
@@ -157,7 +158,7 @@ fn objects(objects: &[ObjectDescription]) -> String {
         ]
     };
     let head = ["", "label", "id", "key", ""];
-    table(&head, objects.iter().map(row).collect(), head.len())
+    table(&head, objects.iter().map(row).collect(), 2, head.len())
 }
 
 /// What a private key is allowed to, and what it should not be.
@@ -169,15 +170,4 @@ fn flags(object: &ObjectDescription) -> String {
     ];
     let set: Vec<&str> = flags.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect();
     set.join(", ")
-}
-
-/// What a token says, without what would do something to a terminal.
-pub(super) fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -13,9 +13,9 @@ use ringlock_hsm::{formats, pin, regular_file, signer};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
-use super::list::shown;
-use super::{Answer, KeysError, Place, group, table};
+use super::{Answer, KeysError, Place, group};
 use crate::config::{CertificateSource, Config, Identity, KeySource, TokenId};
+use crate::control::table::{printable, table};
 use crate::identity::chain;
 use crate::limits::CERTIFICATE_FILE_BYTES_MAX;
 use crate::snapshot;
@@ -325,7 +325,7 @@ impl Tested {
         );
         if let Some(token) = &self.token {
             let kind = self.kind.as_deref().unwrap_or("of an unknown kind");
-            let _ = writeln!(text, "  key {kind} found in {}", shown(token));
+            let _ = writeln!(text, "  key {kind} found in {}", printable(token));
         }
         if let Some(TestedCertificate {
             certificate,
@@ -336,10 +336,10 @@ impl Tested {
         }
         let rows: Vec<Vec<String>> = self.schemes.iter().map(TestedScheme::row).collect();
         if !rows.is_empty() {
-            text.push_str(&table(&["scheme", "mechanism", "signature", "took"], rows, 3));
+            text.push_str(&table(&["scheme", "mechanism", "signature", "took"], rows, 2, 3));
         }
         for trouble in self.troubles() {
-            let _ = writeln!(text, "  error: {}", shown(trouble));
+            let _ = writeln!(text, "  error: {}", printable(trouble));
         }
         text
     }

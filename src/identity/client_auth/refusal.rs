@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustls::{CertificateError, OtherError};
 use webpki::Error;
 
-use crate::config::{ClientName, NameKind};
+use crate::config::{ClientName, NameKind, quoted};
 use crate::error::ClientRefusal;
 use crate::limits::{CLIENT_NAME_CHARS_SHOWN_MAX, CLIENT_NAMES_SHOWN_MAX};
 
@@ -231,10 +231,7 @@ pub fn refusal(error: &CertificateError) -> (ClientRefusal, String) {
 
 /// Text that others have written, in quotes, on one line and bounded.
 pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(CLIENT_NAME_CHARS_SHOWN_MAX) {
-        Some((end, _)) => format!("{:?}…", &text[..end]),
-        None => format!("{text:?}"),
-    }
+    quoted(text, CLIENT_NAME_CHARS_SHOWN_MAX)
 }
 
 /// A number of seconds in the largest unit that is not zero.

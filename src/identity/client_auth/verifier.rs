@@ -1,10 +1,10 @@
 //! The verification of a client's certificate: by webpki, and by the rules of the listener.
 
 use std::cell::Cell;
-use std::fmt::Write;
 use std::iter;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
@@ -295,14 +295,8 @@ impl Trust {
         if !in_use.any(|list| list.issuer() == certificate.issuer() && has(list)) {
             return None;
         }
-        let serial: String = certificate
-            .serial()
-            .iter()
-            .take(SERIAL_BYTES_MAX)
-            .fold(String::new(), |mut hex, byte| {
-                write!(hex, "{byte:02x}").expect("a string takes whatever is written");
-                hex
-            });
+        let serial = certificate.serial();
+        let serial = HEXLOWER.encode(&serial[..serial.len().min(SERIAL_BYTES_MAX)]);
         let whose = if position == 0 {
             "revoked"
         } else {
