@@ -1,11 +1,15 @@
-//! The result of a run, as JSON (docs/perf.md describes it) and as text.
+//! The result of a run, as JSON (docs/perf.md describes it).
+
+mod course;
+mod text;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Formatter, Write as _};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+pub use course::{Capacity, Interval, Percentile, Step};
 
 use crate::measure::{Tally, Window};
 use crate::plan::ClientPlan;
@@ -18,7 +22,7 @@ const SCHEMA: u32 = 1;
 const MEGABYTE: f64 = 1e6;
 
 /// What costs are divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// A handshake with its connect and close.
@@ -32,7 +36,7 @@ pub enum Unit {
 }
 
 /// The result of a run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     /// Version of this layout.
     pub schema: u32,
@@ -56,9 +60,25 @@ pub struct Report {
     /// The units by kind, when they are handshakes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshakes: Option<Handshakes>,
-    /// Time per unit; absent for bulk.
+    /// Time per unit, in an open loop from when it was due; absent for bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Latency>,
+    /// With --rate: time per unit from when it began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_us: Option<Latency>,
+    /// Both times by quantile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub percentiles: Vec<Percentile>,
+    /// The measuring window, second by second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<Interval>,
+    /// The rates of a ramp or of a search for the capacity, in their order. Everything else in the report is of the last
+    /// step that held.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+    /// With --find-capacity: what was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
     /// With --rate: what should have begun, and what did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_loop: Option<OpenLoop>,
@@ -76,10 +96,40 @@ pub struct Report {
     pub totals: Totals,
     /// Failed connections of the whole run by kind; empty when all went well.
     pub errors: BTreeMap<String, ErrorCount>,
+    /// Why the figures say more about this client, or about chance, than about the server; empty when nothing does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Where and how it was measured.
+    #[serde(default)]
+    pub setting: Setting,
+}
+
+/// Where and how a run was measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Setting {
+    /// The name of the scenario, when there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<String>,
+    /// The command line.
+    pub command: Vec<String>,
+    /// Version of ringlock-perf.
+    pub version: String,
+    /// When the window began, RFC 3339.
+    pub began: String,
+    /// Threads of the client.
+    pub threads: usize,
+    /// `io_uring` or `epoll`.
+    pub io: String,
+    /// The processor's name.
+    pub processor: String,
+    /// CPUs of the machine.
+    pub cpus: usize,
+    /// Release of the kernel.
+    pub kernel: String,
 }
 
 /// Handshakes in the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Handshakes {
     /// Full ones. In the work `resume`: those that should have been resumed.
     pub full: u64,
@@ -88,7 +138,7 @@ pub struct Handshakes {
 }
 
 /// Latencies in microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Latency {
     /// Arithmetic mean.
     pub mean: f64,
@@ -105,7 +155,7 @@ pub struct Latency {
 }
 
 /// An open loop, from the begin of the warm-up to the end of the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct OpenLoop {
     /// Units that should begin per second.
     pub rate_per_s: u32,
@@ -118,7 +168,7 @@ pub struct OpenLoop {
 }
 
 /// CPU use in the window.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Cpu {
     /// Microseconds of CPU time per unit.
     pub cpu_us_per_unit: f64,
@@ -130,7 +180,7 @@ pub struct Cpu {
 }
 
 /// Memory of the server around idle connections, bytes.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Idle {
     /// Connections that were open when memory was read.
     pub held: usize,
@@ -142,7 +192,7 @@ pub struct Idle {
 }
 
 /// Memory summed over the server's processes, bytes.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct IdleMemory {
     /// (`pss_holding` - `pss_before`) / held: the figure to compare.
     pub bytes_per_connection: f64,
@@ -163,7 +213,7 @@ pub struct IdleMemory {
 }
 
 /// TLS parameters by their names in rustls, and how many connections had them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct NegotiatedCount {
     /// For example `TLSv1_3`.
     pub version: String,
@@ -178,7 +228,7 @@ pub struct NegotiatedCount {
 }
 
 /// Counts of a whole run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Totals {
     /// Connections begun.
     pub opened: u64,
@@ -197,7 +247,7 @@ pub struct Totals {
 }
 
 /// Failures of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ErrorCount {
     /// How many.
     pub count: u64,
@@ -228,6 +278,11 @@ impl Report {
                 resumed: tally.resumed,
             }),
             latency_us: (!tally.latency.is_empty()).then(|| Latency::new(&tally.latency)),
+            service_us: None,
+            percentiles: Vec::new(),
+            series: Vec::new(),
+            steps: Vec::new(),
+            capacity: None,
             open_loop: None,
             server: window
                 .server_cpu
@@ -245,6 +300,8 @@ impl Report {
                 reset_after_close: tally.reset,
             },
             errors: errors(tally),
+            warnings: Vec::new(),
+            setting: Setting::default(),
         }
     }
 
@@ -315,126 +372,6 @@ impl IdleMemory {
     /// The memory after all were closed.
     pub(crate) fn closed(&mut self, memory: Memory) {
         self.pss_closed = memory.pss;
-    }
-}
-
-impl Display for Unit {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Handshake => "handshake",
-            Self::Message => "message",
-            Self::Megabyte => "MB",
-            Self::Connection => "connection",
-        })
-    }
-}
-
-impl Display for Report {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let unit = self.unit;
-        let (work, target, connections) = (&self.work, &self.target, self.connections);
-        writeln!(
-            f,
-            "{work} to {target}, {connections} connections, {:.1} s",
-            self.duration_s
-        )?;
-        for parameters in &self.negotiated {
-            let NegotiatedCount {
-                version,
-                suite,
-                group,
-                handshake,
-                count,
-            } = parameters;
-            writeln!(
-                f,
-                "  negotiated  {version} {suite} {group}, {handshake}: {count} connections"
-            )?;
-        }
-        writeln!(
-            f,
-            "  rate        {:.1} {unit}/s ({:.1} in all)",
-            self.rate_per_s, self.units
-        )?;
-        if let Some(Handshakes { full, resumed }) = self.handshakes {
-            writeln!(f, "  handshakes  {full} full, {resumed} resumed")?;
-        }
-        if let Some(OpenLoop {
-            rate_per_s,
-            due,
-            started,
-            not_started,
-        }) = self.open_loop
-        {
-            writeln!(
-                f,
-                "  open loop   {rate_per_s}/s asked: {due} due, {started} started, {not_started} not started"
-            )?;
-        }
-        if let Some(Latency {
-            mean,
-            p50,
-            p90,
-            p99,
-            p999,
-            max,
-        }) = self.latency_us
-        {
-            writeln!(
-                f,
-                "  latency µs  mean {mean} p50 {p50} p90 {p90} p99 {p99} p99.9 {p999} max {max}"
-            )?;
-        }
-        if let Some(server) = &self.server {
-            writeln!(f, "  server      {}", server.line(unit))?;
-        }
-        writeln!(f, "  client      {}", self.client.line(unit))?;
-        if let Some(idle) = &self.idle {
-            writeln!(f, "  held        {} connections, {} lost", idle.held, idle.lost)?;
-            if let Some(memory) = &idle.memory {
-                let IdleMemory {
-                    bytes_per_connection,
-                    rss_per_connection,
-                    private_per_connection,
-                    ..
-                } = memory;
-                writeln!(
-                    f,
-                    "  memory      {bytes_per_connection:.0} bytes per connection (pss), {rss_per_connection:.0} (rss), \
-                     {private_per_connection:.0} (private)"
-                )?;
-            }
-        }
-        let Totals {
-            opened,
-            closed_in_order,
-            closed_without_notify,
-            reset_after_close,
-            ..
-        } = self.totals;
-        writeln!(
-            f,
-            "  connections {opened} opened; closed {closed_in_order} in order, {closed_without_notify} without \
-             close_notify, {reset_after_close} by reset"
-        )?;
-        for (kind, error) in &self.errors {
-            writeln!(f, "  error       {kind}: {} ({})", error.count, error.first)?;
-        }
-        Ok(())
-    }
-}
-
-impl Cpu {
-    fn line(&self, unit: Unit) -> String {
-        let mut line = format!(
-            "{:.2} CPU-µs/{unit}, {:.0} % of a CPU",
-            self.cpu_us_per_unit,
-            self.cpu_share * 100.0
-        );
-        if let Some(user) = self.user_part {
-            write!(line, ", {:.0} % of it user", user * 100.0).expect("writing to a String cannot fail");
-        }
-        line
     }
 }
 
