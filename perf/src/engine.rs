@@ -163,6 +163,11 @@ impl<'plan> Engine<'plan> {
         std::mem::take(&mut self.rested)
     }
 
+    /// The driver in use.
+    pub(crate) fn io(&self) -> &'static str {
+        "epoll"
+    }
+
     /// Connections that live.
     pub(crate) fn live(&self) -> usize {
         self.slots.iter().flatten().count()
