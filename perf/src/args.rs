@@ -65,6 +65,9 @@ pub struct ClientArgs {
     /// Pin this client to one CPU.
     #[arg(long, value_name = "N")]
     pub cpu: Option<usize>,
+    /// How the client talks to the kernel; `auto` is io_uring where the kernel has what is needed, epoll otherwise.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub io: Io,
     /// How long to measure.
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     pub duration: Duration,
@@ -214,6 +217,18 @@ pub enum TlsVersion {
     /// TLS 1.3 only.
     #[value(name = "1.3")]
     Tls13,
+}
+
+/// How the client talks to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// io_uring where the kernel has what is needed, epoll otherwise.
+    Auto,
+    /// io_uring, or no run.
+    #[value(name = "io_uring")]
+    IoUring,
+    /// epoll.
+    Epoll,
 }
 
 /// The way bulk data goes, seen from the client.

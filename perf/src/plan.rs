@@ -4,12 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringlock::config;
+use ringlock::server::host::{DriverKind, choose_driver};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
-use crate::args::ClientArgs;
+use crate::args::{ClientArgs, Io};
 use crate::error::PerfError;
 use crate::tls::client_config;
 
@@ -25,7 +27,7 @@ const RATE_MAX: u32 = 1_000_000;
 /// One source address has about 28,000 ephemeral ports; fewer per address keep the kernel's search for a free one short.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
-/// File descriptors that are not connections: epoll, standard streams, files being read.
+/// File descriptors that are not connections: the driver's, standard streams, files being read.
 const DESCRIPTORS_SPARE: u64 = 64;
 
 /// What all connections of a run have in common.
@@ -33,6 +35,7 @@ pub(crate) struct ClientPlan {
     pub(crate) target: SocketAddr,
     pub(crate) server_name: ServerName<'static>,
     pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) io: DriverKind,
     /// Local addresses, used in turn; empty: the system chooses.
     pub(crate) sources: Vec<Ipv4Addr>,
     /// 0 < connections
@@ -79,6 +82,7 @@ impl ClientPlan {
         let server_name = ServerName::try_from(args.server_name.clone())
             .map_err(|_| flag("--server-name", &args.server_name, "a DNS name or an IP address"))?;
         let tls = Arc::new(client_config(args)?);
+        let io = driver(args.io)?;
         let sources = sources(args.sources, target, connections)?;
         if let Some(cpu) = args.cpu {
             pin(cpu)?;
@@ -88,6 +92,7 @@ impl ClientPlan {
             target,
             server_name,
             tls,
+            io,
             sources,
             connections,
             rate,
@@ -99,6 +104,19 @@ impl ClientPlan {
             server_children: args.server_children,
         })
     }
+}
+
+/// What `--io` means on this machine.
+fn driver(io: Io) -> Result<DriverKind, PerfError> {
+    let chosen = choose_driver(match io {
+        Io::Auto => config::Io::Auto,
+        Io::IoUring => config::Io::IoUring,
+        Io::Epoll => config::Io::Epoll,
+    });
+    chosen.map(|(kind, _)| kind).map_err(|refusal| {
+        let expected = format!("{}; {}", refusal.expected, refusal.remedy);
+        flag("--io", &refusal.found, &expected)
+    })
 }
 
 /// Pins the calling thread to one CPU.

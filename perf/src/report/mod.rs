@@ -301,7 +301,10 @@ impl Report {
             },
             errors: errors(tally),
             warnings: Vec::new(),
-            setting: Setting::default(),
+            setting: Setting {
+                io: plan.io.name().to_owned(),
+                ..Setting::default()
+            },
         }
     }
 
@@ -377,10 +380,10 @@ impl IdleMemory {
 
 fn negotiated(tally: &Tally) -> Vec<NegotiatedCount> {
     let count = |(parameters, &count): (&crate::connection::Negotiated, &u64)| NegotiatedCount {
-        version: parameters.version.clone(),
-        suite: parameters.suite.clone(),
-        group: parameters.group.clone(),
-        handshake: parameters.handshake.clone(),
+        version: parameters.version(),
+        suite: parameters.suite(),
+        group: parameters.group(),
+        handshake: parameters.handshake(),
         count,
     };
     tally.negotiated.iter().map(count).collect()
