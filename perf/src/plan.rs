@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use ringlock::config;
+use ringlock::server::host::{DriverKind, choose_driver};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -25,14 +27,14 @@ const RATE_MAX: u32 = 1_000_000;
 /// One source address has about 28,000 ephemeral ports; fewer per address keep the kernel's search for a free one short.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
-/// File descriptors that are not connections: epoll, standard streams, files being read.
+/// File descriptors that are not connections: the driver's, standard streams, files being read.
 const DESCRIPTORS_SPARE: u64 = 64;
 
 /// What all connections of a run have in common.
 pub(crate) struct ClientPlan {
     pub(crate) target: SocketAddr,
     pub(crate) personas: Personas,
-    pub(crate) io: Io,
+    pub(crate) io: DriverKind,
     /// 0 < threads <= connections
     pub(crate) threads: usize,
     /// What threads are pinned to, in turn; empty: the system chooses.
@@ -86,7 +88,7 @@ impl ClientPlan {
         let plan = Self {
             target,
             personas: Personas::new(args, mix, connections)?,
-            io: args.io,
+            io: driver(args.io)?,
             threads,
             cpus,
             sources: sources(args.sources, target, connections)?,
@@ -170,6 +172,19 @@ impl ClientPlan {
         fastrand::seed(self.seed);
         self.cpu_of(0).map_or(Ok(()), pin)
     }
+}
+
+/// What `--io` means on this machine.
+fn driver(io: Io) -> Result<DriverKind, PerfError> {
+    let chosen = choose_driver(match io {
+        Io::Auto => config::Io::Auto,
+        Io::IoUring => config::Io::IoUring,
+        Io::Epoll => config::Io::Epoll,
+    });
+    chosen.map(|(kind, _)| kind).map_err(|refusal| {
+        let expected = format!("{}; {}", refusal.expected, refusal.remedy);
+        flag("--io", &refusal.found, &expected)
+    })
 }
 
 /// Pins the calling thread to one CPU.

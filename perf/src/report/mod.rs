@@ -315,6 +315,7 @@ impl Report {
             warnings: Vec::new(),
             setting: Setting {
                 threads: plan.threads,
+                io: plan.io.name().to_owned(),
                 ..Setting::here()
             },
         }
@@ -403,10 +404,10 @@ impl IdleMemory {
 
 fn negotiated(tally: &Tally) -> Vec<NegotiatedCount> {
     let count = |(parameters, &count): (&crate::connection::Negotiated, &u64)| NegotiatedCount {
-        version: parameters.version.clone(),
-        suite: parameters.suite.clone(),
-        group: parameters.group.clone(),
-        handshake: parameters.handshake.clone(),
+        version: parameters.version(),
+        suite: parameters.suite(),
+        group: parameters.group(),
+        handshake: parameters.handshake(),
         count,
     };
     tally.negotiated.iter().map(count).collect()

@@ -63,7 +63,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     record(&server, &mut memory, IdleMemory::closed)?;
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
     report.set_idle(held, lost, memory);
-    report.setting.io = engine.io().to_owned();
+
     Ok(report)
 }
 

@@ -50,7 +50,7 @@ pub(crate) trait Work {
 pub(crate) enum Next {
     /// Wait for events.
     Wait,
-    /// Call again as soon as everything queued has been sent.
+    /// Call again as soon as what was queued has been sent.
     Again,
     /// The unit is done; the next one begins with [`Engine::resume`], which sets `state.due`.
     Rest,

@@ -78,7 +78,6 @@ struct Schedule {
 struct Done {
     tally: Tally,
     paced: Option<Paced>,
-    io: &'static str,
 }
 
 impl Steady<'_> {
@@ -136,7 +135,6 @@ impl Steady<'_> {
             let sum = sum.expect("a plan has at least one thread");
             let mut report = Report::new(self.name, self.unit, plan, &sum.tally, &window);
             report.set_course(course.finish(window.wall), &sum.tally);
-            report.setting.io = sum.io.to_owned();
             if let Some(paced) = sum.paced {
                 report.set_open_loop(paced.open_loop(plan.rate.unwrap_or_default()));
             }
@@ -278,11 +276,7 @@ impl Lane<'_> {
             }
         }
         engine.abort();
-        Ok(Done {
-            tally,
-            paced,
-            io: engine.io(),
-        })
+        Ok(Done { tally, paced })
     }
 
     /// Opens every connection and waits until all are established.
