@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::report::command::ReportArgs;
+
 /// Load tester for TLS servers: drives full and resumed handshakes, echoed messages, bulk data or idle connections and
 /// reports what each unit of work costs the server in CPU time or memory.
 #[derive(Debug, Parser)]
@@ -32,6 +34,8 @@ pub enum Command {
     Idle(IdleArgs),
     /// A cheap plain-TCP origin to put behind the server under test; SIGTERM ends it and prints its counts.
     Origin(OriginArgs),
+    /// Results of earlier runs beside each other: as a table, or as an HTML page with plots.
+    Report(ReportArgs),
 }
 
 /// What every client needs.

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use ringlock_perf::args::{Cli, Command, OriginArgs};
 use ringlock_perf::origin::Origin;
+use ringlock_perf::report::command::report;
 use ringlock_perf::{PerfError, run};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     let result = match &command {
         Command::Origin(args) => serve(args),
+        Command::Report(args) => report(args).and_then(|text| print(&text)).map(|()| ExitCode::SUCCESS),
         Command::Handshake(_) | Command::Resume(_) | Command::Echo(_) | Command::Bulk(_) | Command::Idle(_) => {
             measure(&command)
         }
@@ -34,7 +36,7 @@ fn measure(command: &Command) -> Result<ExitCode, PerfError> {
         Command::Echo(args) => args.client.json,
         Command::Bulk(args) => args.client.json,
         Command::Idle(args) => args.client.json,
-        Command::Origin(_) => false,
+        Command::Origin(_) | Command::Report(_) => false,
     };
     let report = run(command)?;
     print(&if json {

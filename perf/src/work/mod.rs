@@ -72,6 +72,11 @@ pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
             found: format!("origin --listen {}", args.listen),
             expected: "a client command; run the origin with origin::Origin".to_owned(),
         }),
+        Command::Report(_) => Err(PerfError::Flag {
+            flag: "command",
+            found: "report".to_owned(),
+            expected: "a client command; report::command::report reads results".to_owned(),
+        }),
     }
 }
 
