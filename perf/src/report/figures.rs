@@ -1,7 +1,7 @@
 //! The figures of runs side by side: which ones there are, in what unit, how they relate to those of the first run, and
 //! which is the better one.
 
-use super::numbers::{figure, time_unit};
+use super::numbers::{count, figure, time_unit};
 use super::{Report, Unit};
 
 /// Below this difference none is called the better one.
@@ -41,6 +41,8 @@ enum Kind {
     Share,
     /// A number of these.
     Number(String),
+    /// A number of what the name says.
+    Count,
 }
 
 type Value = fn(&Report) -> Option<f64>;
@@ -53,91 +55,37 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
         true => format!("{name}, from when it was due"),
         false => name.to_owned(),
     };
-    let units = units(first.unit);
+    let (unit, units) = (first.unit, units(first.unit));
     let per_second = || Kind::Number(format!("{units}/s"));
-    let count = || Kind::Number(String::new());
     let bytes = || Kind::Number("bytes".to_owned());
+    // A table is easier to read in lines.
+    #[rustfmt::skip]
     let rows: Vec<(String, Kind, Better, Value)> = vec![
-        ("Capacity".into(), per_second(), Better::Higher, |run| {
-            Some(run.capacity.as_ref()?.rate_per_s)
-        }),
+        ("Capacity".into(), per_second(), Better::Higher, |run| Some(run.capacity.as_ref()?.rate_per_s)),
         ("Rate".into(), per_second(), Better::Higher, |run| Some(run.rate_per_s)),
-        ("Rate asked for".into(), per_second(), Better::Neither, |run| {
-            Some(f64::from(run.open_loop?.rate_per_s))
-        }),
-        (latency("Latency, mean"), Kind::Time, Better::Lower, |run| {
-            Some(run.latency_us?.mean)
-        }),
-        (latency("Latency, p50"), Kind::Time, Better::Lower, |run| {
-            Some(run.latency_us?.p50)
-        }),
-        (latency("Latency, p90"), Kind::Time, Better::Lower, |run| {
-            Some(run.latency_us?.p90)
-        }),
-        (latency("Latency, p99"), Kind::Time, Better::Lower, |run| {
-            Some(run.latency_us?.p99)
-        }),
-        (latency("Latency, p99.9"), Kind::Time, Better::Lower, |run| {
-            Some(run.latency_us?.p999)
-        }),
-        (latency("Latency, longest"), Kind::Time, Better::Lower, |run| {
-            Some(run.latency_us?.max)
-        }),
-        ("Service time, p50".into(), Kind::Time, Better::Lower, |run| {
-            Some(run.service_us?.p50)
-        }),
-        ("Service time, p99".into(), Kind::Time, Better::Lower, |run| {
-            Some(run.service_us?.p99)
-        }),
-        (
-            format!("Server CPU per {}", first.unit),
-            Kind::Time,
-            Better::Lower,
-            |run| Some(run.server?.cpu_us_per_unit),
-        ),
-        ("Server CPU in use".into(), Kind::Share, Better::Neither, |run| {
-            Some(run.server?.cpu_share)
-        }),
-        ("Client CPU in use".into(), Kind::Share, Better::Neither, |run| {
-            Some(run.client.cpu_share)
-        }),
-        (
-            format!("Client CPU per {}", first.unit),
-            Kind::Time,
-            Better::Neither,
-            |run| Some(run.client.cpu_us_per_unit),
-        ),
-        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| {
-            Some(run.idle?.memory?.bytes_per_connection)
-        }),
-        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| {
-            Some(run.idle?.memory?.rss_per_connection)
-        }),
-        (
-            "Memory per connection (private)".into(),
-            bytes(),
-            Better::Lower,
-            |run| Some(run.idle?.memory?.private_per_connection),
-        ),
-        ("Connections lost while held".into(), count(), Better::Lower, |run| {
-            Some(run.idle?.lost as f64)
-        }),
+        ("Rate asked for".into(), per_second(), Better::Neither, |run| Some(f64::from(run.open_loop?.rate_per_s))),
+        (latency("Latency, mean"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.mean)),
+        (latency("Latency, p50"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.p50)),
+        (latency("Latency, p90"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.p90)),
+        (latency("Latency, p99"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.p99)),
+        (latency("Latency, p99.9"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.p999)),
+        (latency("Latency, longest"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.max)),
+        ("Service time, p50".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p50)),
+        ("Service time, p99".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p99)),
+        (format!("Server CPU per {unit}"), Kind::Time, Better::Lower, |run| Some(run.server?.cpu_us_per_unit)),
+        ("Server CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.server?.cpu_share)),
+        ("Client CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.client.cpu_share)),
+        (format!("Client CPU per {unit}"), Kind::Time, Better::Neither, |run| Some(run.client.cpu_us_per_unit)),
+        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.bytes_per_connection)),
+        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.rss_per_connection)),
+        ("Memory per connection (private)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.private_per_connection)),
+        ("Connections lost while held".into(), Kind::Count, Better::Lower, |run| Some(run.idle?.lost as f64)),
         ("Resumed handshakes".into(), Kind::Share, Better::Neither, resumed),
-        ("Due and not started".into(), count(), Better::Lower, |run| {
-            Some(run.open_loop?.not_started as f64)
-        }),
-        ("Failed connections".into(), count(), Better::Lower, |run| {
-            Some(failed(run) as f64)
-        }),
-        (format!("Measured {units}"), count(), Better::Neither, |run| {
-            Some(run.units)
-        }),
-        ("Connections at a time".into(), count(), Better::Neither, |run| {
-            Some(run.connections as f64)
-        }),
-        ("Measured for".into(), Kind::Time, Better::Neither, |run| {
-            Some(run.duration_s * 1e6)
-        }),
+        ("Due and not started".into(), Kind::Count, Better::Lower, |run| Some(run.open_loop?.not_started as f64)),
+        ("Failed connections".into(), Kind::Count, Better::Lower, |run| Some(failed(run) as f64)),
+        (format!("Measured {units}"), Kind::Count, Better::Neither, |run| Some(run.units)),
+        ("Connections at a time".into(), Kind::Count, Better::Neither, |run| Some(run.connections as f64)),
+        ("Measured for".into(), Kind::Time, Better::Neither, |run| Some(run.duration_s * 1e6)),
     ];
     let row = |(name, kind, better, value): (String, Kind, Better, Value)| {
         let values: Vec<_> = runs
@@ -145,6 +93,10 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
             .map(|run| value(run).filter(|value| value.is_finite()))
             .collect();
         let largest = values.iter().flatten().copied().reduce(f64::max)?;
+        let shown = match kind {
+            Kind::Count => count,
+            Kind::Time | Kind::Share | Kind::Number(_) => figure,
+        };
         let (unit, divisor) = match kind {
             Kind::Time => {
                 let (unit, divisor) = time_unit(largest);
@@ -152,18 +104,19 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
             }
             Kind::Share => ("%".to_owned(), 0.01),
             Kind::Number(unit) => (unit, 1.0),
+            Kind::Count => (String::new(), 1.0),
         };
         Some(Figure {
             name,
             unit,
-            cells: cells(&values, better, divisor),
+            cells: cells(&values, better, |value| shown(value / divisor)),
         })
     };
     rows.into_iter().filter_map(row).collect()
 }
 
 /// Failed connections of all kinds.
-pub(super) fn failed(run: &Report) -> u64 {
+fn failed(run: &Report) -> u64 {
     run.errors
         .values()
         .fold(0, |sum, error| sum.saturating_add(error.count))
@@ -183,7 +136,7 @@ fn resumed(run: &Report) -> Option<f64> {
     (all > 0).then(|| kinds.resumed as f64 / all as f64)
 }
 
-fn cells(values: &[Option<f64>], better: Better, divisor: f64) -> Vec<Option<Cell>> {
+fn cells(values: &[Option<f64>], better: Better, shown: impl Fn(f64) -> String) -> Vec<Option<Cell>> {
     let present = || values.iter().flatten().copied();
     let (least, most) = (present().fold(f64::INFINITY, f64::min), present().fold(0.0, f64::max));
     let differ = most - least > DIFFERENCE_LEAST * most;
@@ -191,7 +144,7 @@ fn cells(values: &[Option<f64>], better: Better, divisor: f64) -> Vec<Option<Cel
     let cell = |(at, value): (usize, &Option<f64>)| {
         let value = (*value)?;
         Some(Cell {
-            text: figure(value / divisor),
+            text: shown(value),
             ratio: base
                 .filter(|base| at > 0 && *base > 0.0)
                 .map(|base| format!("×{}", figure(value / base))),
@@ -217,7 +170,7 @@ mod tests {
                 |cell| (format!("{} {}", cell.text, cell.ratio.unwrap_or_default()), cell.best),
             )
         };
-        cells(values, better, 1.0).into_iter().map(text).collect()
+        cells(values, better, figure).into_iter().map(text).collect()
     }
 
     #[test]

@@ -16,6 +16,15 @@ pub(super) fn figure(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// A number of things, which has no decimals as a rule.
+pub(super) fn count(value: f64) -> String {
+    if value.fract() == 0.0 {
+        grouped(value)
+    } else {
+        figure(value)
+    }
+}
+
 /// For the ticks of an axis: as short as it goes.
 pub(super) fn short(value: f64) -> String {
     let (scaled, suffix) = match value.abs() {
@@ -36,6 +45,12 @@ pub(super) fn time_unit(largest_us: f64) -> (&'static str, f64) {
         largest if largest >= 1e3 => ("ms", 1e3),
         _ => ("µs", 1.0),
     }
+}
+
+/// A time in microseconds, in the unit that suits it.
+pub(super) fn time(us: f64) -> String {
+    let (unit, divisor) = time_unit(us);
+    format!("{} {unit}", figure(us / divisor))
 }
 
 /// What others have written, without what would do something to a terminal or turn the text around.
@@ -96,6 +111,7 @@ mod tests {
             ]
         );
         assert_eq!(figure(1e300), "1.00e300");
+        assert_eq!([0.0, 64.0, 12_345.0, 0.5].map(count), ["0", "64", "12,345", "0.50"]);
     }
 
     #[test]

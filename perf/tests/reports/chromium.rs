@@ -10,6 +10,9 @@ use crate::sample::{self, run};
 const LIGHT: &str = "1";
 const DARK: &str = "0";
 
+/// Of a small telephone.
+const NARROW: u32 = 360;
+
 /// What is measured in the page, as one text: the scheme, the width that would have to be scrolled, the plots, and texts
 /// that are outside of their plots or on each other.
 const MEASURE: &str = r"<script>
@@ -45,7 +48,7 @@ addEventListener('load', () => {
     `beyond=${document.documentElement.scrollWidth - document.documentElement.clientWidth}`,
     `found=${found.length}`, ...found,
   ].join('|');
-  document.body.append(result);
+  parent.document.body.append(result);
 });
 </script>";
 
@@ -63,7 +66,8 @@ fn pages() -> Vec<String> {
         .collect::<Vec<_>>()
     };
     let alone = |sample: fn(f64) -> serde_json::Value| vec![run("ringlock", sample(1.0))];
-    let mut all: Vec<_> = [sample::closed, sample::open, sample::search, sample::idle]
+    let search = |scale| with_work(sample::search(scale), "search");
+    let mut all: Vec<_> = [sample::closed, sample::open, search, sample::idle]
         .map(several)
         .concat();
     all.extend(alone(|scale| with_work(sample::closed(scale), "alone")));
@@ -80,7 +84,7 @@ fn with_work(mut value: serde_json::Value, work: &str) -> serde_json::Value {
 }
 
 /// What Chromium says of a page: the document as it is in the end, and its complaints.
-fn shown(folder: &Path, page: &str, scheme: &str, width: u32) -> (String, Vec<String>) {
+fn shown(folder: &Path, page: &str, scheme: &str) -> (String, Vec<String>) {
     let file = folder.join("page.html");
     std::fs::write(&file, page).unwrap();
     let profile = tempfile::tempdir_in(folder).unwrap();
@@ -99,7 +103,7 @@ fn shown(folder: &Path, page: &str, scheme: &str, width: u32) -> (String, Vec<St
             "--disable-sync",
         ])
         .arg(format!("--blink-settings=preferredColorScheme={scheme}"))
-        .arg(format!("--window-size={width},2000"))
+        .arg("--window-size=1280,2000")
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(format!("file://{}", file.display()))
         .output()
@@ -114,12 +118,12 @@ fn shown(folder: &Path, page: &str, scheme: &str, width: u32) -> (String, Vec<St
 fn chromium_has_nothing_to_complain_of_in_a_page() {
     let folder = tempfile::tempdir().unwrap();
     for page in pages() {
-        let (document, complaints) = shown(folder.path(), &page, LIGHT, 1280);
+        let (document, complaints) = shown(folder.path(), &page, LIGHT);
         assert!(document.contains("Made by ringlock-perf"), "{document}");
         assert_eq!(complaints, [""; 0]);
     }
     // The page's policy holds back what should not be there, and the test would hear of it.
-    let (document, complaints) = shown(folder.path(), &with_measuring(&pages()[1], ""), LIGHT, 1280);
+    let (document, complaints) = shown(folder.path(), &with_measuring(&pages()[1], ""), LIGHT);
     assert!(!document.contains("id=\"result\""), "{document}");
     assert!(
         complaints.iter().any(|line| line.contains("Content Security Policy")),
@@ -131,22 +135,51 @@ fn chromium_has_nothing_to_complain_of_in_a_page() {
 fn plots_are_whole_in_light_and_in_dark_and_on_a_narrow_screen() {
     let folder = tempfile::tempdir().unwrap();
     for page in pages() {
-        for (scheme, width, name, back) in [
-            (LIGHT, 1280, "light", "rgb(255, 255, 255)"),
-            (DARK, 1280, "dark", "rgb(20, 23, 26)"),
-            (LIGHT, 500, "light", "rgb(255, 255, 255)"),
+        let plots = page.matches("<svg class=\"plot\"").count();
+        let open = with_measuring(&page, "; script-src 'unsafe-inline'");
+        // A window has a least width; a frame has none.
+        let narrow = format!(
+            "<body><iframe width='{NARROW}' height='900' srcdoc='{}'></iframe>",
+            quoted(&open)
+        );
+        for (shown_page, scheme, name, back) in [
+            (&open, LIGHT, "light", "rgb(255, 255, 255)"),
+            (&open, DARK, "dark", "rgb(20, 23, 26)"),
+            (&narrow, LIGHT, "light", "rgb(255, 255, 255)"),
         ] {
-            let open = with_measuring(&page, "; script-src 'unsafe-inline'");
-            let (document, _) = shown(folder.path(), &open, scheme, width);
-            let (_, result) = document
-                .split_once("<pre id=\"result\">")
-                .unwrap_or_else(|| panic!("no result: {document}"));
-            let result: Vec<&str> = result.split_once("</pre>").unwrap().0.split('|').collect();
-            let plots = page.matches("<svg class=\"plot\"").count();
+            let result = measured(folder.path(), shown_page, scheme);
             let expected = [name, back, &format!("plots={plots}"), "beyond=0", "found=0"];
-            assert_eq!(result, expected, "{scheme} {width}");
+            assert_eq!(result, expected, "{scheme}, {} bytes", shown_page.len());
         }
     }
+    // What is not in its place is found.
+    let texts = "<text x='-90' y='30'>outside</text><text x='90' y='300'>one</text><text x='95' y='300'>other</text>";
+    let wrong = pages()[1].replacen("</title>\n", &format!("</title>{texts}"), 1);
+    let result = measured(
+        folder.path(),
+        &with_measuring(&wrong, "; script-src 'unsafe-inline'"),
+        LIGHT,
+    );
+    for found in [
+        "clipped: Latency by percentile: outside",
+        "overlap: Latency by percentile: one, other",
+    ] {
+        assert!(result.iter().any(|line| line == found), "{result:?}");
+    }
+}
+
+/// What the script has measured in a page.
+fn measured(folder: &Path, page: &str, scheme: &str) -> Vec<String> {
+    let (document, complaints) = shown(folder, page, scheme);
+    let result = document.split_once("<pre id=\"result\">");
+    let (_, result) = result.unwrap_or_else(|| panic!("no result: {complaints:?} {document}"));
+    let result = result.split_once("</pre>").unwrap().0;
+    result.split('|').map(str::to_owned).collect()
+}
+
+/// As the value of an attribute.
+fn quoted(page: &str) -> String {
+    page.replace('&', "&amp;").replace('\'', "&#39;")
 }
 
 /// The page with the script in it, and with this in its policy.
@@ -156,12 +189,4 @@ fn with_measuring(page: &str, policy: &str) -> String {
         &format!("style-src 'unsafe-inline'{policy}"),
     );
     open.replace("</body>", &format!("{MEASURE}</body>"))
-}
-
-#[test]
-#[ignore]
-fn dump() {
-    for (n, page) in pages().iter().enumerate() {
-        std::fs::write(format!("/tmp/i7r/{n}.html"), page).unwrap();
-    }
 }

@@ -42,6 +42,7 @@ fn a_closed_loop_has_its_plots_and_tables() {
             "Latency over time",
             "Throughput over time",
             "Failed connections by cause",
+            "Failed connections over time",
             "Server CPU per handshake over time",
             "CPU in use over time",
             "Handshakes by kind",
@@ -60,7 +61,7 @@ fn a_closed_loop_has_its_plots_and_tables() {
         let text = text.replace("&#39;", "'");
         assert!(page.contains(&text), "{text}");
     }
-    assert!(keys(&page, "Throughput over time").contains("failed connections"));
+    assert!(keys(&page, "Throughput over time").contains("connections failed"));
     assert!(!page.contains("service time") && !page.contains("class=\"ratio\"") && !page.contains("Read this first"));
 }
 

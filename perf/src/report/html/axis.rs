@@ -65,10 +65,7 @@ impl Axis {
         if most <= least * LINEAR_MOST {
             return Self::linear_in(format!("{what}, {unit}"), divisor, most);
         }
-        let (low, high) = ((least / divisor).log10(), (most / divisor).log10());
-        let ticks = log_ticks(low, high);
-        let ends = ticks.first().zip(ticks.last());
-        let (low, high) = ends.map_or((low, high), |(first, last)| (first.0.min(low), last.0.max(high)));
+        let (low, high, ticks) = log_axis((least / divisor).log10(), (most / divisor).log10());
         Self {
             title: format!("{what}, {unit} (logarithmic)"),
             scale: Scale::Log,
@@ -187,26 +184,32 @@ fn round_step(least: f64) -> f64 {
     factor.unwrap_or(10.0) * decade
 }
 
-/// From the tick at or below `low` to the one at or above `high`: decades, with 2 and 5 in between where there is room.
-fn log_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
-    let (first, last) = (low.floor() as i32, high.ceil() as i32);
-    let decades = last - first;
-    let between: &[f64] = if decades <= 3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-    let every = (f64::from(decades) / TICKS).ceil().max(1.0) as usize;
-    let decade = |exponent: i32| between.iter().map(move |factor| factor * 10f64.powi(exponent));
-    let values: Vec<f64> = (first..=last).step_by(every).flat_map(decade).collect();
-    // One below and one above what is shown, so that the ends of the axis are ticks.
+/// From the one of 1, 2, 5, 10, … at or below `low` to the one at or above `high`. Where these are many, only decades are
+/// labelled between the ends.
+fn log_axis(low: f64, high: f64) -> (f64, f64, Vec<(f64, String)>) {
+    let decades = low.floor() as i32..=high.ceil() as i32;
+    let values: Vec<f64> = decades
+        .flat_map(|exponent| [1.0, 2.0, 5.0].map(|factor| factor * 10f64.powi(exponent)))
+        .collect();
     let near = 1e-9;
     let begin = values
         .iter()
         .rposition(|value| value.log10() <= low + near)
         .unwrap_or(0);
-    let end = values
-        .iter()
-        .position(|value| value.log10() >= high - near)
-        .unwrap_or(values.len() - 1);
-    let tick = |value: &f64| (value.log10(), short(*value));
-    values[begin..=end.max(begin)].iter().map(tick).collect()
+    let end = values.iter().position(|value| value.log10() >= high - near);
+    let shown = &values[begin..=end.unwrap_or(values.len() - 1)];
+    let every = ((high - low) / TICKS).ceil().max(1.0) as usize;
+    let is_decade = |value: &&f64| (value.log10() - value.log10().round()).abs() < near;
+    let ticks: Vec<f64> = match high - low {
+        few if few <= 2.0 => shown.to_vec(),
+        _ => shown.iter().filter(is_decade).step_by(every).copied().collect(),
+    };
+    let ends = (shown[0].log10(), shown[shown.len() - 1].log10());
+    (
+        ends.0,
+        ends.1,
+        ticks.into_iter().map(|value| (value.log10(), short(value))).collect(),
+    )
 }
 
 #[cfg(test)]
@@ -231,11 +234,16 @@ mod tests {
         assert_eq!((near.title.as_str(), near.high), ("latency, µs", 1000.0));
         let far = Axis::time("latency", [700.0, 90_000.0]);
         assert_eq!(far.title, "latency, ms (logarithmic)");
-        assert_eq!(labels(&far), ["0.5", "1", "2", "5", "10", "20", "50", "100"][..]);
+        assert_eq!(labels(&far), ["1", "10", "100"]);
+        assert!((10f64.powf(far.low) - 0.5).abs() < 1e-9 && (far.high - 2.0).abs() < 1e-9);
         assert_eq!(far.position(0.0), far.low);
         assert!((far.position(10_000.0) - 1.0).abs() < 1e-9);
-        let huge = Axis::time("latency", [1e-3, 1e9]);
-        assert_eq!(labels(&huge), ["0.001", "0.1", "10", "1000"]);
+        assert_eq!(
+            labels(&Axis::time("latency", [700.0, 40_000.0])),
+            ["0.5", "1", "2", "5", "10", "20", "50"]
+        );
+        let widest = Axis::time("latency", [1.0, 1e14]);
+        assert_eq!(labels(&widest), ["0.001", "0.1", "10", "1000", "100k", "10M"]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::error::PerfError;
 pub(super) const SERIES: usize = 12;
 
 /// Width of every drawing in its own units; the page scales it.
-pub(super) const WIDTH: u32 = 960;
+pub(super) const WIDTH: u32 = 840;
 const CHART_HEIGHT: u32 = 560;
 
 /// Height of a letter with what is above and below it.
@@ -32,8 +32,8 @@ const BAR_THICKNESS: i32 = 30;
 const MARGIN: i32 = 8;
 
 /// Columns of a terminal that the label of a bar may have: so many fit beside the figure.
-const LABEL_COLUMNS: usize = 34;
-const FIGURE_COLUMNS: usize = 24;
+const LABEL_COLUMNS: usize = 30;
+const FIGURE_COLUMNS: usize = 22;
 
 /// Points of a line at most.
 pub(super) const POINTS_MAX: usize = 600;
@@ -389,7 +389,7 @@ mod tests {
                     .unwrap()
             })
             .collect();
-        assert_eq!(widths, [236, 704, 472], "{svg}");
+        assert_eq!(widths, [206, 614, 412], "{svg}");
         assert_eq!(height, 3 * BAR_HEIGHT + 16);
     }
 

@@ -7,11 +7,11 @@ mod plots;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use draw::{Ink, SERIES, WIDTH};
+use draw::{Ink, RuleAt, SERIES, WIDTH};
 use plots::{Drawing, Plot, Run, plots};
 
 use super::figures::figures;
-use super::numbers::{clipped, figure, printable, time_unit};
+use super::numbers::{clipped, count, figure, printable, time};
 use super::{Report, Step};
 use crate::error::PerfError;
 
@@ -177,8 +177,16 @@ fn plot(plot: &Plot) -> Result<Markup, PerfError> {
 fn chart_key(chart: &draw::Chart) -> Markup {
     html! {
         ul .key {
-            @for line in &chart.lines { li { (line_sample(line.ink)) (clipped(&line.label)) } }
-            @for rule in &chart.rules { li { (line_sample(rule.ink)) (clipped(&rule.label)) } }
+            @for line in chart.lines.iter().filter(|line| !line.label.is_empty()) { li { (line_sample(line.ink)) (clipped(&line.label)) } }
+            @for rule in &chart.rules { li {
+                @match rule.at {
+                    RuleAt::Y(_) => (line_sample(rule.ink)),
+                    RuleAt::X(_) => svg .sample aria-hidden="true" viewBox="0 0 24 24" {
+                        line class={ "line-" (rule.ink.name()) } stroke-width="4" x1="12" x2="12" y1="0" y2="24" {}
+                    },
+                }
+                (clipped(&rule.label))
+            } }
             @for points in &chart.points { li {
                 svg .sample aria-hidden="true" viewBox="0 0 24 24" {
                     path class={ "line-" (Ink::Failure.name()) } stroke-width="5" d="M3 3L21 21M3 21L21 3" {}
@@ -247,7 +255,7 @@ fn errors(runs: &[Run<'_>]) -> Markup {
     let body = html! { @for (run, (cause, error)) in all.iter().take(ROWS_MAX) { tr {
         (run_cell(runs, run))
         td { (clipped(cause)) }
-        td .number { (figure(error.count as f64)) }
+        td .number { (count(error.count as f64)) }
         td { (clipped(&error.first)) }
     } } };
     let head =
@@ -268,7 +276,7 @@ fn steps(runs: &[Run<'_>]) -> Markup {
         td .number { (time(step.p50_us)) }
         td .number { (time(step.p99_us)) }
         td .number { (time(step.p999_us)) }
-        td .number { (figure(step.errors as f64)) }
+        td .number { (count(step.errors as f64)) }
         td .number { (step.server_cpu_us_per_unit.map_or_else(|| "–".to_owned(), time)) }
         td .number { (step.server_cpu_share.map_or_else(|| "–".to_owned(), percent)) }
         td .number { (percent(step.client_cpu_share)) }
@@ -352,7 +360,7 @@ fn negotiated(runs: &[Run<'_>]) -> Markup {
     let body = html! { @for (run, one) in all.iter().take(ROWS_MAX) { tr {
         (run_cell(runs, run))
         @for text in [&one.version, &one.suite, &one.group, &one.handshake] { td { (clipped(text)) } }
-        td .number { (figure(one.count as f64)) }
+        td .number { (count(one.count as f64)) }
     } } };
     let head = html! {
         (run_head(runs)) th { "Version" } th { "Cipher suite" } th { "Group" } th { "Handshake" } th .number { "Connections" }
@@ -361,7 +369,8 @@ fn negotiated(runs: &[Run<'_>]) -> Markup {
 }
 
 fn setting(runs: &[Run<'_>]) -> Markup {
-    let rows: [(&str, fn(&Report) -> String); 10] = [
+    type Row = (&'static str, fn(&Report) -> String);
+    let rows: [Row; 10] = [
         ("Target", |run| run.target.clone()),
         ("Scenario", |run| run.setting.scenario.clone().unwrap_or_default()),
         ("Began", |run| run.setting.began.clone()),
@@ -384,8 +393,8 @@ fn setting(runs: &[Run<'_>]) -> Markup {
     table("Setting", &head, &body)
 }
 
-fn number(count: usize) -> String {
-    if count == 0 { String::new() } else { count.to_string() }
+fn number(of: usize) -> String {
+    if of == 0 { String::new() } else { of.to_string() }
 }
 
 /// So that it can be typed again: what a shell would take apart is in quotes.
@@ -422,9 +431,4 @@ fn table(title: &str, head: &Markup, body: &Markup) -> Markup {
 
 fn more(rows: usize) -> Markup {
     html! { @if rows > ROWS_MAX { p .note { "The first " (ROWS_MAX) " of " (rows) "." } } }
-}
-
-fn time(us: f64) -> String {
-    let (unit, divisor) = time_unit(us);
-    format!("{} {unit}", figure(us / divisor))
 }

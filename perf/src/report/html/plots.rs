@@ -4,7 +4,7 @@ use super::axis::Axis;
 use super::course::thinned;
 use super::draw::{Bar, Chart, Ink, Line, Points, Rule, RuleAt};
 use crate::report::figures::units;
-use crate::report::numbers::{figure, time_unit};
+use crate::report::numbers::{count, figure, time};
 use crate::report::{Interval, NegotiatedCount, Report, Step};
 
 /// Bars of one plot at most.
@@ -45,6 +45,7 @@ pub(super) fn plots(runs: &[Run<'_>]) -> Vec<Plot> {
         latency_over_time(runs),
         throughput(runs),
         errors(runs),
+        failures(runs),
         server_cpu(runs),
         cpu_over_time(runs),
         memory(runs),
@@ -81,7 +82,7 @@ fn steps(runs: &[Run<'_>]) -> Option<Plot> {
         }
     }
     let mut rules = Vec::new();
-    for (run, capacity) in runs.iter().filter_map(|run| Some((run, run.report.capacity.as_ref()?))) {
+    for capacity in runs.iter().filter_map(|run| run.report.capacity.as_ref()) {
         let bound = format!("bound on p99: {}", time(capacity.p99_max_us));
         if !rules.iter().any(|rule: &Rule| rule.label == bound) {
             rules.push(Rule {
@@ -94,7 +95,7 @@ fn steps(runs: &[Run<'_>]) -> Option<Plot> {
             let label = format!("capacity: {}/s", figure(capacity.rate_per_s));
             rules.push(Rule {
                 label,
-                ink: run.ink,
+                ink: Ink::Bound,
                 at: RuleAt::X(capacity.rate_per_s),
             });
         }
@@ -165,7 +166,7 @@ fn percentiles(runs: &[Run<'_>]) -> Option<Plot> {
         let label = match (compared, open_loop) {
             (true, _) => run.label.to_owned(),
             (false, true) => "from when it was due".into(),
-            (false, false) => "latency".into(),
+            (false, false) => String::new(),
         };
         lines.push(line(label, run.ink, |one| one.latency_us));
         if open_loop && !compared {
@@ -223,46 +224,20 @@ fn throughput(runs: &[Run<'_>]) -> Option<Plot> {
     let mut failures = Vec::new();
     for run in runs {
         let series = thinned(&run.report.series);
-        let per_second = |count: f64, one: &Interval| if one.length_s > 0.0 { count / one.length_s } else { 0.0 };
-        let failing = series.iter().filter(|one| one.errors > 0);
-        failures.extend(failing.map(|one| (one.at_s, per_second(one.units, one))));
-        let label = if runs.len() > 1 {
-            run.label.to_owned()
-        } else {
-            unit.clone()
-        };
-        let values = series
-            .iter()
-            .map(|one| Some((one.at_s, per_second(one.units, one))))
-            .collect();
-        lines.push(Line {
-            label,
-            ink: run.ink,
-            values,
-            dots: false,
-        });
-        if runs.len() == 1 && series.iter().any(|one| one.errors > 0) {
-            let values = series
-                .iter()
-                .map(|one| Some((one.at_s, per_second(one.errors as f64, one))))
-                .collect();
-            lines.push(Line {
-                label: "failed connections".into(),
-                ink: Ink::Failure,
-                values,
-                dots: false,
-            });
-        }
+        let line = over_time(name(runs, run), run.ink, &series, |one| per_second(one.units, one));
+        let failing = series.iter().zip(&line.values).filter(|(one, _)| one.errors > 0);
+        failures.extend(failing.filter_map(|(_, value)| *value));
+        lines.push(line);
     }
     let y = Axis::linear(format!("{unit}/s"), values(&lines));
     let mut plot = time_chart(
         "Throughput over time",
-        "Units done, and where connections failed.",
+        "Units done, and when connections failed.",
         y,
         lines,
     )?;
     if let Drawing::Chart(chart) = &mut plot.drawing
-        && runs.len() > 1
+        && !failures.is_empty()
     {
         chart.points.push(Points {
             label: "connections failed".into(),
@@ -270,6 +245,28 @@ fn throughput(runs: &[Run<'_>]) -> Option<Plot> {
         });
     }
     Some(plot)
+}
+
+fn failures(runs: &[Run<'_>]) -> Option<Plot> {
+    let failing = |run: &&Run<'_>| run.report.series.iter().any(|one| one.errors > 0);
+    let line = |run: &Run<'_>| {
+        let series = thinned(&run.report.series);
+        over_time(name(runs, run), run.ink, &series, |one| {
+            per_second(one.errors as f64, one)
+        })
+    };
+    let lines: Vec<Line> = runs.iter().filter(failing).map(line).collect();
+    let y = Axis::linear("failed connections/s", values(&lines));
+    time_chart("Failed connections over time", "Runs in which some failed.", y, lines)
+}
+
+/// What a run's line is called; a run alone needs no name.
+fn name<'a>(runs: &[Run<'_>], run: &Run<'a>) -> &'a str {
+    if runs.len() > 1 { run.label } else { "" }
+}
+
+fn per_second(number: f64, of: &Interval) -> Option<f64> {
+    (of.length_s > 0.0).then(|| number / of.length_s)
 }
 
 fn errors(runs: &[Run<'_>]) -> Option<Plot> {
@@ -280,7 +277,7 @@ fn errors(runs: &[Run<'_>]) -> Option<Plot> {
     causes.sort_unstable();
     causes.dedup();
     let bar = |(cause, run): (&str, &Run<'_>)| {
-        let count = run.report.errors.get(cause)?.count as f64;
+        let failed = run.report.errors.get(cause)?.count as f64;
         let label = if runs.len() > 1 {
             format!("{cause}: {}", run.label)
         } else {
@@ -288,8 +285,8 @@ fn errors(runs: &[Run<'_>]) -> Option<Plot> {
         };
         Some(Bar {
             label,
-            figure: figure(count),
-            parts: vec![(count, run.ink)],
+            figure: count(failed),
+            parts: vec![(failed, run.ink)],
         })
     };
     let pairs = causes.iter().flat_map(|cause| runs.iter().map(|run| (*cause, run)));
@@ -304,7 +301,7 @@ fn server_cpu(runs: &[Run<'_>]) -> Option<Plot> {
     let unit = runs.first()?.report.unit;
     if let [run] = runs {
         let series = thinned(&run.report.series);
-        let line = over_time("server", run.ink, &series, |one| one.server_cpu_us_per_unit);
+        let line = over_time("", run.ink, &series, |one| one.server_cpu_us_per_unit);
         let y = Axis::time(&format!("CPU per {unit}"), values(std::slice::from_ref(&line)));
         let title = format!("Server CPU per {unit} over time");
         return time_chart(
@@ -365,17 +362,20 @@ fn handshakes(runs: &[Run<'_>]) -> Option<Plot> {
             })
             .collect();
         let all: f64 = counts.iter().sum();
+        let share = |of: &f64| of / all;
+        let percent = |of: &f64| figure(share(of) * 100.0);
+        let figure = match kinds.len() {
+            // As many as there is room for.
+            1..=3 => format!("{} %", counts.iter().map(percent).collect::<Vec<_>>().join(" / ")),
+            _ => count(all),
+        };
+        let label = if runs.len() > 1 { run.label } else { "all connections" }.to_owned();
         let parts = counts
             .iter()
             .enumerate()
-            .map(|(number, count)| (count / all, Ink::Series(number)))
+            .map(|(number, of)| (share(of), Ink::Series(number)))
             .collect();
-        let label = if runs.len() > 1 { run.label } else { "all connections" };
-        (all > 0.0).then(|| Bar {
-            label: label.to_owned(),
-            figure: figure(all),
-            parts,
-        })
+        (all > 0.0).then_some(Bar { label, figure, parts })
     };
     let bars: Vec<Bar> = runs.iter().filter_map(bar).take(BARS_MAX).collect();
     let key = kinds
@@ -482,9 +482,4 @@ fn bars(title: &str, note: &'static str, mut bars: Vec<Bar>) -> Option<Plot> {
         note,
         drawing: Drawing::Bars { bars, key: Vec::new() },
     })
-}
-
-fn time(us: f64) -> String {
-    let (unit, divisor) = time_unit(us);
-    format!("{} {unit}", figure(us / divisor))
 }
