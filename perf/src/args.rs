@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::attack::args::AttackArgs;
+
 /// Load tester for TLS servers: drives full and resumed handshakes, echoed messages, bulk data or idle connections and
 /// reports what each unit of work costs the server in CPU time or memory.
 #[derive(Debug, Parser)]
@@ -32,6 +34,8 @@ pub enum Command {
     Idle(IdleArgs),
     /// A cheap plain-TCP origin to put behind the server under test; SIGTERM ends it and prints its counts.
     Origin(OriginArgs),
+    /// Attacks on your own server, with a well-behaved client beside them that tells whether it survives.
+    Attack(AttackArgs),
 }
 
 /// What every client needs.

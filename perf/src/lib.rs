@@ -3,9 +3,10 @@
 //!
 //! One thread, one epoll instance, a closed loop: the next unit begins when the last one is done. The parts, from
 //! the outside in: [`args`] → `plan` → `work` → `engine` → `connection`; `measure` and [`procfs`] count, [`report`]
-//! tells. [`origin`] is the plain-TCP server to put behind the server under test.
+//! tells. [`attack`] is apart from them, with a loop of its own. [`origin`] is the plain-TCP server to put behind the server under test.
 
 pub mod args;
+pub mod attack;
 mod connection;
 mod engine;
 mod error;

@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use ringlock_perf::args::{Cli, Command, OriginArgs};
+use ringlock_perf::attack::args::AttackArgs;
+use ringlock_perf::attack::run_until_signal;
 use ringlock_perf::origin::Origin;
 use ringlock_perf::{PerfError, run};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -16,6 +18,7 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     let result = match &command {
         Command::Origin(args) => serve(args),
+        Command::Attack(args) => attack(args),
         Command::Handshake(_) | Command::Resume(_) | Command::Echo(_) | Command::Bulk(_) | Command::Idle(_) => {
             measure(&command)
         }
@@ -34,10 +37,20 @@ fn measure(command: &Command) -> Result<ExitCode, PerfError> {
         Command::Echo(args) => args.client.json,
         Command::Bulk(args) => args.client.json,
         Command::Idle(args) => args.client.json,
-        Command::Origin(_) => false,
+        Command::Origin(_) | Command::Attack(_) => false,
     };
     let report = run(command)?;
     print(&if json {
+        format!("{}\n", report.to_json())
+    } else {
+        report.to_string()
+    })?;
+    Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }))
+}
+
+fn attack(args: &AttackArgs) -> Result<ExitCode, PerfError> {
+    let report = run_until_signal(args)?;
+    print(&if args.json {
         format!("{}\n", report.to_json())
     } else {
         report.to_string()

@@ -28,13 +28,9 @@ pub(crate) fn client_config(args: &ClientArgs) -> Result<ClientConfig, PerfError
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
     let builder = match &args.ca {
         Some(file) => builder.with_root_certificates(trust_anchors(file)?),
-        None => {
-            let schemes = aws_lc_rs::default_provider()
-                .signature_verification_algorithms
-                .supported_schemes();
-            let trusting = Arc::new(TrustEverything { schemes });
-            builder.dangerous().with_custom_certificate_verifier(trusting)
-        }
+        None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(trust_everything()),
     };
     let mut config = match (&args.client_cert, &args.client_key) {
         (Some(chain), Some(key)) => {
@@ -137,7 +133,15 @@ fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {
     Ok(roots)
 }
 
-/// Believes every certificate and signature: `--insecure`.
+/// Believes every certificate and signature.
+pub(crate) fn trust_everything() -> Arc<dyn ServerCertVerifier> {
+    let schemes = aws_lc_rs::default_provider()
+        .signature_verification_algorithms
+        .supported_schemes();
+    Arc::new(TrustEverything { schemes })
+}
+
+/// See [`trust_everything`]: `--insecure`.
 #[derive(Debug)]
 struct TrustEverything {
     schemes: Vec<SignatureScheme>,

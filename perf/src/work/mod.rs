@@ -72,6 +72,11 @@ pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
             found: format!("origin --listen {}", args.listen),
             expected: "a client command; run the origin with origin::Origin".to_owned(),
         }),
+        Command::Attack(args) => Err(PerfError::Flag {
+            flag: "command",
+            found: format!("attack {}", args.mode.name()),
+            expected: "a client command; attack with attack::run".to_owned(),
+        }),
     }
 }
 
