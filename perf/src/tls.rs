@@ -28,9 +28,7 @@ pub(crate) fn client_config(args: &ClientArgs) -> Result<ClientConfig, PerfError
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
     let builder = match &args.ca {
         Some(file) => builder.with_root_certificates(trust_anchors(file)?),
-        None => builder
-            .dangerous()
-            .with_custom_certificate_verifier(trust_everything()),
+        None => builder.dangerous().with_custom_certificate_verifier(trust_everything()),
     };
     let mut config = match (&args.client_cert, &args.client_key) {
         (Some(chain), Some(key)) => {

@@ -89,7 +89,9 @@ pub enum Mode {
 impl Mode {
     /// As it is typed.
     pub fn name(self) -> String {
-        let value = self.to_possible_value().expect("no mode is left out of the command line");
+        let value = self
+            .to_possible_value()
+            .expect("no mode is left out of the command line");
         value.get_name().to_owned()
     }
 

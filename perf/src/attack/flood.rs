@@ -154,7 +154,9 @@ impl<N: FnMut(u64) -> Result<Box<dyn Script>, PerfError>> Flood<N> {
     }
 
     fn is(&self, slot: usize, number: u64) -> bool {
-        self.slots[slot].as_ref().is_some_and(|attempt| attempt.number == number)
+        self.slots[slot]
+            .as_ref()
+            .is_some_and(|attempt| attempt.number == number)
     }
 
     /// How many connections may have been begun by now.
@@ -235,7 +237,9 @@ impl<N: FnMut(u64) -> Result<Box<dyn Script>, PerfError>> Flood<N> {
         if now >= self.next_scan {
             self.next_scan = now + LOOK;
             for slot in 0..self.slots.len() {
-                let kept = self.slots[slot].as_ref().map(|attempt| now.duration_since(attempt.begun));
+                let kept = self.slots[slot]
+                    .as_ref()
+                    .map(|attempt| now.duration_since(attempt.begun));
                 if kept.is_some_and(|kept| kept >= self.bounds.timeout) {
                     self.end(slot, "timed_out");
                 }
@@ -274,7 +278,8 @@ impl<N: FnMut(u64) -> Result<Box<dyn Script>, PerfError>> Flood<N> {
             self.not_before = Instant::now() + BACKOFF;
         }
         let kept = attempt.begun.elapsed();
-        self.tally.ended(attempt.script.variant(), ending, attempt.script.alert(), kept);
+        self.tally
+            .ended(attempt.script.variant(), ending, attempt.script.alert(), kept);
         self.tally.messages += attempt.script.messages();
         // A socket that is closed is not polled any more.
         drop(attempt);
@@ -382,7 +387,11 @@ impl Attempt {
             Next::Reset => {
                 // Without it, closing would send a FIN. If it cannot be had, the result says what there was instead.
                 let lingers = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
-                Err(if lingers.is_ok() { "reset_by_client" } else { "closed_by_client" })
+                Err(if lingers.is_ok() {
+                    "reset_by_client"
+                } else {
+                    "closed_by_client"
+                })
             }
         }
     }
@@ -390,7 +399,9 @@ impl Attempt {
     /// An alert may have come before what failed.
     fn read_the_rest(&mut self, buffer: &mut [u8], tally: &mut Tally) {
         for _ in 0..CALLS_PER_TURN {
-            let Ok(length @ 1..) = self.stream.read(buffer) else { return };
+            let Ok(length @ 1..) = self.stream.read(buffer) else {
+                return;
+            };
             tally.received += length as u64;
             self.script.received(&buffer[..length], &mut Vec::new());
         }

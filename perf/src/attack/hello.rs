@@ -29,7 +29,9 @@ const PADDING: u16 = 21;
 /// A configuration that believes every server and resumes nothing. AES only: all of its records can be sealed here.
 pub(super) fn config(versions: &[&'static SupportedProtocolVersion]) -> Result<ClientConfig, PerfError> {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.retain(|suite| name(&suite.suite()).contains("AES"));
+    provider
+        .cipher_suites
+        .retain(|suite| name(&suite.suite()).contains("AES"));
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
     let mut config = builder
         .dangerous()
@@ -107,7 +109,9 @@ fn extensions_at(message: &[u8]) -> usize {
 
 fn in_records(message: &[u8], payload: usize) -> Vec<u8> {
     let records = message.chunks(payload);
-    records.flat_map(|piece| record(HANDSHAKE, FIRST_RECORD, piece)).collect()
+    records
+        .flat_map(|piece| record(HANDSHAKE, FIRST_RECORD, piece))
+        .collect()
 }
 
 /// The ClientHello of a renegotiation (RFC 5746 section 3.5) in TLS 1.2, as a message without its record.
@@ -194,7 +198,11 @@ mod tests {
     fn a_hello_in_many_records_is_a_right_one() {
         for variant in ["many-records", "one-byte-records"] {
             let hello = huge(variant, &usual());
-            assert_eq!(understood(&hello).unwrap().as_deref(), Some("site.example"), "{variant}");
+            assert_eq!(
+                understood(&hello).unwrap().as_deref(),
+                Some("site.example"),
+                "{variant}"
+            );
         }
         assert!(huge("many-records", &usual()).len() > HUGE);
     }
@@ -210,7 +218,11 @@ mod tests {
     #[test]
     fn a_renegotiating_hello_is_well_formed() {
         let message = renegotiating(&"site.example".try_into().unwrap(), &[9; 12]);
-        assert!(message.windows(17).any(|window| window == [&[0xff, 1, 0, 13, 12][..], &[9; 12]].concat()));
+        assert!(
+            message
+                .windows(17)
+                .any(|window| window == [&[0xff, 1, 0, 13, 12][..], &[9; 12]].concat())
+        );
         let hello = record(HANDSHAKE, FIRST_RECORD, &message);
         assert_eq!(understood(&hello).unwrap().as_deref(), Some("site.example"));
     }

@@ -44,8 +44,8 @@ use report::{AttackReport, EndedBy, EndingCount, Kept, SCHEMA, WitnessReport};
 use server::Meter;
 pub use server::ServerCost;
 pub use tally::Ending;
-use witness::Witness;
 pub use witness::Observed;
+use witness::Witness;
 
 /// Longest attack, and longest of its parts.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -151,7 +151,11 @@ pub fn run(args: &AttackArgs, stop: &AtomicBool) -> Result<AttackReport, PerfErr
         .as_ref()
         .map(|witness| witness.complaints(args.witness_p99_max))
         .unwrap_or_default();
-    verdict.extend(server_lost.as_ref().map(|error| format!("the server has gone: {error}")));
+    verdict.extend(
+        server_lost
+            .as_ref()
+            .map(|error| format!("the server has gone: {error}")),
+    );
     Ok(AttackReport {
         schema: SCHEMA,
         mode: args.mode.name(),

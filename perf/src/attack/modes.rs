@@ -71,7 +71,10 @@ impl Scripts {
             });
         }
         if kinds.is_empty() {
-            let why: Vec<String> = left_out.iter().map(|left| format!("{}: {}", left.variant, left.why)).collect();
+            let why: Vec<String> = left_out
+                .iter()
+                .map(|left| format!("{}: {}", left.variant, left.why))
+                .collect();
             return Err(PerfError::GaveUp(format!("nothing to attack with: {}", why.join("; "))));
         }
         let name = plan.name.clone();

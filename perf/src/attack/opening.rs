@@ -143,13 +143,17 @@ fn server_hello(record: &[u8]) -> Option<&[u8]> {
 /// Whether the server resumes what the ClientHello (in its record) offers. In TLS 1.2 it repeats the session's id (RFC 5077 section 3.4); in
 /// TLS 1.3 it repeats any id, and names the key.
 fn resumes(server_hello: &[u8], client_hello: &[u8]) -> bool {
-    let Some((id, rest)) = session_id(server_hello) else { return false };
+    let Some((id, rest)) = session_id(server_hello) else {
+        return false;
+    };
     // The suite, the compression, the length of the extensions.
     let mut extensions = rest.get(5..).unwrap_or_default();
     let mut kinds = Vec::new();
     while let [kind_high, kind_low, high, low, body @ ..] = extensions {
         kinds.push(u16::from_be_bytes([*kind_high, *kind_low]));
-        extensions = body.get(usize::from(u16::from_be_bytes([*high, *low]))..).unwrap_or_default();
+        extensions = body
+            .get(usize::from(u16::from_be_bytes([*high, *low]))..)
+            .unwrap_or_default();
     }
     const SUPPORTED_VERSIONS: u16 = 43;
     if kinds.contains(&SUPPORTED_VERSIONS) {
@@ -173,7 +177,11 @@ mod tests {
     fn hello(id: &[u8], extensions: &[u16]) -> Vec<u8> {
         let mut body = [&[3, 3][..], &[7; 32], &[id.len() as u8], id, &[0x13, 1, 0]].concat();
         body.extend((extensions.len() as u16 * 4).to_be_bytes());
-        body.extend(extensions.iter().flat_map(|kind| [(kind >> 8) as u8, *kind as u8, 0, 0]));
+        body.extend(
+            extensions
+                .iter()
+                .flat_map(|kind| [(kind >> 8) as u8, *kind as u8, 0, 0]),
+        );
         body
     }
 
@@ -187,9 +195,18 @@ mod tests {
         let offered = in_record(1, &hello(b"mine", &[]));
         assert!(resumes(&hello(b"mine", &[]), &offered), "TLS 1.2, the id comes back");
         assert!(!resumes(&hello(b"other", &[]), &offered), "TLS 1.2, another id");
-        assert!(!resumes(&hello(b"", &[]), &in_record(1, &hello(b"", &[]))), "TLS 1.2, none");
-        assert!(!resumes(&hello(b"mine", &[43, 51]), &offered), "TLS 1.3, any id comes back");
-        assert!(resumes(&hello(b"mine", &[51, 41, 43]), &offered), "TLS 1.3, the key is named");
+        assert!(
+            !resumes(&hello(b"", &[]), &in_record(1, &hello(b"", &[]))),
+            "TLS 1.2, none"
+        );
+        assert!(
+            !resumes(&hello(b"mine", &[43, 51]), &offered),
+            "TLS 1.3, any id comes back"
+        );
+        assert!(
+            resumes(&hello(b"mine", &[51, 41, 43]), &offered),
+            "TLS 1.3, the key is named"
+        );
         assert!(!resumes(&[], &offered));
     }
 
@@ -210,7 +227,15 @@ mod tests {
         let mut script = Opening::new("hello", *b"abc", Goal::Hold).slowly().script();
         let (bytes, steps) = sent(&mut script);
         assert_eq!(bytes, b"abc");
-        assert_eq!(steps, [Next::SendThenPause, Next::SendThenPause, Next::SendThenPause, Next::Wait]);
+        assert_eq!(
+            steps,
+            [
+                Next::SendThenPause,
+                Next::SendThenPause,
+                Next::SendThenPause,
+                Next::Wait
+            ]
+        );
     }
 
     #[test]
@@ -222,8 +247,14 @@ mod tests {
         assert_eq!(sent(&mut script(Goal::ResetWhenSent)).1, [Next::Send, Next::Reset]);
         assert_eq!(script(Goal::ResetWhenAnswered).received(&answer[..1], out), Next::Reset);
         assert_eq!(script(Goal::Hold).received(&answer, out), Next::Wait);
-        assert_eq!(script(Goal::SeeWhetherAnswered).received(&answer, out), Next::Done("answered"));
-        assert_eq!(script(Goal::SeeWhetherResumed).received(&answer, out), Next::Done("resumed"));
+        assert_eq!(
+            script(Goal::SeeWhetherAnswered).received(&answer, out),
+            Next::Done("answered")
+        );
+        assert_eq!(
+            script(Goal::SeeWhetherResumed).received(&answer, out),
+            Next::Done("resumed")
+        );
         let mut refused = script(Goal::SeeWhetherAnswered);
         assert_eq!(refused.received(&alert, out), Next::Wait);
         assert_eq!(refused.alert().unwrap(), "decode_error");

@@ -162,7 +162,10 @@ impl TrafficSecret {
 
     /// The key behind a KeyUpdate (RFC 8446 section 7.2).
     pub(super) fn update(&mut self) -> Protection {
-        let next = self.expand("traffic upd", self.hash.hmac_algorithm().digest_algorithm().output_len());
+        let next = self.expand(
+            "traffic upd",
+            self.hash.hmac_algorithm().digest_algorithm().output_len(),
+        );
         self.secret = hkdf::Prk::new_less_safe(self.hash, &next);
         let key = UnboundKey::new(self.algorithm, &self.expand("key", self.algorithm.key_len()));
         let iv = self.expand("iv", aead::NONCE_LEN);

@@ -92,7 +92,10 @@ mod tests {
         }
         assert_eq!(plain_alert(&first), None);
         assert_eq!(plain_alert(&second).unwrap(), "handshake_failure");
-        assert_eq!(plain_alert(&record(APPLICATION_DATA, [3, 3], &[0; 19])).unwrap(), "encrypted");
+        assert_eq!(
+            plain_alert(&record(APPLICATION_DATA, [3, 3], &[0; 19])).unwrap(),
+            "encrypted"
+        );
     }
 
     #[test]

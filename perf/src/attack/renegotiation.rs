@@ -44,7 +44,8 @@ impl Repeated for Renegotiation {
         let (false, Origin::Tls12(verify_data)) = (self.waiting, &keys.origin) else {
             return Next::Wait;
         };
-        keys.outgoing.seal(HANDSHAKE, &renegotiating(&self.name, verify_data), out);
+        keys.outgoing
+            .seal(HANDSHAKE, &renegotiating(&self.name, verify_data), out);
         self.attempts += 1;
         self.waiting = true;
         Next::Send

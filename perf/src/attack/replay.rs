@@ -29,7 +29,9 @@ pub(super) fn recorded(
     let sessions = Arc::new(Kept::default());
     let mut config = config(&[version])?;
     config.resumption = Resumption::store(sessions.clone());
-    let visited = visit_until(target, name, Arc::new(config.clone()), (timeout, PATIENCE), || sessions.any());
+    let visited = visit_until(target, name, Arc::new(config.clone()), (timeout, PATIENCE), || {
+        sessions.any()
+    });
     visited.map_err(|error| PerfError::io(format!("get a session of {:?} from {target}", version.version), error))?;
     if !sessions.any() {
         return Ok(None);

@@ -142,7 +142,10 @@ impl WitnessReport {
         for (when, observed) in [("during", &self.during), ("after", &self.after)] {
             if observed.failed > 0 {
                 let of = observed.failed + observed.succeeded;
-                complaints.push(format!("the witness failed {} of {of} times {when} the attack", observed.failed));
+                complaints.push(format!(
+                    "the witness failed {} of {of} times {when} the attack",
+                    observed.failed
+                ));
             }
         }
         if let Some(most) = p99_max.map(|most| most.as_secs_f64() * 1e3)
@@ -190,8 +193,15 @@ impl Display for AttackReport {
             writeln!(f, "  left out        {}: {}", left_out.variant, left_out.why)?;
         }
         for EndingCount { ending, count } in &self.endings {
-            let alert = ending.alert.as_ref().map_or(String::new(), |alert| format!(", alert {alert}"));
-            writeln!(f, "  ended           {count} {} {}{alert}", ending.variant, ending.ending)?;
+            let alert = ending
+                .alert
+                .as_ref()
+                .map_or(String::new(), |alert| format!(", alert {alert}"));
+            writeln!(
+                f,
+                "  ended           {count} {} {}{alert}",
+                ending.variant, ending.ending
+            )?;
         }
         let kept = self.kept_ms;
         writeln!(
@@ -199,7 +209,11 @@ impl Display for AttackReport {
             "  kept            p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
             kept.p50, kept.p90, kept.p99, kept.max
         )?;
-        writeln!(f, "  bytes           {} sent, {} received", self.bytes_sent, self.bytes_received)?;
+        writeln!(
+            f,
+            "  bytes           {} sent, {} received",
+            self.bytes_sent, self.bytes_received
+        )?;
         if self.messages > 0 {
             writeln!(f, "  messages        {}", self.messages)?;
         }
@@ -223,7 +237,11 @@ impl Display for AttackReport {
         }
         writeln!(f, "  client CPU      {:.0} % of a CPU", self.client_cpu_share * 100.0)?;
         if let Some(witness) = &self.witness {
-            let parts = [("before", &witness.before), ("during", &witness.during), ("after", &witness.after)];
+            let parts = [
+                ("before", &witness.before),
+                ("during", &witness.during),
+                ("after", &witness.after),
+            ];
             for (when, observed) in parts {
                 writeln!(
                     f,

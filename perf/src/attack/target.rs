@@ -24,20 +24,34 @@ pub(super) fn permitted(target: &str, own: Option<&str>) -> Result<SocketAddr, P
     }
     let addresses = target.to_socket_addrs().map_err(|error| failed(&error.to_string()))?;
     let addresses: Vec<SocketAddr> = addresses.collect();
-    let elsewhere = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
-    if let (Some(elsewhere), None) = (elsewhere, own) {
-        let address = elsewhere.ip();
-        let expected = format!(
-            "a loopback address: {address} is not one. If the server is yours and you may attack it, say so with --i-own {host}"
-        );
-        return Err(flag("--target", target, expected));
+    let address = addresses.first().ok_or_else(|| failed("the name has no address"))?;
+    if own.is_none() {
+        all_are_loopback(target, host, &addresses)?;
     }
-    addresses.first().copied().ok_or_else(|| failed("the name has no address"))
+    Ok(*address)
+}
+
+/// A name may have addresses of both kinds.
+fn all_are_loopback(target: &str, host: &str, addresses: &[SocketAddr]) -> Result<(), PerfError> {
+    let elsewhere = addresses
+        .iter()
+        .find(|address| !address.ip().to_canonical().is_loopback());
+    let Some(elsewhere) = elsewhere else { return Ok(()) };
+    Err(PerfError::Flag {
+        flag: "--target",
+        found: target.to_owned(),
+        expected: format!(
+            "a loopback address: {} is not one. If the server is yours and you may attack it, say so with --i-own {host}",
+            elsewhere.ip()
+        ),
+    })
 }
 
 /// An IPv6 address without its brackets.
 fn bare(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+    host.strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host)
 }
 
 #[cfg(test)]
@@ -50,7 +64,13 @@ mod tests {
 
     #[test]
     fn loopback_needs_no_word() {
-        for target in ["127.0.0.1:443", "127.9.8.7:1", "[::1]:443", "[::ffff:127.0.0.1]:443", "localhost:443"] {
+        for target in [
+            "127.0.0.1:443",
+            "127.9.8.7:1",
+            "[::1]:443",
+            "[::ffff:127.0.0.1]:443",
+            "localhost:443",
+        ] {
             assert!(permitted(target, None).is_ok(), "{target}");
         }
     }
@@ -70,6 +90,19 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_loopback_only_with_all_its_addresses() {
+        let both: Vec<SocketAddr> = vec!["127.0.0.1:443".parse().unwrap(), "192.0.2.1:443".parse().unwrap()];
+        assert!(all_are_loopback("site.example:443", "site.example", &both[..1]).is_ok());
+        let error = all_are_loopback("site.example:443", "site.example", &both)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("192.0.2.1 is not one") && error.ends_with("--i-own site.example"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_owner_names_the_very_host() {
         assert_eq!(permitted("192.0.2.1:443", Some("192.0.2.1")).unwrap().port(), 443);
         assert!(permitted("[2001:DB8::1]:443", Some("2001:db8::1")).is_ok());
@@ -81,7 +114,10 @@ mod tests {
             ("127.0.0.1:443", "192.0.2.1"),
         ] {
             let error = refused(target, Some(own));
-            assert!(error.contains("--i-own") && error.contains("the host of --target"), "{error}");
+            assert!(
+                error.contains("--i-own") && error.contains("the host of --target"),
+                "{error}"
+            );
         }
     }
 

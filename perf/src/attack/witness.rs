@@ -16,6 +16,9 @@ use crate::error::PerfError;
 /// How long the first connection waits for an answer to its byte. A server that gives none then is asked for none.
 const TRIAL: Duration = Duration::from_millis(500);
 
+/// Latencies are kept up to this; longer ones count as this.
+const LATENCY_MAX: Duration = Duration::from_secs(3600);
+
 /// Longest sleep: how soon an end is seen.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -69,10 +72,11 @@ impl Witness {
             timeout,
             exchange: false,
         };
-        let served = witness.connect().and_then(|connection| connection.answers(TRIAL.min(timeout)));
-        witness.exchange = served.map_err(|error| {
-            PerfError::GaveUp(format!("{target} does not serve even without an attack: {error}"))
-        })?;
+        let served = witness
+            .connect()
+            .and_then(|connection| connection.answers(TRIAL.min(timeout)));
+        witness.exchange = served
+            .map_err(|error| PerfError::GaveUp(format!("{target} does not serve even without an attack: {error}")))?;
         Ok(witness)
     }
 
@@ -85,7 +89,9 @@ impl Witness {
     pub(super) fn observe(&self, over: impl Fn() -> bool) -> Observed {
         let begin = Instant::now();
         let mut failures = BTreeMap::new();
-        let mut served = Histogram::<u64>::new(3).expect("three digits are legal");
+        let longest = LATENCY_MAX.as_micros() as u64;
+        let mut served =
+            Histogram::<u64>::new_with_bounds(1, longest, 3).expect("bounds and digits are constants in range");
         for number in 0_u32.. {
             let due = begin + Duration::from_secs_f64(f64::from(number) / f64::from(self.rate));
             while Instant::now() < due && !over() {
