@@ -157,8 +157,7 @@ fn resets_leave_nothing_behind(io: Io) {
 fn stalled_connections_stay_below_the_limit(io: Io) {
     let origin = Origin::echo();
     let gateway = Setup::new(io, &[origin.address()])
-        .global("connections_max = 40")
-        .listener("handshake_timeout = \"1s\"")
+        .listener("connections_max = 40\nhandshake_timeout = \"1s\"")
         .start();
     let flags = "stalled-hello --connections 100 --connections-max 300 --duration 60s --witness-rate 0";
     let mut live_most: f64 = 0.0;
@@ -177,7 +176,7 @@ fn stalled_connections_stay_below_the_limit(io: Io) {
     exchange(&gateway);
 }
 
-/// nginx as it comes, but that handshakes may take as long as the gateway's in these tests.
+/// nginx as it comes, but for TLS 1.3, and handshakes that may take no longer than a test has time for.
 struct Nginx {
     address: SocketAddr,
     balancer: Balancer,
@@ -192,7 +191,8 @@ impl Nginx {
         let (certificate, key) = (ca.certificate_file("site"), ca.key_file("site"));
         let address = free_address();
         let blocks = format!(
-            "http {{ client_header_timeout 1s; ssl_session_cache shared:s:1m; server {{ listen {address} ssl;\n\
+            "http {{ client_header_timeout 1s; ssl_session_cache shared:s:1m; ssl_protocols TLSv1.2 TLSv1.3;\n\
+             server {{ listen {address} ssl;\
              ssl_certificate {}; ssl_certificate_key {}; return 200; }} }}",
             certificate.display(),
             key.display()
@@ -206,8 +206,17 @@ impl Nginx {
 
     #[track_caller]
     fn survives(&self, flags: &str) -> AttackReport {
-        let report = attack(self.address, self.balancer.program.pid(), flags);
+        let report = self.outlives(flags);
         assert!(report.is_clean(), "{report}");
+        report
+    }
+
+    /// It serves afterwards, whatever it did meanwhile.
+    #[track_caller]
+    fn outlives(&self, flags: &str) -> AttackReport {
+        let report = attack(self.address, self.balancer.program.pid(), flags);
+        let after = &report.witness.as_ref().expect("there is one by default").after;
+        assert!(after.failed == 0 && after.succeeded > 0, "{report}");
         assert!(report.connected > 0, "{report}");
         assert!(self.balancer.program.is_running(), "{report}");
         let server = report.server.as_ref().expect("its process id was given");
@@ -234,8 +243,9 @@ fn nginx_survives_what_is_too_much() {
     let nginx = Nginx::start();
     let report = nginx.survives("huge-hello --connections 10 --connections-max 50 --duration 60s");
     assert!(report.ended("answered") < 50, "{report}");
-    let report = nginx.survives("key-update --connections 4 --duration 2s");
-    assert!(report.messages > 0, "{report}");
+    // OpenSSL 3.0 has no bound for them, and reads on while there are any: others wait.
+    let report = nginx.outlives("key-update --connections 4 --duration 2s");
+    assert!(report.messages > 1000 && report.ended("open_at_end") > 0, "{report}");
     let report = nginx.survives("renegotiation --connections 4 --duration 1s");
     assert_eq!(report.ended("renegotiated"), 0, "{report}");
     let report = nginx.survives("ticket-replay --connections 10 --connections-max 100 --duration 60s");
