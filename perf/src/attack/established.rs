@@ -222,10 +222,8 @@ impl Handshaking {
         let ExtractedSecrets { tx, rx } = tls.dangerous_extract_secrets().ok()?;
         let (form, origin) = match suite {
             SupportedCipherSuite::Tls12(suite) => {
-                let algorithm = match suite.common.hash_provider.algorithm() {
-                    HashAlgorithm::SHA384 => hmac::HMAC_SHA384,
-                    _ => hmac::HMAC_SHA256,
-                };
+                let sha384 = suite.common.hash_provider.algorithm() == HashAlgorithm::SHA384;
+                let algorithm = if sha384 { hmac::HMAC_SHA384 } else { hmac::HMAC_SHA256 };
                 let master = secrets.labelled("CLIENT_RANDOM")?;
                 (Form::Tls12, Origin::Tls12(verify_data(algorithm, &master, &transcript)))
             }

@@ -432,14 +432,12 @@ fn open(target: SocketAddr, number: u64) -> io::Result<TcpStream> {
 }
 
 fn failure(error: &io::Error) -> End {
-    match error.kind() {
-        ErrorKind::ConnectionRefused => "refused",
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => "reset_by_server",
-        ErrorKind::TimedOut => "timed_out",
-        ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse => "no_local_port",
-        _ => match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::MFILE | Errno::NFILE) => "no_descriptor",
-            Some(_) | None => "io",
-        },
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::CONNREFUSED) => "refused",
+        Some(Errno::CONNRESET | Errno::PIPE | Errno::CONNABORTED) => "reset_by_server",
+        Some(Errno::TIMEDOUT) => "timed_out",
+        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => "no_local_port",
+        Some(Errno::MFILE | Errno::NFILE) => "no_descriptor",
+        Some(_) | None => "io",
     }
 }

@@ -214,13 +214,13 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 
 /// A socket's timeout is reported as if it did not block.
 fn in_time(error: io::Error) -> io::Error {
-    match error.kind() {
-        ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, "not in time"),
-        _ => error,
+    if error.kind() == ErrorKind::WouldBlock {
+        return io::Error::new(ErrorKind::TimedOut, "not in time");
     }
+    error
 }
 
-/// One connection to the server, whose TLS side is returned when `done` or after this time.
+/// One connection to the server, read from until `done` or for as long as `patience` lasts.
 pub(super) fn visit_until(
     target: SocketAddr,
     name: &ServerName<'static>,

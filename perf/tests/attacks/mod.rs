@@ -2,15 +2,17 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ringlock_perf::PerfError;
-use ringlock_perf::args::{Cli, Command};
+use ringlock_perf::args::{self, Cli};
 use ringlock_perf::attack::report::{AttackReport, EndedBy};
 use ringlock_perf::attack::run;
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::crypto::aws_lc_rs;
 use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::PrivateKeyDer;
@@ -29,7 +31,7 @@ fn attack_until(target: &str, flags: &str, stop: &AtomicBool) -> Result<AttackRe
     let line = ["ringlock-perf", "attack", "--target", target]
         .into_iter()
         .chain(flags.split(' '));
-    let Command::Attack(args) = Cli::parse_from(line).command else {
+    let args::Command::Attack(args) = Cli::parse_from(line).command else {
         panic!("attack is a command")
     };
     run(&args, stop)
@@ -105,6 +107,56 @@ fn only_loopback_is_attacked_unless_its_owner_says_so() {
         .unwrap_err()
         .to_string();
     assert!(slip.contains("--i-own: found `192.0.2.2`"), "{slip}");
+}
+
+/// The program with these arguments of `attack`.
+fn program(arguments: &str) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_ringlock-perf"));
+    program
+        .arg("attack")
+        .args(arguments.split(' '))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    program
+}
+
+#[test]
+fn the_exit_status_tells_refusals_from_servers_that_do_not_survive() {
+    let refused = program("reset --target 192.0.2.1:443").output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(refused.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--i-own 192.0.2.1"));
+
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let flags = "--duration 500ms --connections 1 --baseline 200ms";
+    let good = program(&format!("stalled-hello {flags} --target {}", relay.address))
+        .output()
+        .unwrap();
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+    let target = serving(5, &relay.address);
+    let bad = program(&format!("stalled-hello {flags} --target {target}"))
+        .output()
+        .unwrap();
+    assert_eq!(bad.status.code(), Some(2), "{bad:?}");
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn ctrl_c_ends_it_with_the_result() {
+    let (target, seen) = raw(|_| {});
+    let flags = format!("stalled-hello --duration 1h --connections 3 --witness-rate 0 --json --target {target}");
+    let attack = program(&flags).spawn().unwrap();
+    eventually("the attack", || seen.accepted.load(Ordering::SeqCst) == 3);
+    kill_process(Pid::from_child(&attack), Signal::INT).unwrap();
+    let ended = attack.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(
+        (&report["ended_by"], &report["endings"][0]["count"]),
+        (&"signal".into(), &3.into())
+    );
 }
 
 #[test]
