@@ -7,6 +7,7 @@
 )]
 
 mod attacks;
+mod loads;
 mod relay;
 
 use std::net::TcpListener;

@@ -71,7 +71,8 @@ impl Relay {
         })
     }
 
-    fn start_with(
+    /// The same, with what `set_up` changes.
+    pub(crate) fn start_with(
         origin: &str,
         fault: Fault,
         verifier: Arc<dyn ClientCertVerifier>,
@@ -151,7 +152,7 @@ fn relay(
     delay();
     if matches!(fault, Fault::ResetInHandshake | Fault::CloseInHandshake) {
         // More than a ClientHello is long: what is left unread would make a reset of a close.
-        client.read(&mut [0; 16 * 1024])?;
+        let _ = client.read(&mut [0; 16 * 1024])?;
         if fault == Fault::ResetInHandshake {
             sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
         }
