@@ -5,12 +5,14 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use ringlock::buffers::SendPool;
+use ringlock::config;
 use ringlock::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
 use ringlock::net::epoll::EpollDriver;
 use ringlock::net::uring::UringDriver;
-use ringlock::server::host::DriverKind;
+use ringlock::server::host::{DriverKind, choose_driver};
 use rustix::thread::set_current_timer_slack;
 
+use crate::args::Io;
 use crate::connection::{Connection, Failure, Inbound};
 use crate::error::PerfError;
 use crate::measure::Tally;
@@ -30,6 +32,7 @@ const ABORT_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Engine<'plan> {
     plan: &'plan ClientPlan,
     driver: Box<dyn Driver>,
+    kind: DriverKind,
     slots: Vec<Option<Client>>,
     /// Slots with a connection.
     live: usize,
@@ -61,12 +64,12 @@ struct Client {
 impl<'plan> Engine<'plan> {
     /// An engine with `plan.connections` free slots, for the calling thread.
     pub(crate) fn new(plan: &'plan ClientPlan) -> Result<Self, PerfError> {
-        if plan.rate.is_some() {
-            set_current_timer_slack(Some(TIMER_SLACK)).map_err(|errno| PerfError::io("have precise timers", errno))?;
-        }
+        set_current_timer_slack(Some(TIMER_SLACK)).map_err(|errno| PerfError::io("have precise timers", errno))?;
+        let kind = driver_kind(plan.io)?;
         Ok(Self {
             plan,
-            driver: new_driver(plan.io)?,
+            driver: new_driver(kind)?,
+            kind,
             slots: (0..plan.connections).map(|_| None).collect(),
             live: 0,
             established: 0,
@@ -149,6 +152,11 @@ impl<'plan> Engine<'plan> {
     /// Slots whose connection has come to rest since the last call, see [`Next::Rest`].
     pub(crate) fn take_rested(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.rested)
+    }
+
+    /// The driver in use.
+    pub(crate) fn io(&self) -> &'static str {
+        self.kind.name()
     }
 
     /// Connections that live.
@@ -368,11 +376,25 @@ enum State {
     Finished,
 }
 
+/// What `--io` means on this machine.
+fn driver_kind(io: Io) -> Result<DriverKind, PerfError> {
+    let chosen = choose_driver(match io {
+        Io::Auto => config::Io::Auto,
+        Io::IoUring => config::Io::IoUring,
+        Io::Epoll => config::Io::Epoll,
+    });
+    chosen.map(|(kind, _)| kind).map_err(|refusal| PerfError::Flag {
+        flag: "--io",
+        found: refusal.found,
+        expected: format!("{}; {}", refusal.expected, refusal.remedy),
+    })
+}
+
 fn new_driver(kind: DriverKind) -> Result<Box<dyn Driver>, PerfError> {
     Ok(match kind {
-        DriverKind::Uring => {
-            Box::new(UringDriver::new().map_err(|error| PerfError::io("create an io_uring (try --io epoll)", error))?)
-        }
+        DriverKind::Uring => Box::new(
+            UringDriver::new().map_err(|error| PerfError::io("create an io_uring (or use --io epoll)", error))?,
+        ),
         DriverKind::Epoll => {
             Box::new(EpollDriver::new().map_err(|error| PerfError::io("create an epoll instance", error))?)
         }

@@ -4,8 +4,6 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringlock::config;
-use ringlock::server::host::{DriverKind, choose_driver};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustls::ClientConfig;
@@ -35,7 +33,7 @@ pub(crate) struct ClientPlan {
     pub(crate) target: SocketAddr,
     pub(crate) server_name: ServerName<'static>,
     pub(crate) tls: Arc<ClientConfig>,
-    pub(crate) io: DriverKind,
+    pub(crate) io: Io,
     /// Local addresses, used in turn; empty: the system chooses.
     pub(crate) sources: Vec<Ipv4Addr>,
     /// 0 < connections
@@ -82,7 +80,6 @@ impl ClientPlan {
         let server_name = ServerName::try_from(args.server_name.clone())
             .map_err(|_| flag("--server-name", &args.server_name, "a DNS name or an IP address"))?;
         let tls = Arc::new(client_config(args)?);
-        let io = driver(args.io)?;
         let sources = sources(args.sources, target, connections)?;
         if let Some(cpu) = args.cpu {
             pin(cpu)?;
@@ -92,7 +89,7 @@ impl ClientPlan {
             target,
             server_name,
             tls,
-            io,
+            io: args.io,
             sources,
             connections,
             rate,
@@ -104,19 +101,6 @@ impl ClientPlan {
             server_children: args.server_children,
         })
     }
-}
-
-/// What `--io` means on this machine.
-fn driver(io: Io) -> Result<DriverKind, PerfError> {
-    let chosen = choose_driver(match io {
-        Io::Auto => config::Io::Auto,
-        Io::IoUring => config::Io::IoUring,
-        Io::Epoll => config::Io::Epoll,
-    });
-    chosen.map(|(kind, _)| kind).map_err(|refusal| {
-        let expected = format!("{}; {}", refusal.expected, refusal.remedy);
-        flag("--io", &refusal.found, &expected)
-    })
 }
 
 /// Pins the calling thread to one CPU.

@@ -301,10 +301,7 @@ impl Report {
             },
             errors: errors(tally),
             warnings: Vec::new(),
-            setting: Setting {
-                io: plan.io.name().to_owned(),
-                ..Setting::default()
-            },
+            setting: Setting::default(),
         }
     }
 

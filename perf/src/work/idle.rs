@@ -54,6 +54,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     }
     record(&server, &mut memory, IdleMemory::closed)?;
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
+    report.setting.io = engine.io().to_owned();
     report.set_idle(held, lost, memory);
     Ok(report)
 }

@@ -131,6 +131,7 @@ impl Steady {
         }
         engine.abort();
         let mut report = Report::new(name, self.unit, plan, &tally, &window);
+        report.setting.io = engine.io().to_owned();
         if let Some(counts) = open_loop {
             report.set_open_loop(counts);
         }
