@@ -1,7 +1,7 @@
 //! Load tester for TLS servers: full and resumed handshakes, echoed messages, bulk data and idle connections, with what a unit
 //! of each costs the server in CPU time or memory.
 //!
-//! One thread, one epoll instance, a closed loop: the next unit begins when the last one is done. The parts, from
+//! One thread, one driver (io_uring or epoll), a closed loop: the next unit begins when the last one is done. The parts, from
 //! the outside in: [`args`] → `plan` → `work` → `engine` → `connection`; `measure` and [`procfs`] count, [`report`]
 //! tells. [`origin`] is the plain-TCP server to put behind the server under test.
 
