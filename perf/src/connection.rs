@@ -14,8 +14,11 @@ use ringlock::error::IoError;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
 use rustls::{CipherSuite, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion};
 
+use crate::args::Offer;
+use crate::measure::Times;
 use crate::plan::ClientPlan;
 use crate::tls::name;
+use crate::work::http::ResponseReader;
 
 /// A client connection.
 pub(crate) struct Connection {
@@ -31,7 +34,7 @@ pub(crate) struct Connection {
     reset: bool,
     /// True exactly when our FIN is out.
     write_closed: bool,
-    inbound: Inbound,
+    pub(crate) inbound: Inbound,
     /// When the unit of work in flight should have begun: its latency counts from here.
     pub(crate) unit_due: Instant,
     /// When it did begin, `unit_due <= unit_started`: its timeout counts from here.
@@ -39,6 +42,7 @@ pub(crate) struct Connection {
     /// When the operation in flight counts as timed out; `None`: never.
     pub(crate) deadline: Option<Instant>,
     timeout: Duration,
+    offer: Offer,
     /// What the work wants to remember about this connection.
     pub(crate) state: WorkState,
 }
@@ -61,6 +65,8 @@ pub(crate) enum Inbound {
         /// Position of the next expected byte, `at < message.len()`.
         at: usize,
     },
+    /// Read responses.
+    Http(ResponseReader),
 }
 
 /// Per-connection memory of the work, in units of the work.
@@ -68,8 +74,10 @@ pub(crate) enum Inbound {
 pub(crate) struct WorkState {
     /// Bytes of the current unit that have arrived.
     pub(crate) received: usize,
-    /// Nanoseconds of the unit that is done but not yet counted.
-    pub(crate) latency_ns: Option<u64>,
+    /// Requests sent.
+    pub(crate) requests: u64,
+    /// When the unit was done that is not yet counted.
+    pub(crate) done: Option<Instant>,
     /// True exactly when the last unit is done and the next one waits for its time.
     pub(crate) resting: bool,
     /// When the unit that is to begin now was due.
@@ -161,6 +169,8 @@ pub(crate) enum Failure {
     Timeout(&'static str),
     #[error("received other bytes than were sent")]
     Corrupted,
+    #[error("HTTP: {0}")]
+    Http(String),
     #[error("{0}")]
     Io(io::Error),
 }
@@ -178,6 +188,7 @@ impl Failure {
             Self::Tls(_) => "tls",
             Self::Timeout(_) => "timeout",
             Self::Corrupted => "corrupted",
+            Self::Http(_) => "http",
             Self::Io(_) => "io",
         }
     }
@@ -227,7 +238,8 @@ impl Connection {
         now: Instant,
     ) -> Result<(Self, OwnedFd), Failure> {
         let socket = start_connect(plan.target, source)?;
-        let mut tls = ClientConnection::new(plan.tls.clone(), plan.server_name.clone())?;
+        let persona = plan.personas.draw();
+        let mut tls = ClientConnection::new(persona.tls.clone(), persona.server_name.clone())?;
         // The work bounds what it queues; it fills only when nothing is waiting.
         tls.set_buffer_limit(None);
         let connection = Self {
@@ -243,9 +255,24 @@ impl Connection {
             unit_started: now,
             deadline: Some(now + plan.timeout),
             state: WorkState::default(),
+            offer: persona.offer,
             timeout: plan.timeout,
         };
         Ok((connection, socket))
+    }
+
+    /// The unit in flight, done now.
+    pub(crate) fn times(&self, done: Instant) -> Times {
+        Times {
+            due: self.unit_due,
+            started: self.unit_started,
+            done,
+        }
+    }
+
+    /// By what the session was resumed that the connection offered, if it was.
+    pub(crate) fn resumed_by(&self) -> Option<Offer> {
+        self.is_resumed().then_some(self.offer)
     }
 
     /// Decrypts what has arrived. Returns the number of plaintext bytes.
@@ -328,7 +355,7 @@ impl Connection {
     /// The repeating message that is expected, if there is one.
     pub(crate) fn expected(&self) -> Option<Arc<[u8]>> {
         match &self.inbound {
-            Inbound::Count => None,
+            Inbound::Count | Inbound::Http(_) => None,
             Inbound::Match { message, .. } => Some(message.clone()),
         }
     }
@@ -410,7 +437,7 @@ impl Connection {
     }
 
     /// True when the server has resumed the session that was offered.
-    pub(crate) fn is_resumed(&self) -> bool {
+    fn is_resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
@@ -436,6 +463,7 @@ impl Inbound {
     fn take(&mut self, mut chunk: &[u8]) -> Result<(), Failure> {
         match self {
             Self::Count => Ok(()),
+            Self::Http(reader) => reader.take(chunk),
             Self::Match { message, at } => {
                 while !chunk.is_empty() {
                     let length = chunk.len().min(message.len() - *at);

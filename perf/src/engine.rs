@@ -5,14 +5,12 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use ringlock::buffers::SendPool;
-use ringlock::config;
 use ringlock::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
 use ringlock::net::epoll::EpollDriver;
 use ringlock::net::uring::UringDriver;
-use ringlock::server::host::{DriverKind, choose_driver};
+use ringlock::server::host::DriverKind;
 use rustix::thread::set_current_timer_slack;
 
-use crate::args::Io;
 use crate::connection::{Connection, Failure, Inbound};
 use crate::error::PerfError;
 use crate::measure::Tally;
@@ -32,7 +30,6 @@ const ABORT_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Engine<'plan> {
     plan: &'plan ClientPlan,
     driver: Box<dyn Driver>,
-    kind: DriverKind,
     slots: Vec<Option<Client>>,
     /// Slots with a connection.
     live: usize,
@@ -65,11 +62,9 @@ impl<'plan> Engine<'plan> {
     /// An engine with `plan.connections` free slots, for the calling thread.
     pub(crate) fn new(plan: &'plan ClientPlan) -> Result<Self, PerfError> {
         set_current_timer_slack(Some(TIMER_SLACK)).map_err(|errno| PerfError::io("have precise timers", errno))?;
-        let kind = driver_kind(plan.io)?;
         Ok(Self {
             plan,
-            driver: new_driver(kind)?,
-            kind,
+            driver: new_driver(plan.io)?,
             slots: (0..plan.connections).map(|_| None).collect(),
             live: 0,
             established: 0,
@@ -152,11 +147,6 @@ impl<'plan> Engine<'plan> {
     /// Slots whose connection has come to rest since the last call, see [`Next::Rest`].
     pub(crate) fn take_rested(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.rested)
-    }
-
-    /// The driver in use.
-    pub(crate) fn io(&self) -> &'static str {
-        self.kind.name()
     }
 
     /// Connections that live.
@@ -374,20 +364,6 @@ enum State {
     Waiting,
     Rested,
     Finished,
-}
-
-/// What `--io` means on this machine.
-fn driver_kind(io: Io) -> Result<DriverKind, PerfError> {
-    let chosen = choose_driver(match io {
-        Io::Auto => config::Io::Auto,
-        Io::IoUring => config::Io::IoUring,
-        Io::Epoll => config::Io::Epoll,
-    });
-    chosen.map(|(kind, _)| kind).map_err(|refusal| PerfError::Flag {
-        flag: "--io",
-        found: refusal.found,
-        expected: format!("{}; {}", refusal.expected, refusal.remedy),
-    })
 }
 
 fn new_driver(kind: DriverKind) -> Result<Box<dyn Driver>, PerfError> {

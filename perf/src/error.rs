@@ -14,6 +14,19 @@ pub enum PerfError {
         /// What would be legal, or what to do.
         expected: String,
     },
+    /// A scenario cannot be used.
+    #[error("{file}:{line}: {problem}")]
+    Scenario {
+        /// The file, or the name of a built-in one.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// What a scenario's flags on the command line say cannot be used.
+    #[error(transparent)]
+    CommandLine(clap::Error),
     /// A system call or a file failed.
     #[error("{what}: {source}")]
     Io {
@@ -22,6 +35,17 @@ pub enum PerfError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A file is no result of a run.
+    #[error("{file}: {problem}")]
+    Result {
+        /// The file's path.
+        file: String,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// A page or one of its plots could not be made.
+    #[error("the HTML page: {0}")]
+    Plot(String),
     /// rustls refused the settings.
     #[error("TLS settings: {0}")]
     Tls(#[from] rustls::Error),
