@@ -152,8 +152,8 @@ fn relay(
     delay();
     if matches!(fault, Fault::ResetInHandshake | Fault::CloseInHandshake) {
         // More than a ClientHello is long: what is left unread would make a reset of a close.
-        let _ = client.read(&mut [0; 16 * 1024])?;
-        if fault == Fault::ResetInHandshake {
+        let length = client.read(&mut [0; 16 * 1024])?;
+        if length > 0 && fault == Fault::ResetInHandshake {
             sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
         }
         return Ok(());
