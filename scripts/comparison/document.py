@@ -60,7 +60,8 @@ def as_markdown(result):
         parts += [f"{table.SCALING_TITLE}:", markdown([heading, *rows])]
     if result.of_kind("flood"):
         heading, rows, notes = result.flood_table()
-        parts += [f"{table.FLOOD_TITLE}:", markdown([heading, *rows]), *(["\n".join(f"- {note}" for note in notes)] if notes else [])]
+        parts += [f"{table.FLOOD_TITLE}:", markdown([heading, *rows])]
+        parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     tickets = "; ".join(f"{record['server']} {record['tickets']}" for record in result.of_kind("sanity"))
     parts.append(f"Session tickets that each server sends although the work asks for none: {tickets}.")
     crypto = "\n".join(result.crypto())
@@ -86,8 +87,9 @@ def write_html(perf, file, result):
             own = [record for record in result.cells if (record["work"], record["server"]) == (work, server)]
             nearest = min(own, key=lambda record: abs(cost(record) - values["median"]))
             files.append(Path(folder) / f"{work}-{server}.json")
-            files[-1].write_text(json.dumps(reports(nearest)[0]), encoding="utf-8")
-            labels += ["--label", f"{work}, {server}"]
+            # The page compares reports of one work, and rows that the client does in the same way are different works here.
+            files[-1].write_text(json.dumps({**reports(nearest)[0], "work": work}), encoding="utf-8")
+            labels += ["--label", server]
         done = subprocess.run([perf, "report", *files, *labels, "--html", file], check=False)
     if done.returncode:
         die(f"--html: ringlock-perf report did not write {file}")

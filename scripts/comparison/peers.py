@@ -267,8 +267,9 @@ curves = {shape.group}
         return ["stunnel", file]
 
     def complaints(self, place, file, shape):
-        # It has no way to check a configuration but to start with it.
-        return output_of("timeout", "1", "stunnel", file)
+        # It has no way to check a configuration but to start with it, and does not say which group it does not know.
+        said = output_of("timeout", "1", "stunnel", file)
+        return said.replace("groups list in 'curves'", f"groups list {shape.group}")
 
     def version(self, place):
         return find(r"(stunnel [0-9.]+)", output_of("stunnel", "-version")) + ", Debian"
@@ -368,8 +369,8 @@ class Envoy(InVenv):
 
 
 class Pingora(Server):
-    """Its example proxy (scripts/pingora), with rustls on AWS-LC: of its libraries the one that is quick here and needs nothing to be
-    installed. It has no setting for tickets: rustls sends two of sessions that it keeps itself, 256 of them."""
+    """Its example proxy (scripts/pingora), with rustls on AWS-LC: of its libraries the one that is quick here and needs nothing
+    to be installed. It has no setting for tickets: rustls sends two of sessions that it keeps itself, 256 of them."""
 
     name = "pingora"
     manifest = ROOT / "scripts" / "pingora" / "Cargo.toml"

@@ -117,7 +117,8 @@ def check_crypto(lab, server, when):
     """What the binary's cryptography costs on the servers' core, before and after: no round is to be trusted blindly."""
     lab.shape = Shape()
     file = lab.configure(server)
-    command = ["timeout", "30", "taskset", "-c", cpu_list(lab.place.cpus(1)), lab.place.ringlock, "hw", "--json", "--config", file]
+    command = ["timeout", "30", "taskset", "-c", cpu_list(lab.place.cpus(1)), lab.place.ringlock, "hw", "--json", "--config",
+               file]
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                           check=False)
     return {"kind": "crypto", "server": server.name, "work": when, "round": 0,

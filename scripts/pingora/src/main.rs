@@ -61,7 +61,9 @@ fn install_provider(version: &str, group: &str) -> Result<(), Box<dyn Error>> {
     provider.cipher_suites.retain(|suite| {
         suite.version().version == version && format!("{:?}", suite.suite()).ends_with("AES_128_GCM_SHA256")
     });
-    provider.kx_groups.retain(|known| format!("{:?}", known.name()) == group);
+    provider
+        .kx_groups
+        .retain(|known| format!("{:?}", known.name()) == group);
     if provider.kx_groups.is_empty() {
         return Err(format!("--group: aws-lc-rs has no {group}").into());
     }
