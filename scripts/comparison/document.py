@@ -48,8 +48,8 @@ def as_markdown(result):
     parts = [f"```\n{result.facts['command']}\n```",
              markdown([["of this run", ""], *([name, value] for name, value in result.facts["lines"].items()),
                        *([server["name"], f"{server['version']}; {server['library']}"] for server in result.servers)]),
-             f"{table.MAIN_TITLE} Bold: the best of its row, whoever it is. {table.IDLE}: the server was not the limit, or the "
-             "client doubts the figure. In parentheses Ringlock / peer: below 1 Ringlock is cheaper.",
+             f"{table.MAIN_TITLE} Bold: the best of its row, whoever it is. {table.IDLE}: the server was not the limit. In "
+             "parentheses Ringlock / peer: below 1 Ringlock is cheaper.",
              markdown([heading, *rows])]
     notes = "\n".join(f"- {note}" for note in result.notes())
     parts += [notes] if notes else []

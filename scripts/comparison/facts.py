@@ -43,7 +43,15 @@ def command(arguments):
     return shlex.join(["sudo", "scripts/compare", *words])
 
 
-def all_facts(place, options, congestion, priority, arguments):
+def drivers(records):
+    """What Ringlock makes of --io, as it says itself."""
+    for record in records:
+        if record["kind"] == "crypto" and record["report"]:
+            driver = record["report"]["driver"]
+            yield f"{driver['name']}: {driver['reason']}"
+
+
+def all_facts(place, options, congestion, priority, records, arguments):
     lines = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": processor(),
@@ -56,6 +64,9 @@ def all_facts(place, options, congestion, priority, arguments):
                    f"{options.connections} in flight, bulk 16, idle {options.idle}"
                    + (f"; an endless loop has half of CPU {cpu_list(place.cpus(1))}" if options.contend else ""),
     }
+    driver = next(drivers(records), None)
+    if driver:
+        lines["driver"] = f"ringlock, io = {place.io}: {driver}"
     if "flood" in options.works:
         lines["flood"] = f"{'ECDSA P-256' if options.flood_ecdsa else 'RSA-2048'}; {priority}"
     return {"lines": lines, "command": command(arguments), "server_cpu_share_max": 0.5 if options.contend else 1.0}

@@ -132,13 +132,11 @@ connect_on = "{'handshake' if shape.connected else 'first_byte'}"
         return output_of(place.ringlock, "check", "--config", file)
 
     def version(self, place):
-        if self.about:
-            return f"the same binary, {self.about}"
         multibuffer = place.multibuffer
         if multibuffer not in ("off", "auto"):
             multibuffer = shown(multibuffer)
-        return (f"{output_of(place.ringlock, '--version').strip()}, {rustls_of(ROOT / 'Cargo.lock')}; io = {place.io}, "
-                f"libcrypto_mb: {multibuffer}")
+        about = self.about or f"libcrypto_mb: {multibuffer}"
+        return f"{output_of(place.ringlock, '--version').strip()}, {rustls_of(ROOT / 'Cargo.lock')}; {about}"
 
     def library(self, place):
         return "rustls, AWS-LC"
