@@ -7,7 +7,6 @@ from pathlib import Path
 
 from comparison import table
 from comparison.place import die
-from comparison.works import cost, reports
 
 SCHEMA = 2
 BEGIN, END = "<!-- from here on written by scripts/compare --docs -->", "<!-- to here -->"
@@ -16,7 +15,15 @@ BEGIN, END = "<!-- from here on written by scripts/compare --docs -->", "<!-- to
 def write_json(file, document, result):
     summary = [{"work": work, "server": server, "unit": result.works[work].unit, "best": server == result.best(work),
                 "ratio": result.ratio(work, server), **values} for (work, server), values in result.summary.items()]
-    text = json.dumps({"schema": SCHEMA, **document, "summary": summary}, indent=1)
+    # As the table has them, not as they were made: what reads the file compares with the first of each work.
+    works, servers = list(result.works), [server["name"] for server in document["servers"]]
+
+    def place(record):
+        known = record["work"] in works and record["server"] in servers
+        return (works.index(record["work"]), servers.index(record["server"]), record["round"]) if known else (-1, -1, 0)
+
+    records = sorted(document["records"], key=place)
+    text = json.dumps({"schema": SCHEMA, **document, "records": records, "summary": summary}, indent=1)
     Path(file).write_text(text + "\n", encoding="utf-8")
 
 
@@ -79,17 +86,11 @@ def write_docs(file, result):
     Path(file).write_text(f"{before}{BEGIN}\n\n{as_markdown(result)}\n\n{END}{after}", encoding="utf-8")
 
 
-def write_html(perf, file, result):
-    """The page that ringlock-perf makes of several reports: of each cell the round that is nearest to the median."""
+def write_html(perf, file, document, result):
+    """The page that ringlock-perf makes of a comparison: of each cell the round in the middle."""
     with tempfile.TemporaryDirectory() as folder:
-        files, labels = [], []
-        for (work, server), values in result.summary.items():
-            own = [record for record in result.cells if (record["work"], record["server"]) == (work, server)]
-            nearest = min(own, key=lambda record: abs(cost(record) - values["median"]))
-            files.append(Path(folder) / f"{work}-{server}.json")
-            # The page compares reports of one work, and rows that the client does in the same way are different works here.
-            files[-1].write_text(json.dumps({**reports(nearest)[0], "work": work}), encoding="utf-8")
-            labels += ["--label", server]
-        done = subprocess.run([perf, "report", *files, *labels, "--html", file], check=False)
+        kept = Path(folder) / "comparison.json"
+        write_json(kept, document, result)
+        done = subprocess.run([perf, "report", kept, "--html", file], check=False)
     if done.returncode:
         die(f"--html: ringlock-perf report did not write {file}")
