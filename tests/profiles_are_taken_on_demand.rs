@@ -46,7 +46,11 @@ fn the_admin_server_answers_with_a_profile_or_says_why_not(io: Io) {
         both
     });
     assert!(load.failures().is_empty(), "{:?}", load.failures());
-    let [taken, refused] = if first.0 == 200 { [first, second] } else { [second, first] };
+    let [taken, refused] = if first.0 == 200 {
+        [first, second]
+    } else {
+        [second, first]
+    };
     assert_eq!(refused.0, 409, "{}", refused.1);
     assert!(refused.1.contains("another profile"), "{}", refused.1);
     assert_eq!(taken.0, 200, "{}", taken.1);
