@@ -46,7 +46,7 @@ fn operations(c: &mut Criterion) {
         for lanes in 1..=LANES {
             let ops = vec![example.op.clone(); lanes];
             if batched.engine.answer_together(&ops).is_none() {
-                eprintln!("{}: left out in batches, which the library has not", example.name);
+                eprintln!("{}: no lanes, it is computed one by one", example.name);
                 break;
             }
             group.bench_function(BenchmarkId::new("lanes", lanes), |b| {

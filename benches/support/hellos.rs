@@ -24,30 +24,30 @@ pub(crate) fn hellos() -> Vec<(&'static str, Vec<u8>)> {
         ("rustls, X25519", ours(NamedGroup::X25519)),
         ("rustls, X25519MLKEM768", ours(NamedGroup::X25519MLKEM768)),
         ("Java", recorded(include_str!("../../tests/data/hellos/java-17.hex"))),
-        ("curl, padded", padded(&curl)),
+        ("curl, prolonged", prolonged(&curl)),
         ("curl", curl),
     ]
 }
 
-/// The same with an extension of nothing but padding (RFC 7685) behind the others.
-fn padded(hello: &[u8]) -> Vec<u8> {
-    const PADDING: u16 = 15_000;
-    let mut padded = hello.to_vec();
-    padded.extend([0, 21]);
-    padded.extend(PADDING.to_be_bytes());
-    padded.resize(padded.len() + usize::from(PADDING), 0);
+/// The same with an extension that nobody knows behind the others.
+fn prolonged(hello: &[u8]) -> Vec<u8> {
+    const MORE: u16 = 15_000;
+    let mut longest = hello.to_vec();
+    longest.extend([0xff, 2]);
+    longest.extend(MORE.to_be_bytes());
+    longest.resize(longest.len() + usize::from(MORE), 0);
     // Record, message, extensions: each says how long it is.
-    let more = PADDING + 4;
+    let more = MORE + 4;
     let longer = |bytes: &mut [u8]| {
         let length = u16::from_be_bytes([bytes[0], bytes[1]]) + more;
         bytes.copy_from_slice(&length.to_be_bytes());
     };
-    longer(&mut padded[3..5]);
-    longer(&mut padded[7..9]);
+    longer(&mut longest[3..5]);
+    longer(&mut longest[7..9]);
     let session_id = 5 + 4 + 2 + 32;
-    let suites = session_id + 1 + usize::from(padded[session_id]);
-    let methods = suites + 2 + usize::from(u16::from_be_bytes([padded[suites], padded[suites + 1]]));
-    let extensions = methods + 1 + usize::from(padded[methods]);
-    longer(&mut padded[extensions..extensions + 2]);
-    padded
+    let suites = session_id + 1 + usize::from(longest[session_id]);
+    let methods = suites + 2 + usize::from(u16::from_be_bytes([longest[suites], longest[suites + 1]]));
+    let extensions = methods + 1 + usize::from(longest[methods]);
+    longer(&mut longest[extensions..extensions + 2]);
+    longest
 }
