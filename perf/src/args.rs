@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use crate::cost::CostArgs;
+
 /// Load tester for TLS servers: drives full and resumed handshakes, echoed messages, bulk data or idle connections and
 /// reports what each unit of work costs the server in CPU time or memory.
 #[derive(Debug, Parser)]
@@ -56,12 +58,9 @@ pub struct ClientArgs {
     /// PEM private key of --client-cert.
     #[arg(long, value_name = "FILE", requires = "client_cert")]
     pub client_key: Option<PathBuf>,
-    /// Process ids of the server, to measure its CPU time and memory.
-    #[arg(long, value_name = "PID", value_delimiter = ',')]
-    pub server_pid: Vec<u32>,
-    /// Count all descendants of the --server-pid processes too.
-    #[arg(long, requires = "server_pid")]
-    pub server_children: bool,
+    /// What is looked at beside the work.
+    #[command(flatten)]
+    pub cost: CostArgs,
     /// Pin this client to one CPU.
     #[arg(long, value_name = "N")]
     pub cpu: Option<usize>,

@@ -7,14 +7,18 @@
 
 pub mod args;
 mod connection;
+mod cost;
 mod engine;
 mod error;
+mod host;
+mod limits;
 mod measure;
 pub mod origin;
 mod plan;
 pub mod procfs;
 pub mod report;
 mod sessions;
+mod syscalls;
 mod tls;
 mod work;
 

@@ -9,7 +9,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
-use crate::args::ClientArgs;
+use crate::args::{ClientArgs, CostArgs};
 use crate::error::PerfError;
 use crate::tls::client_config;
 
@@ -43,8 +43,7 @@ pub(crate) struct ClientPlan {
     pub(crate) duration: Duration,
     pub(crate) timeout: Duration,
     pub(crate) errors_max: u64,
-    pub(crate) server_pids: Vec<u32>,
-    pub(crate) server_children: bool,
+    pub(crate) cost: CostArgs,
 }
 
 impl ClientPlan {
@@ -95,8 +94,7 @@ impl ClientPlan {
             duration: args.duration,
             timeout: args.timeout,
             errors_max: args.errors_max.max(1),
-            server_pids: args.server_pid.clone(),
-            server_children: args.server_children,
+            cost: args.cost.clone(),
         })
     }
 }

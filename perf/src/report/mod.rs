@@ -1,6 +1,7 @@
 //! The result of a run, as JSON (docs/perf.md describes it).
 
 mod course;
+mod server;
 mod text;
 
 use std::collections::BTreeMap;
@@ -10,10 +11,12 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use course::{Capacity, Interval, Percentile, Step};
+pub use server::{ContextSwitches, Memory, MemoryPerConnection, PageFaults, Server, ServerMemory, SystemCalls};
 
-use crate::measure::{Tally, Window};
+use crate::cost::Window;
+use crate::measure::Tally;
 use crate::plan::ClientPlan;
-use crate::procfs::Memory;
+use crate::procfs;
 
 /// Version of the JSON layout: raised when a field changes its meaning or goes, not when one is added.
 const SCHEMA: u32 = 1;
@@ -84,7 +87,7 @@ pub struct Report {
     pub open_loop: Option<OpenLoop>,
     /// What the server used, when --server-pid was given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub server: Option<Cpu>,
+    pub server: Option<Server>,
     /// What this client used.
     pub client: Cpu,
     /// Memory, for `idle`.
@@ -167,16 +170,13 @@ pub struct OpenLoop {
     pub not_started: u64,
 }
 
-/// CPU use in the window.
+/// CPU use of the client in the window.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Cpu {
     /// Microseconds of CPU time per unit.
     pub cpu_us_per_unit: f64,
     /// CPU time by wall time: 1.0 is one CPU busy all the time.
     pub cpu_share: f64,
-    /// The part of the CPU time spent in user space, 0 to 1, in clock-tick resolution (10 ms); absent for the client.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_part: Option<f64>,
 }
 
 /// Memory of the server around idle connections, bytes.
@@ -255,14 +255,20 @@ pub struct ErrorCount {
     pub first: String,
 }
 
+impl Unit {
+    /// How many there are in so many units of work and bytes.
+    pub(crate) fn count(self, units: u64, bytes: u64) -> f64 {
+        match self {
+            Self::Handshake | Self::Message | Self::Connection => units as f64,
+            Self::Megabyte => bytes as f64 / MEGABYTE,
+        }
+    }
+}
+
 impl Report {
     pub(crate) fn new(work: &str, unit: Unit, plan: &ClientPlan, tally: &Tally, window: &Window) -> Self {
-        let units = match unit {
-            Unit::Handshake | Unit::Message | Unit::Connection => tally.units as f64,
-            Unit::Megabyte => tally.bytes as f64 / MEGABYTE,
-        };
+        let units = unit.count(tally.units, tally.bytes);
         let seconds = window.wall.as_secs_f64();
-        let user_part = |cpu: &crate::procfs::CpuTime| rounded(ratio(cpu.user, cpu.user + cpu.system));
         Self {
             schema: SCHEMA,
             work: work.to_owned(),
@@ -284,10 +290,8 @@ impl Report {
             steps: Vec::new(),
             capacity: None,
             open_loop: None,
-            server: window
-                .server_cpu
-                .map(|cpu| Cpu::new(cpu.total, units, window.wall, Some(user_part(&cpu)))),
-            client: Cpu::new(window.client_cpu, units, window.wall, None),
+            server: window.server.as_ref().map(|used| Server::new(used, units, window.wall)),
+            client: Cpu::new(window.client.cpu.total, units, window.wall),
             idle: None,
             negotiated: negotiated(tally),
             totals: Totals {
@@ -340,18 +344,17 @@ impl Latency {
 }
 
 impl Cpu {
-    fn new(used: Duration, units: f64, wall: Duration, user_part: Option<f64>) -> Self {
+    fn new(used: Duration, units: f64, wall: Duration) -> Self {
         Self {
             cpu_us_per_unit: rounded(quotient(used.as_secs_f64() * 1e6, units)),
             cpu_share: rounded(ratio(used, wall)),
-            user_part,
         }
     }
 }
 
 impl IdleMemory {
     /// The memory before connections are opened.
-    pub(crate) fn before(memory: Memory) -> Self {
+    pub(crate) fn before(memory: procfs::Memory) -> Self {
         Self {
             pss_before: memory.pss,
             rss_before: memory.rss,
@@ -361,7 +364,7 @@ impl IdleMemory {
     }
 
     /// The memory with `held` connections open.
-    pub(crate) fn holding(&mut self, memory: Memory, held: usize) {
+    pub(crate) fn holding(&mut self, memory: procfs::Memory, held: usize) {
         let per_connection = |now: u64, before: u64| rounded(quotient(now as f64 - before as f64, held as f64));
         self.pss_holding = memory.pss;
         self.bytes_per_connection = per_connection(memory.pss, self.pss_before);
@@ -370,7 +373,7 @@ impl IdleMemory {
     }
 
     /// The memory after all were closed.
-    pub(crate) fn closed(&mut self, memory: Memory) {
+    pub(crate) fn closed(&mut self, memory: procfs::Memory) {
         self.pss_closed = memory.pss;
     }
 }

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::args::Command;
 use crate::connection::{Connection, Failure, Progress};
+use crate::cost::{Meter, Watched, Window};
 use crate::engine::Engine;
 use crate::error::PerfError;
-use crate::measure::{Meter, Tally, Window};
+use crate::limits;
+use crate::measure::Tally;
 use crate::plan::ClientPlan;
-use crate::procfs::Processes;
 use crate::report::{Report, Unit};
+use crate::syscalls;
 use pace::Pace;
 
 /// How long the last connections may take to close after a run.
@@ -92,6 +94,8 @@ pub(crate) struct Steady {
 impl Steady {
     /// Keeps `plan.connections` connections at work, through warm-up and measuring window, then ends them.
     pub(crate) fn run(&self, name: &str, plan: &ClientPlan, work: &mut dyn Work) -> Result<Report, PerfError> {
+        let watched = Watched::new(&plan.cost)?;
+        let memory_before = if self.standing { watched.server_memory()? } else { None };
         let mut tally = Tally::new();
         let mut engine = Engine::new(plan)?;
         let opened_at = Instant::now();
@@ -120,8 +124,20 @@ impl Steady {
         while let Some(left) = remaining(warm_at) {
             turn(&mut engine, left, work, &mut tally, &mut pace)?;
         }
-        let window = self.measure(plan, &mut engine, work, &mut tally, &mut pace)?;
-        let open_loop = pace.map(|pace| pace.counts(Instant::now()));
+        let window = self.measure(plan, &watched, &mut engine, work, &mut tally, &mut pace)?;
+        let memory_end = if self.standing { watched.server_memory()? } else { None };
+        let open_loop = pace.as_ref().map(|pace| pace.counts(Instant::now()));
+        let counted = match watched.server()?.filter(|_| watched.counts_system_calls()) {
+            Some(server) => Some(syscalls::count(&server, syscalls::WINDOW.min(plan.duration), |time| {
+                let (units, bytes) = (tally.units_total, tally.bytes_total);
+                let end = Instant::now() + time;
+                while let Some(left) = remaining(end) {
+                    turn(&mut engine, left, work, &mut tally, &mut pace)?;
+                }
+                Ok(self.unit.count(tally.units_total - units, tally.bytes_total - bytes))
+            })?),
+            None => None,
+        };
         if self.close_in_order {
             let drained_at = Instant::now() + DRAIN_MAX.min(plan.timeout);
             engine.drain(work, &mut tally);
@@ -134,19 +150,30 @@ impl Steady {
         if let Some(counts) = open_loop {
             report.set_open_loop(counts);
         }
+        report.set_server_memory(memory_before, memory_end, plan.connections);
+        report.warnings = limits::warnings(
+            &report,
+            &window,
+            None,
+            plan.sources.len().max(1),
+            plan.target.ip().is_loopback(),
+        );
+        if let Some(counted) = counted {
+            report.set_system_calls(counted);
+        }
         Ok(report)
     }
 
     fn measure(
         &self,
         plan: &ClientPlan,
+        watched: &Watched,
         engine: &mut Engine<'_>,
         work: &mut dyn Work,
         tally: &mut Tally,
         pace: &mut Option<Pace>,
     ) -> Result<Window, PerfError> {
-        let server = server_processes(plan)?;
-        let meter = Meter::start(server)?;
+        let meter = Meter::start(watched)?;
         tally.set_measuring(true);
         let end = Instant::now() + plan.duration;
         while let Some(left) = remaining(end) {
@@ -160,14 +187,6 @@ impl Steady {
         tally.set_measuring(false);
         meter.stop()
     }
-}
-
-/// The server's processes as they are now, if any were named.
-pub(crate) fn server_processes(plan: &ClientPlan) -> Result<Option<Processes>, PerfError> {
-    if plan.server_pids.is_empty() {
-        return Ok(None);
-    }
-    Processes::find(&plan.server_pids, plan.server_children).map(Some)
 }
 
 /// One turn of the engine. Without a pace, what has ended is opened again.
