@@ -103,6 +103,9 @@ pub(crate) fn warnings(
         lateness.and_then(|lateness| began_late(lateness, latency_p99_us.unwrap_or_default())),
         lateness.and_then(not_started),
         connections_failed(failed),
+        report
+            .probe_established
+            .and_then(|probe| probe_late(probe.late_p99_us, probe.beside.p99)),
         latency_p99_us.and_then(|_| too_few_units(report.units as u64)),
         too_short(wall),
         stolen(window.host.stolen_part),
@@ -241,6 +244,15 @@ fn connections_failed(failed: u64) -> Option<String> {
         format!(
             "{failed} connections failed (see errors): rate and latencies are of the others, and a failure may be cheaper \
              than a unit."
+        )
+    })
+}
+
+fn probe_late(late_us: f64, latency_p99_us: f64) -> Option<String> {
+    (late_us > LATE_MAX_US && late_us > LATE_PART_MAX * latency_p99_us).then(|| {
+        format!(
+            "The probe of established connections began messages up to {late_us:.0} µs late (99th percentile): its latencies \
+             (p99 {latency_p99_us:.0} µs) contain waiting in the client. Leave a CPU of the client less busy."
         )
     })
 }
@@ -401,6 +413,9 @@ mod tests {
         says(began_late(late(900.0), 2_000.0), &["900 µs", "p99 2000 µs", "--rate"]);
         assert_eq!(began_late(late(900.0), 20_000.0), None);
         assert_eq!(began_late(late(90.0), 200.0), None);
+        says(probe_late(900.0, 2_000.0), &["900 µs", "p99 2000 µs", "probe"]);
+        assert_eq!(probe_late(900.0, 20_000.0), None);
+        assert_eq!(probe_late(90.0, 200.0), None);
     }
 
     #[test]

@@ -40,9 +40,14 @@ pub(crate) struct FailureCount {
     pub(crate) first: String,
 }
 
+/// An empty histogram of nanoseconds.
+pub(crate) fn histogram() -> Histogram<u64> {
+    let longest = LATENCY_MAX.as_nanos() as u64;
+    Histogram::new_with_bounds(1, longest, 3).expect("bounds and digits are constants in range")
+}
+
 impl Tally {
     pub(crate) fn new() -> Self {
-        let longest = LATENCY_MAX.as_nanos() as u64;
         Self {
             measuring: false,
             units: 0,
@@ -50,7 +55,7 @@ impl Tally {
             bytes: 0,
             units_total: 0,
             bytes_total: 0,
-            latency: Histogram::new_with_bounds(1, longest, 3).expect("bounds and digits are constants in range"),
+            latency: histogram(),
             opened: 0,
             established: 0,
             failures: BTreeMap::new(),

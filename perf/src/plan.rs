@@ -22,6 +22,9 @@ const CONNECTIONS_MAX: usize = 1_000_000;
 /// More than one thread can begin, even on the fastest machine.
 const RATE_MAX: u32 = 1_000_000;
 
+/// A probe is no load.
+const PROBE_RATE_MAX: u32 = 10_000;
+
 /// One source address has about 28,000 ephemeral ports; fewer per address keep the kernel's search for a free one short.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
@@ -44,6 +47,8 @@ pub(crate) struct ClientPlan {
     pub(crate) timeout: Duration,
     pub(crate) errors_max: u64,
     pub(crate) cost: CostArgs,
+    /// Established connections beside the work.
+    pub(crate) probe: Option<Arc<ClientPlan>>,
 }
 
 impl ClientPlan {
@@ -82,7 +87,13 @@ impl ClientPlan {
         if let Some(cpu) = args.cpu {
             pin(cpu)?;
         }
-        raise_descriptor_limit(connections as u64 + DESCRIPTORS_SPARE)?;
+        let probe = args
+            .cost
+            .probe_established
+            .map(|count| Self::of_probe(args, count))
+            .transpose()?;
+        let probed = probe.as_ref().map_or(0, |probe| probe.connections);
+        raise_descriptor_limit((connections + probed) as u64 + DESCRIPTORS_SPARE)?;
         Ok(Self {
             target,
             server_name,
@@ -95,6 +106,7 @@ impl ClientPlan {
             timeout: args.timeout,
             errors_max: args.errors_max.max(1),
             cost: args.cost.clone(),
+            probe,
         })
     }
 }
@@ -108,6 +120,25 @@ pub(crate) fn pin(cpu: usize) -> Result<(), PerfError> {
     let mut only = CpuSet::new();
     only.set(cpu);
     sched_setaffinity(None, &only).map_err(|_| refused())
+}
+
+impl ClientPlan {
+    /// The connections of --probe-established: as the others, but for their number, rate and target.
+    fn of_probe(args: &ClientArgs, connections: usize) -> Result<Arc<Self>, PerfError> {
+        let rate = args.cost.probe_rate;
+        if !(1..=PROBE_RATE_MAX).contains(&rate) {
+            return Err(flag("--probe-rate", &rate, &format!("1 to {PROBE_RATE_MAX}")));
+        }
+        let mut args = args.clone();
+        args.cost.probe_established = None;
+        if let Some(target) = args.cost.probe_target.take() {
+            args.target = target;
+        }
+        let mut plan = Self::new(&args, connections, Some(rate))?;
+        // It opens them anew at its leisure, and tells how many failed.
+        plan.errors_max = u64::MAX;
+        Ok(Arc::new(plan))
+    }
 }
 
 /// Makes room for `needed` open files.

@@ -1,6 +1,7 @@
 //! The result of a run, as JSON (docs/perf.md describes it).
 
 mod course;
+mod probe;
 mod server;
 mod text;
 
@@ -11,6 +12,8 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use course::{Capacity, Interval, Percentile, Step};
+pub use probe::ProbeEstablished;
+pub(crate) use probe::ProbeLatencies;
 pub use server::{ContextSwitches, Memory, MemoryPerConnection, PageFaults, Server, ServerMemory, SystemCalls};
 
 use crate::cost::Window;
@@ -93,6 +96,9 @@ pub struct Report {
     /// Memory, for `idle`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<Idle>,
+    /// With --probe-established: echoed messages over standing connections, alone and beside the work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_established: Option<ProbeEstablished>,
     /// The TLS parameters that were negotiated, with the number of connections.
     pub negotiated: Vec<NegotiatedCount>,
     /// Of the whole run, warm-up and closing included.
@@ -293,6 +299,7 @@ impl Report {
             server: window.server.as_ref().map(|used| Server::new(used, units, window.wall)),
             client: Cpu::new(window.client.cpu.total, units, window.wall),
             idle: None,
+            probe_established: None,
             negotiated: negotiated(tally),
             totals: Totals {
                 opened: tally.opened,

@@ -94,6 +94,9 @@ impl Display for Report {
                 )?;
             }
         }
+        if let Some(probe) = &self.probe_established {
+            writeln!(f, "  probe       {probe}")?;
+        }
         let Totals {
             opened,
             closed_in_order,

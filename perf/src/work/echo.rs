@@ -31,18 +31,10 @@ pub(super) fn run(args: &EchoArgs) -> Result<Report, PerfError> {
         bytes_max: None,
         close_in_order: true,
     };
-    steady.run(
-        "echo",
-        &plan,
-        &mut EchoWork {
-            size: args.size,
-            paced: args.rate.is_some(),
-            connections: 0,
-        },
-    )
+    steady.run("echo", &plan, &mut EchoWork::new(args.size, args.rate.is_some(), 0))
 }
 
-struct EchoWork {
+pub(super) struct EchoWork {
     size: usize,
     /// Each message waits for its time.
     paced: bool,
@@ -51,6 +43,15 @@ struct EchoWork {
 }
 
 impl EchoWork {
+    /// `paced`: each message waits for its time. `thread`: no other one with messages of its own has the same number.
+    pub(super) fn new(size: usize, paced: bool, thread: usize) -> Self {
+        Self {
+            size,
+            paced,
+            connections: (thread as u64) << 32,
+        }
+    }
+
     fn send(&self, connection: &mut Connection, due: Instant, now: Instant) -> Result<(), Failure> {
         let message = connection
             .expected()

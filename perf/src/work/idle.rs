@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::probe::Probe;
 use super::{Next, Work, nanoseconds_since, remaining};
 use crate::args::IdleArgs;
 use crate::connection::{Connection, Failure, Progress};
@@ -32,12 +33,17 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     let mut work = IdleWork;
     let mut engine = Engine::new(&plan)?;
     open_one_and_close(&mut engine, &plan, &mut work, &mut tally)?;
+    let probe = Probe::beside(&plan)?;
     let memory_before = watched.server_memory()?;
     let mut memory = memory_before.map(IdleMemory::before);
     let meter = Meter::start(&watched)?;
+    if let Some(probe) = &probe {
+        probe.mark_begin();
+    }
     tally.set_measuring(true);
     open_all(&mut engine, &plan, args.opening, &mut work, &mut tally)?;
     let window = meter.stop()?;
+    let probed = probe.map(Probe::finish).transpose()?;
     tally.set_measuring(false);
 
     keep(&mut engine, args.settle, &mut work, &mut tally)?;
@@ -55,6 +61,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     record(&mut memory, watched.server_memory()?, IdleMemory::closed);
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
     report.set_idle(held, lost, memory);
+    report.probe_established = probed;
     report.set_server_memory(memory_before, memory_holding, held);
     report.warnings = limits::warnings(
         &report,

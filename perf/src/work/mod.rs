@@ -5,13 +5,14 @@ mod echo;
 mod handshake;
 mod idle;
 mod pace;
+mod probe;
 mod resume;
 
 use std::time::{Duration, Instant};
 
 use crate::args::Command;
 use crate::connection::{Connection, Failure, Progress};
-use crate::cost::{Meter, Watched, Window};
+use crate::cost::{Meter, Watched};
 use crate::engine::Engine;
 use crate::error::PerfError;
 use crate::limits;
@@ -20,6 +21,7 @@ use crate::plan::ClientPlan;
 use crate::report::{Report, Unit};
 use crate::syscalls;
 use pace::Pace;
+use probe::Probe;
 
 /// How long the last connections may take to close after a run.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -95,6 +97,7 @@ impl Steady {
     /// Keeps `plan.connections` connections at work, through warm-up and measuring window, then ends them.
     pub(crate) fn run(&self, name: &str, plan: &ClientPlan, work: &mut dyn Work) -> Result<Report, PerfError> {
         let watched = Watched::new(&plan.cost)?;
+        let probe = Probe::beside(plan)?;
         let memory_before = if self.standing { watched.server_memory()? } else { None };
         let mut tally = Tally::new();
         let mut engine = Engine::new(plan)?;
@@ -124,7 +127,13 @@ impl Steady {
         while let Some(left) = remaining(warm_at) {
             turn(&mut engine, left, work, &mut tally, &mut pace)?;
         }
-        let window = self.measure(plan, &watched, &mut engine, work, &mut tally, &mut pace)?;
+        let meter = Meter::start(&watched)?;
+        if let Some(probe) = &probe {
+            probe.mark_begin();
+        }
+        self.measure(plan, &mut engine, work, &mut tally, &mut pace)?;
+        let window = meter.stop()?;
+        let probed = probe.map(Probe::finish).transpose()?;
         let memory_end = if self.standing { watched.server_memory()? } else { None };
         let open_loop = pace.as_ref().map(|pace| pace.counts(Instant::now()));
         let counted = match watched.server()?.filter(|_| watched.counts_system_calls()) {
@@ -150,6 +159,7 @@ impl Steady {
         if let Some(counts) = open_loop {
             report.set_open_loop(counts);
         }
+        report.probe_established = probed;
         report.set_server_memory(memory_before, memory_end, plan.connections);
         report.warnings = limits::warnings(
             &report,
@@ -167,13 +177,11 @@ impl Steady {
     fn measure(
         &self,
         plan: &ClientPlan,
-        watched: &Watched,
         engine: &mut Engine<'_>,
         work: &mut dyn Work,
         tally: &mut Tally,
         pace: &mut Option<Pace>,
-    ) -> Result<Window, PerfError> {
-        let meter = Meter::start(watched)?;
+    ) -> Result<(), PerfError> {
         tally.set_measuring(true);
         let end = Instant::now() + plan.duration;
         while let Some(left) = remaining(end) {
@@ -185,7 +193,7 @@ impl Steady {
             turn(engine, left, work, tally, pace)?;
         }
         tally.set_measuring(false);
-        meter.stop()
+        Ok(())
     }
 }
 
