@@ -26,7 +26,7 @@ pub(crate) enum Fault {
     NoCloseNotify,
     /// Each handshake, and each piece of what the origin sends, takes this long.
     Slow(Duration),
-    /// What the origin sends waits as long as handshakes go on, but for those of the first so many connections.
+    /// Data from the origin waits as long as handshakes go on, but for those of the first so many connections.
     StandStill(u64),
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
@@ -189,10 +189,11 @@ fn relay(
         if origin_open && from_origin_ready {
             let length = origin.read(&mut buffer)?;
             delay();
-            while last_handshake
-                .lock()
-                .unwrap()
-                .is_some_and(|last| last.elapsed() < STANDING)
+            while length > 0
+                && last_handshake
+                    .lock()
+                    .unwrap()
+                    .is_some_and(|last| last.elapsed() < STANDING)
             {
                 std::thread::sleep(STANDING / 100);
             }
