@@ -1,22 +1,27 @@
-//! Load tester for TLS servers: full and resumed handshakes, echoed messages, bulk data and idle connections, with what a unit
-//! of each costs the server in CPU time or memory.
+//! Load tester for TLS servers: full and resumed handshakes, echoed messages, HTTP requests, bulk data and idle connections, with
+//! latency, throughput and what a unit of each costs the server.
 //!
-//! One thread, one epoll instance, a closed loop: the next unit begins when the last one is done. The parts, from
-//! the outside in: [`args`] → `plan` → `work` → `engine` → `connection`; `measure` and [`procfs`] count, [`report`]
-//! tells. [`origin`] is the plain-TCP server to put behind the server under test.
+//! Each thread has connections of its own and an engine that drives them; one more keeps the time. The parts, from
+//! the outside in: [`args`] ([`scenario`]s are written-down ones) → `plan` (with `personas`: who connects) → `work` → `engine` →
+//! `connection`; `measure` and `course` count what was done, `cost` with [`procfs`] and `syscalls` what it took, `limits` doubts
+//! it, [`report`] tells. [`origin`] is the plain-TCP server to put behind the
+//! server under test.
 
 pub mod args;
 mod connection;
 mod cost;
+mod course;
 mod engine;
 mod error;
 mod host;
 mod limits;
 mod measure;
 pub mod origin;
+mod personas;
 mod plan;
 pub mod procfs;
 pub mod report;
+pub mod scenario;
 mod sessions;
 mod syscalls;
 mod tls;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cost::{Used, Window};
 use crate::host;
+use crate::plan::ClientPlan;
 use crate::procfs::Descriptors;
 use crate::report::Report;
 
@@ -55,28 +56,8 @@ const UNPACED: [&str; 2] = ["cubic", "reno"];
 /// Local ports per source address where the kernel does not tell: its default.
 const LOCAL_PORTS: u64 = 28_232;
 
-/// How an open loop kept its time.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Lateness {
-    /// Units whose time came.
-    pub(crate) due: u64,
-    /// Those of them that did not begin.
-    pub(crate) not_started: u64,
-    /// Those that began late because as many as may be were in flight.
-    pub(crate) slots_full: u64,
-    /// By how much 99 % of the others began late at most, which is the client's doing.
-    pub(crate) late_p99_us: f64,
-}
-
-/// Everything there is to say about the result of a window. `sources`: local addresses in use, at least 1; `loopback`: client
-/// and server are on this machine.
-pub(crate) fn warnings(
-    report: &Report,
-    window: &Window,
-    lateness: Option<Lateness>,
-    sources: usize,
-    loopback: bool,
-) -> Vec<String> {
+/// Everything there is to say about the result of a window.
+pub(crate) fn warnings(report: &Report, window: &Window, plan: &ClientPlan) -> Vec<String> {
     let wall = window.wall;
     let share = |used: &Used| Share::of(used, wall);
     let client = share(&window.client);
@@ -88,7 +69,7 @@ pub(crate) fn warnings(
     let cpus = |used: &Used| used.activity.cpus.clone();
     let mask = |used: &Used| used.processes.environment(CPU_MASK);
     let open_files = |used: &Used| used.processes.descriptors();
-    let ports = host::local_ports().unwrap_or(LOCAL_PORTS) * sources as u64;
+    let ports = host::local_ports().unwrap_or(LOCAL_PORTS) * plan.sources.len().max(1) as u64;
     let found = [
         client_at_its_limit(client.part, server.map(|server| server.part)),
         origin.and_then(|origin| origin_at_its_limit(origin.part, server.map(|server| server.part))),
@@ -100,8 +81,12 @@ pub(crate) fn warnings(
         window.server.as_ref().zip(server).and_then(|(used, server)| {
             shared_cpus(&cpus(&window.client), &cpus(used), client.cpus_used + server.cpus_used)
         }),
-        lateness.and_then(|lateness| began_late(lateness, latency_p99_us.unwrap_or_default())),
-        lateness.and_then(not_started),
+        report
+            .open_loop
+            .and_then(|open_loop| began_late(open_loop.late_p99_us, latency_p99_us.unwrap_or_default())),
+        report
+            .open_loop
+            .and_then(|open_loop| not_started(open_loop.due, open_loop.not_started, open_loop.held)),
         connections_failed(failed),
         report
             .probe_established
@@ -125,7 +110,7 @@ pub(crate) fn warnings(
             .and_then(mask)
             .and_then(|mask| masked("server", &mask)),
         host::congestion_control()
-            .filter(|_| loopback)
+            .filter(|_| plan.target.ip().is_loopback())
             .and_then(|name| paced(&name)),
     ];
     found.into_iter().flatten().collect()
@@ -207,8 +192,7 @@ fn shared_cpus(client: &BTreeSet<usize>, server: &BTreeSet<usize>, cpus_used: f6
     })
 }
 
-fn began_late(lateness: Lateness, latency_p99_us: f64) -> Option<String> {
-    let late = lateness.late_p99_us;
+fn began_late(late: f64, latency_p99_us: f64) -> Option<String> {
     (late > LATE_MAX_US && late > LATE_PART_MAX * latency_p99_us).then(|| {
         format!(
             "The client began units up to {late:.0} µs late (99th percentile) because it was busy itself; that is in their \
@@ -217,17 +201,12 @@ fn began_late(lateness: Lateness, latency_p99_us: f64) -> Option<String> {
     })
 }
 
-fn not_started(lateness: Lateness) -> Option<String> {
-    let Lateness {
-        due,
-        not_started,
-        slots_full,
-        ..
-    } = lateness;
+/// `held`: units that began late because nothing could take them.
+fn not_started(due: u64, not_started: u64, held: u64) -> Option<String> {
     let part = not_started as f64 / due.max(1) as f64;
     (part > NOT_STARTED_MAX).then(|| {
-        let why = if slots_full > 0 {
-            format!("{slots_full} others waited for a free connection: the server is slower than --rate, or --connections too few")
+        let why = if held > 0 {
+            format!("{held} others waited for a free connection: the server is slower than --rate, or --connections too few")
         } else {
             "the client was too slow".to_owned()
         };
@@ -404,15 +383,9 @@ mod tests {
 
     #[test]
     fn lateness_matters_by_itself_and_as_a_part_of_the_latency() {
-        let late = |late_p99_us| Lateness {
-            due: 1_000,
-            not_started: 0,
-            slots_full: 0,
-            late_p99_us,
-        };
-        says(began_late(late(900.0), 2_000.0), &["900 µs", "p99 2000 µs", "--rate"]);
-        assert_eq!(began_late(late(900.0), 20_000.0), None);
-        assert_eq!(began_late(late(90.0), 200.0), None);
+        says(began_late(900.0, 2_000.0), &["900 µs", "p99 2000 µs", "--rate"]);
+        assert_eq!(began_late(900.0, 20_000.0), None);
+        assert_eq!(began_late(90.0, 200.0), None);
         says(probe_late(900.0, 2_000.0), &["900 µs", "p99 2000 µs", "probe"]);
         assert_eq!(probe_late(900.0, 20_000.0), None);
         assert_eq!(probe_late(90.0, 200.0), None);
@@ -420,18 +393,8 @@ mod tests {
 
     #[test]
     fn units_that_did_not_begin_are_told_with_whose_doing_it_was() {
-        let behind = |not_started, slots_full| Lateness {
-            due: 10_000,
-            not_started,
-            slots_full,
-            late_p99_us: 0.0,
-        };
-        says(
-            not_started(behind(500, 70)),
-            &["500 of 10000", "5 %", "70 others", "--connections"],
-        );
-        says(not_started(behind(500, 0)), &["client was too slow"]);
-        assert_eq!(not_started(behind(100, 70)), None);
+        says(not_started(10_000, 500, 0), &["client was too slow"]);
+        assert_eq!(not_started(10_000, 100, 70), None);
     }
 
     #[test]

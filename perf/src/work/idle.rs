@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::probe::Probe;
-use super::{Next, Work, nanoseconds_since, remaining};
+use super::{FULL, Next, Work, remaining};
 use crate::args::IdleArgs;
 use crate::connection::{Connection, Failure, Progress};
 use crate::cost::{Meter, Watched};
@@ -27,13 +27,21 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
             expected,
         });
     }
-    let plan = ClientPlan::new(&args.client, args.connections, None)?;
+    let plan = ClientPlan::new(&args.client, args.connections, &FULL)?;
+    if plan.threads > 1 {
+        return Err(PerfError::Flag {
+            flag: "--threads",
+            found: plan.threads.to_string(),
+            expected: "1 for idle connections (--cpu with one CPU)".to_owned(),
+        });
+    }
+    plan.enter()?;
     let watched = Watched::new(&plan.cost)?;
+    let probe = Probe::beside(&plan)?;
     let mut tally = Tally::new();
     let mut work = IdleWork;
     let mut engine = Engine::new(&plan)?;
     open_one_and_close(&mut engine, &plan, &mut work, &mut tally)?;
-    let probe = Probe::beside(&plan)?;
     let memory_before = watched.server_memory()?;
     let mut memory = memory_before.map(IdleMemory::before);
     let meter = Meter::start(&watched)?;
@@ -61,15 +69,9 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     record(&mut memory, watched.server_memory()?, IdleMemory::closed);
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
     report.set_idle(held, lost, memory);
-    report.probe_established = probed;
     report.set_server_memory(memory_before, memory_holding, held);
-    report.warnings = limits::warnings(
-        &report,
-        &window,
-        None,
-        plan.sources.len().max(1),
-        plan.target.ip().is_loopback(),
-    );
+    report.probe_established = probed;
+    report.warnings = limits::warnings(&report, &window, &plan);
     Ok(report)
 }
 
@@ -143,7 +145,7 @@ impl Work for IdleWork {
         tally: &mut Tally,
     ) -> Result<Next, Failure> {
         if progress.established {
-            tally.unit(nanoseconds_since(connection.unit_started, now));
+            tally.unit(connection.times(now));
         }
         if progress.peer_closed {
             Err(Failure::ClosedByPeer)

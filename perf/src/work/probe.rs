@@ -15,7 +15,7 @@ use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
 use super::echo::EchoWork;
-use super::{Next, OPENING_MAX, Work};
+use super::{Next, Work};
 use crate::connection::{Connection, Failure, Progress};
 use crate::engine::Engine;
 use crate::error::PerfError;
@@ -28,6 +28,9 @@ const MESSAGE: usize = 64;
 
 /// Long enough for the tail of a server that has nothing else to do.
 const ALONE_MAX: Duration = Duration::from_secs(10);
+
+/// How long it may take until all connections are open, on top of the plan's timeout.
+const OPENING_MAX: Duration = Duration::from_secs(60);
 
 /// How often the thread looks whether the window is over.
 const LOOK: Duration = Duration::from_millis(10);
@@ -87,14 +90,18 @@ impl Probe {
         let _ = self.marks.begin.set(Instant::now());
     }
 
-    /// The window ends now. Waits for the answers that are outstanding, at most the plan's timeout.
+    /// The window ends now.
+    pub(crate) fn mark_end(&self) {
+        let _ = self.marks.end.set(Instant::now());
+    }
+
+    /// Waits for the answers that are outstanding, at most the plan's timeout; ends the window, if nobody has.
     ///
     /// # Errors
     /// When the probe's thread failed.
     pub(crate) fn finish(self) -> Result<ProbeEstablished, PerfError> {
-        let now = Instant::now();
-        let _ = self.marks.begin.set(now);
-        let _ = self.marks.end.set(now);
+        self.mark_begin();
+        self.mark_end();
         self.thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -127,6 +134,7 @@ struct Prober<'plan> {
 
 impl<'plan> Prober<'plan> {
     fn open(plan: &'plan ClientPlan, marks: Arc<Marks>) -> Result<Self, PerfError> {
+        plan.enter()?;
         // Without the right to it the probe is as good as the others.
         let _ = setpriority_process(Some(gettid()), PRIORITY);
         let mut prober = Self {

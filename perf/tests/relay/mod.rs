@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
@@ -28,6 +29,10 @@ pub(crate) enum Fault {
     Slow(Duration),
     /// Data from the origin waits as long as handshakes go on, but for those of the first so many connections.
     StandStill(u64),
+    /// It resets the connection when the ClientHello has come.
+    ResetInHandshake,
+    /// It closes the connection when the ClientHello has come.
+    CloseInHandshake,
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
 }
@@ -152,6 +157,15 @@ fn relay(
         }
     };
     delay();
+    if matches!(fault, Fault::ResetInHandshake | Fault::CloseInHandshake) {
+        // More than a ClientHello is long: what is left unread would make a reset of a close.
+        let length = client.read(&mut [0; 16 * 1024])?;
+        assert!(length > 0, "a client begins with its ClientHello");
+        if fault == Fault::ResetInHandshake {
+            sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
+        }
+        return Ok(());
+    }
     let mut tls = ServerConnection::new(config)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut client)?;
