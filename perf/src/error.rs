@@ -35,6 +35,17 @@ pub enum PerfError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A file is no result of a run.
+    #[error("{file}: {problem}")]
+    Result {
+        /// The file's path.
+        file: String,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// A page or one of its plots could not be made.
+    #[error("the HTML page: {0}")]
+    Plot(String),
     /// rustls refused the settings.
     #[error("TLS settings: {0}")]
     Tls(#[from] rustls::Error),

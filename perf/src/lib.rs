@@ -4,10 +4,11 @@
 //! Each thread has connections of its own and an engine that drives them; one more keeps the time. The parts, from
 //! the outside in: [`args`] ([`scenario`]s are written-down ones) → `plan` (with `personas`: who connects) → `work` → `engine` →
 //! `connection`; `measure` and `course` count what was done, `cost` with [`procfs`] and `syscalls` what it took, `limits` doubts
-//! it, [`report`] tells. [`origin`] is the plain-TCP server to put behind the
-//! server under test.
+//! it, [`report`] tells. [`attack`] is apart from them, with a loop of its own. [`origin`] is the plain-TCP server to put behind
+//! the server under test.
 
 pub mod args;
+pub mod attack;
 mod connection;
 mod cost;
 mod course;

@@ -1,6 +1,7 @@
 //! `ringlock-perf`: see [`ringlock_perf`]. Exit status 0: measured and clean; 1: no result; 2: a result, but
 //! connections failed.
 
+use std::fs;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,7 +9,10 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use ringlock_perf::args::{Cli, Command, OriginArgs, RunArgs, ScenariosArgs};
+use ringlock_perf::attack::args::AttackArgs;
+use ringlock_perf::attack::run_until_signal;
 use ringlock_perf::origin::Origin;
+use ringlock_perf::report::{command, html};
 use ringlock_perf::{PerfError, run, scenario};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -29,6 +33,8 @@ fn perform(command: &Command) -> Result<ExitCode, PerfError> {
         Command::Run(args) => run_scenario(args),
         Command::Scenarios(args) => scenarios(args),
         Command::Origin(args) => serve(args),
+        Command::Attack(args) => attack(args),
+        Command::Report(args) => print(&command::report(args)?).map(|()| ExitCode::SUCCESS),
         Command::Handshake(_)
         | Command::Resume(_)
         | Command::Echo(_)
@@ -53,8 +59,27 @@ fn scenarios(args: &ScenariosArgs) -> Result<ExitCode, PerfError> {
 fn measure(command: &Command, scenario: Option<&str>) -> Result<ExitCode, PerfError> {
     let mut report = run(command)?;
     report.setting.scenario = scenario.map(str::to_owned);
-    let json = command.client().is_some_and(|client| client.json);
+    let client = command.client();
+    if let Some(file) = client.and_then(|client| client.html.as_ref()) {
+        let label = scenario.unwrap_or(&report.work).to_owned();
+        let page = html::page(&[(label, report.clone())])?;
+        fs::write(file, page).map_err(|source| PerfError::Io {
+            what: format!("write {}", file.display()),
+            source,
+        })?;
+    }
+    let json = client.is_some_and(|client| client.json);
     print(&if json {
+        format!("{}\n", report.to_json())
+    } else {
+        report.to_string()
+    })?;
+    Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }))
+}
+
+fn attack(args: &AttackArgs) -> Result<ExitCode, PerfError> {
+    let report = run_until_signal(args)?;
+    print(&if args.json {
         format!("{}\n", report.to_json())
     } else {
         report.to_string()

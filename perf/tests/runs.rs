@@ -6,7 +6,8 @@
     reason = "clippy knows tests by their attribute only; helpers here are tests, too"
 )]
 
-#[expect(dead_code, reason = "one fault of the relay is for the tests of costs")]
+mod attacks;
+mod costs;
 mod relay;
 
 use std::net::TcpListener;

@@ -1,6 +1,11 @@
 //! The result of a run, as JSON (docs/perf.md describes it).
 
+pub mod command;
 mod course;
+mod figures;
+mod files;
+pub mod html;
+mod numbers;
 mod probe;
 mod server;
 mod setting;
@@ -24,7 +29,7 @@ use crate::plan::ClientPlan;
 use crate::procfs;
 
 /// Version of the JSON layout: raised when a field changes its meaning or goes, not when one is added.
-const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 1;
 
 /// One million bytes.
 const MEGABYTE: f64 = 1e6;

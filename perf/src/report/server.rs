@@ -22,10 +22,13 @@ pub struct Server {
     /// CPU time by wall time: 1.0 is one CPU busy all the time.
     pub cpu_share: f64,
     /// The part of the CPU time spent in user space, 0 to 1, in clock-tick resolution (10 ms).
+    #[serde(default)]
     pub user_part: f64,
     /// How often its threads gave up or lost their CPU; threads that ended in the window are not counted.
+    #[serde(default)]
     pub context_switches_per_unit: ContextSwitches,
     /// Page faults, of all its threads.
+    #[serde(default)]
     pub page_faults_per_unit: PageFaults,
     /// With --syscalls, when a tool could count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

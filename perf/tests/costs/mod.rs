@@ -1,25 +1,18 @@
 //! What is looked at beside the work: the server's memory, context switches and system calls, established connections during
 //! a flood, and what the report says of its own figures.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy knows tests by their attribute only; helpers here are tests, too"
-)]
-
-#[expect(dead_code, reason = "the other faults of the relay are for the tests of the works")]
-mod relay;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clap::Parser;
-use relay::{Fault, Relay};
 use ringlock_perf::args::{Cli, Command};
 use ringlock_perf::origin::Origin;
 use ringlock_perf::report::Report;
 use ringlock_perf::run;
+
+use crate::relay::{Fault, Relay};
 
 /// A relay in this process with an echoing origin behind it, which runs in a thread.
 struct Server {
