@@ -7,6 +7,7 @@
 )]
 
 mod attacks;
+mod costs;
 mod loads;
 mod relay;
 

@@ -2,7 +2,7 @@
 //! which is the better one.
 
 use super::numbers::{count, figure, time_unit};
-use super::{Report, Unit};
+use super::{MemoryPerConnection, Report, Unit};
 
 /// Below this difference none is called the better one.
 const DIFFERENCE_LEAST: f64 = 0.01;
@@ -58,6 +58,7 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
     let (unit, units) = (first.unit, units(first.unit));
     let per_second = || Kind::Number(format!("{units}/s"));
     let bytes = || Kind::Number("bytes".to_owned());
+    let number = || Kind::Number(String::new());
     // A table is easier to read in lines.
     #[rustfmt::skip]
     let rows: Vec<(String, Kind, Better, Value)> = vec![
@@ -72,12 +73,17 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
         (latency("Latency, longest"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.max)),
         ("Service time, p50".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p50)),
         ("Service time, p99".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p99)),
-        (format!("Server CPU per {unit}"), Kind::Time, Better::Lower, |run| Some(run.server?.cpu_us_per_unit)),
-        ("Server CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.server?.cpu_share)),
+        (format!("Server CPU per {unit}"), Kind::Time, Better::Lower, |run| Some(run.server.as_ref()?.cpu_us_per_unit)),
+        ("Server CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.server.as_ref()?.cpu_share)),
+        (format!("System calls of the server per {unit}"), number(), Better::Lower, |run| Some(run.server.as_ref()?.system_calls.as_ref()?.per_unit)),
+        (format!("Voluntary context switches of the server per {unit}"), number(), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.voluntary)),
+        (format!("Involuntary context switches of the server per {unit}"), number(), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.involuntary)),
+        ("Established connections, p99 alone".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established?.alone.p99)),
+        ("Established connections, p99 beside the work".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established?.beside.p99)),
         ("Client CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.client.cpu_share)),
         (format!("Client CPU per {unit}"), Kind::Time, Better::Neither, |run| Some(run.client.cpu_us_per_unit)),
-        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.bytes_per_connection)),
-        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.rss_per_connection)),
+        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(per_connection(run)?.pss)),
+        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(per_connection(run)?.rss)),
         ("Memory per connection (private)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.private_per_connection)),
         ("Connections lost while held".into(), Kind::Count, Better::Lower, |run| Some(run.idle?.lost as f64)),
         ("Resumed handshakes".into(), Kind::Share, Better::Neither, resumed),
@@ -113,6 +119,16 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
         })
     };
     rows.into_iter().filter_map(row).collect()
+}
+
+/// Of works with standing connections.
+fn per_connection(run: &Report) -> Option<MemoryPerConnection> {
+    let idle = run.idle.and_then(|idle| idle.memory).map(|memory| MemoryPerConnection {
+        rss: memory.rss_per_connection,
+        pss: memory.bytes_per_connection,
+    });
+    let standing = run.server.as_ref().and_then(|server| server.memory);
+    standing.map(|memory| memory.per_connection).or(idle)
 }
 
 /// Failed connections of all kinds.

@@ -312,7 +312,7 @@ fn server_cpu(runs: &[Run<'_>]) -> Option<Plot> {
         );
     }
     let bar = |run: &Run<'_>| {
-        let cost = run.report.server?.cpu_us_per_unit;
+        let cost = run.report.server.as_ref()?.cpu_us_per_unit;
         Some(Bar {
             label: run.label.to_owned(),
             figure: time(cost),
