@@ -17,6 +17,7 @@ both_drivers!(
     a_handshake_that_is_not_answered_ends_by_the_handshake_timeout,
     a_storm_of_key_updates_ends_its_connection,
     a_hello_that_is_too_long_is_refused,
+    what_is_too_long_holds_up_nobody,
     one_ticket_for_all_costs_no_more_than_any,
     renegotiation_is_declined_and_then_refused,
     resets_leave_nothing_behind,
@@ -124,6 +125,16 @@ fn a_hello_that_is_too_long_is_refused(io: Io) {
         );
     }
     assert_eq!(report.ended("answered"), 10, "{report}");
+}
+
+/// Many who send far too much must not keep those who send what is right from being read, before their handshakes time out.
+fn what_is_too_long_holds_up_nobody(io: Io) {
+    let origin = Origin::echo();
+    let gateway = Setup::new(io, &[origin.address()]).start();
+    let flags = "huge-hello --connections 200 --connections-max 2000 --duration 60s --witness-rate 0";
+    let report = attack(gateway.address, gateway.pid(), flags);
+    assert_eq!(report.ended("answered"), 400, "{report}");
+    gateway.wait_until_quiet();
 }
 
 fn one_ticket_for_all_costs_no_more_than_any(io: Io) {

@@ -211,7 +211,8 @@ pub struct UringDriver {
     now: Instant,
     sockets: Table<Entry>,
     next_generation: u32,
-    /// Receives that found no free buffer: tried again in the next turn, when buffers have come back.
+    /// Receives that found no free buffer, and those that were asked for after them: tried in this order in the next turn, when
+    /// buffers have come back.
     starved: Vec<Socket>,
     accept_again: Vec<Socket>,
     rearm_waker: bool,
@@ -537,7 +538,12 @@ impl Driver for UringDriver {
                 let entry = self.sockets.open_mut(socket);
                 debug_assert!(entry.receive.is_none(), "one receive per socket");
                 entry.receive = Some(token);
-                self.push_receive(socket);
+                if self.starved.is_empty() {
+                    self.push_receive(socket);
+                } else {
+                    // Behind those that have waited: the few that bring much would else take all buffers, turn after turn.
+                    self.starved.push(socket);
+                }
             }
             Op::Send(socket, buffer) => {
                 let entry = self.sockets.open_mut(socket);

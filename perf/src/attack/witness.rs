@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -16,11 +17,17 @@ use crate::error::PerfError;
 /// How long the first connection waits for an answer to its byte. A server that gives none then is asked for none.
 const TRIAL: Duration = Duration::from_millis(500);
 
+/// Connections of the witness at a time.
+const CLIENTS_MAX: usize = 256;
+
 /// Latencies are kept up to this; longer ones count as this.
 const LATENCY_MAX: Duration = Duration::from_secs(3600);
 
 /// Longest sleep: how soon an end is seen.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// What saying goodbye may take.
+const GOODBYE: Duration = Duration::from_millis(20);
 
 /// The well-behaved client.
 #[derive(Clone)]
@@ -85,41 +92,36 @@ impl Witness {
         self.exchange
     }
 
-    /// Connects at its rate until `over`.
+    /// Connects at its rate until `over`, whether or not earlier connections are done: each has a thread of its own.
     pub(super) fn observe(&self, over: impl Fn() -> bool) -> Observed {
         let begin = Instant::now();
-        let mut failures = BTreeMap::new();
-        let longest = LATENCY_MAX.as_micros() as u64;
-        let mut served =
-            Histogram::<u64>::new_with_bounds(1, longest, 3).expect("bounds and digits are constants in range");
-        for number in 0_u32.. {
-            let due = begin + Duration::from_secs_f64(f64::from(number) / f64::from(self.rate));
-            while Instant::now() < due && !over() {
-                std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LOOK));
+        let seen = Mutex::new(Seen::new());
+        let in_flight = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for number in 0_u32.. {
+                let due = begin + Duration::from_secs_f64(f64::from(number) / f64::from(self.rate));
+                let must_wait = || Instant::now() < due || in_flight.load(Ordering::SeqCst) >= CLIENTS_MAX;
+                while must_wait() && !over() {
+                    let left = due.saturating_duration_since(Instant::now());
+                    std::thread::sleep(left.clamp(Duration::from_millis(1), LOOK));
+                }
+                if over() {
+                    break;
+                }
+                in_flight.fetch_add(1, Ordering::SeqCst);
+                let (seen, in_flight) = (&seen, &in_flight);
+                scope.spawn(move || {
+                    let visited = self.visit();
+                    let mut seen = seen.lock().expect("nothing panics while it is locked");
+                    match visited {
+                        Ok(()) => seen.served.saturating_record(due.elapsed().as_micros() as u64),
+                        Err(error) => *seen.failures.entry(error.to_string()).or_insert(0) += 1,
+                    }
+                    in_flight.fetch_sub(1, Ordering::SeqCst);
+                });
             }
-            if over() {
-                break;
-            }
-            match self.visit() {
-                Ok(()) => served.saturating_record(due.elapsed().as_micros() as u64),
-                Err(error) => *failures.entry(error.to_string()).or_insert(0) += 1,
-            }
-        }
-        let milliseconds = |quantile: f64| {
-            if served.is_empty() {
-                0.0
-            } else {
-                served.value_at_quantile(quantile) as f64 / 1e3
-            }
-        };
-        Observed {
-            succeeded: served.len(),
-            failed: failures.values().sum(),
-            failures,
-            p50_ms: milliseconds(0.5),
-            p99_ms: milliseconds(0.99),
-            max_ms: milliseconds(1.0),
-        }
+        });
+        seen.into_inner().expect("nothing panics while it is locked").observed()
     }
 
     fn visit(&self) -> io::Result<()> {
@@ -145,6 +147,38 @@ impl Witness {
         }
         visit.flush(deadline)?;
         Ok(visit)
+    }
+}
+
+/// What has come of connections so far.
+struct Seen {
+    /// Microseconds.
+    served: Histogram<u64>,
+    failures: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    fn new() -> Self {
+        let longest = LATENCY_MAX.as_micros() as u64;
+        Self {
+            served: Histogram::new_with_bounds(1, longest, 3).expect("bounds and digits are constants in range"),
+            failures: BTreeMap::new(),
+        }
+    }
+
+    fn observed(self) -> Observed {
+        let milliseconds = |quantile: f64| match self.served.is_empty() {
+            true => 0.0,
+            false => self.served.value_at_quantile(quantile) as f64 / 1e3,
+        };
+        Observed {
+            succeeded: self.served.len(),
+            failed: self.failures.values().sum(),
+            p50_ms: milliseconds(0.5),
+            p99_ms: milliseconds(0.99),
+            max_ms: milliseconds(1.0),
+            failures: self.failures,
+        }
     }
 }
 
@@ -175,7 +209,7 @@ impl Visit {
         };
         self.tls.send_close_notify();
         // Whether it still arrives is no matter of service.
-        let _ = self.flush(Instant::now() + LOOK);
+        let _ = self.flush(Instant::now() + GOODBYE);
         Ok(answered)
     }
 
