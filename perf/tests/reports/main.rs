@@ -321,15 +321,15 @@ fn what_is_no_result_is_named_with_what_was_expected() {
         (
             "text.json",
             "hello".to_owned(),
-            vec!["not the JSON of a result", "line 1"],
+            vec!["found no result", "line 1", "--json"],
         ),
-        ("empty.json", String::new(), vec!["not the JSON of a result"]),
+        ("empty.json", "\n".into(), vec!["it is empty"]),
         (
             "other.json",
             json!({"name": "x"}).to_string(),
             vec!["neither `work` nor `records`", "--json"],
         ),
-        ("list.json", json!([1, 2]).to_string(), vec!["not the JSON of a result"]),
+        ("list.json", json!([1, 2]).to_string(), vec!["found no result"]),
         (
             "old.json",
             old.to_string(),
