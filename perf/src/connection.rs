@@ -1,27 +1,30 @@
-//! One client connection: a socket, a TLS session and where it is in its life.
+//! One client connection: its TLS session, what it has to send, and where it is in its life. The engine has its socket.
 //!
 //! `Opening` (connect and handshake) → `Established` → `Closing` (close_notify and FIN are out) → finished.
 
-use std::io::{self, BufRead, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4};
+use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use ringlock::buffers::{Outbox, SendBuffer, SendPool, Sink};
+use ringlock::error::IoError;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
-use rustls::{ClientConnection, HandshakeKind};
+use rustls::{CipherSuite, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion};
 
+use crate::args::Offer;
+use crate::measure::Times;
 use crate::plan::ClientPlan;
 use crate::tls::name;
-
-/// Reads before other connections get their turn: with 256 KiB each this is 1 MiB.
-const READS_PER_TURN: usize = 4;
+use crate::work::http::ResponseReader;
 
 /// A client connection.
 pub(crate) struct Connection {
-    stream: TcpStream,
     tls: ClientConnection,
+    /// Sealed and not yet sent.
+    outbox: Outbox,
     phase: Phase,
     /// True exactly when the peer's FIN was read.
     read_closed: bool,
@@ -31,7 +34,7 @@ pub(crate) struct Connection {
     reset: bool,
     /// True exactly when our FIN is out.
     write_closed: bool,
-    inbound: Inbound,
+    pub(crate) inbound: Inbound,
     /// When the unit of work in flight should have begun: its latency counts from here.
     pub(crate) unit_due: Instant,
     /// When it did begin, `unit_due <= unit_started`: its timeout counts from here.
@@ -39,6 +42,7 @@ pub(crate) struct Connection {
     /// When the operation in flight counts as timed out; `None`: never.
     pub(crate) deadline: Option<Instant>,
     timeout: Duration,
+    offer: Offer,
     /// What the work wants to remember about this connection.
     pub(crate) state: WorkState,
 }
@@ -61,6 +65,8 @@ pub(crate) enum Inbound {
         /// Position of the next expected byte, `at < message.len()`.
         at: usize,
     },
+    /// Read responses.
+    Http(ResponseReader),
 }
 
 /// Per-connection memory of the work, in units of the work.
@@ -68,27 +74,27 @@ pub(crate) enum Inbound {
 pub(crate) struct WorkState {
     /// Bytes of the current unit that have arrived.
     pub(crate) received: usize,
-    /// Nanoseconds of the unit that is done but not yet counted.
-    pub(crate) latency_ns: Option<u64>,
+    /// Requests sent.
+    pub(crate) requests: u64,
+    /// When the unit was done that is not yet counted.
+    pub(crate) done: Option<Instant>,
     /// True exactly when the last unit is done and the next one waits for its time.
     pub(crate) resting: bool,
     /// When the unit that is to begin now was due.
     pub(crate) due: Option<Instant>,
 }
 
-/// What one call of [`Connection::advance`] brought.
+/// What is new on a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
-    /// The handshake is complete and our Finished was sent (said once).
+    /// The handshake is complete; our Finished goes with what the work queues now (said once).
     pub(crate) established: bool,
     /// Bytes of plaintext that arrived.
     pub(crate) received: usize,
-    /// Nothing waits to be sent.
+    /// Nothing that the work has queued waits to be sent.
     pub(crate) writable: bool,
     /// The peer closed before we did.
     pub(crate) peer_closed: bool,
-    /// Call again without waiting for an event.
-    pub(crate) more: bool,
 }
 
 /// How a connection ended that was closed in order from our side.
@@ -102,13 +108,44 @@ pub(crate) enum Ending {
     Reset,
 }
 
-/// The TLS parameters of a connection, by their registered names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The TLS parameters of a connection, by their registered numbers: names would cost every handshake a few allocations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Negotiated {
-    pub(crate) version: String,
-    pub(crate) suite: String,
-    pub(crate) group: String,
-    pub(crate) handshake: String,
+    version: u16,
+    suite: u16,
+    /// A resumed TLS 1.2 handshake exchanges no keys.
+    group: Option<u16>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Full,
+    FullWithHelloRetryRequest,
+    Resumed,
+}
+
+impl Negotiated {
+    /// For example `TLSv1_3`.
+    pub(crate) fn version(&self) -> String {
+        name(&ProtocolVersion::from(self.version))
+    }
+
+    /// For example `TLS13_AES_128_GCM_SHA256`.
+    pub(crate) fn suite(&self) -> String {
+        name(&CipherSuite::from(self.suite))
+    }
+
+    /// For example `X25519`, or `none`.
+    pub(crate) fn group(&self) -> String {
+        self.group
+            .map_or_else(|| "none".to_owned(), |group| name(&NamedGroup::from(group)))
+    }
+
+    /// As [`HandshakeKind`] has it.
+    pub(crate) fn handshake(&self) -> String {
+        name(&self.kind)
+    }
 }
 
 /// Why a connection failed.
@@ -132,6 +169,8 @@ pub(crate) enum Failure {
     Timeout(&'static str),
     #[error("received other bytes than were sent")]
     Corrupted,
+    #[error("HTTP: {0}")]
+    Http(String),
     #[error("{0}")]
     Io(io::Error),
 }
@@ -149,6 +188,7 @@ impl Failure {
             Self::Tls(_) => "tls",
             Self::Timeout(_) => "timeout",
             Self::Corrupted => "corrupted",
+            Self::Http(_) => "http",
             Self::Io(_) => "io",
         }
     }
@@ -181,22 +221,30 @@ impl From<rustls::Error> for Failure {
     }
 }
 
+impl From<IoError> for Failure {
+    fn from(error: IoError) -> Self {
+        io::Error::from_raw_os_error(error.0).into()
+    }
+}
+
 impl Connection {
-    /// Starts connecting, from `source` if there is one, and queues the ClientHello. It was `due` to start then.
+    /// Starts connecting, from `source` if there is one, and queues the ClientHello. It was `due` to start then. The socket
+    /// takes what is to be sent at once, and sends it when it is connected.
     pub(crate) fn open(
         plan: &ClientPlan,
         source: Option<Ipv4Addr>,
         inbound: Inbound,
         due: Instant,
         now: Instant,
-    ) -> Result<Self, Failure> {
-        let stream = start_connect(plan.target, source)?;
-        let mut tls = ClientConnection::new(plan.tls.clone(), plan.server_name.clone())?;
+    ) -> Result<(Self, OwnedFd), Failure> {
+        let socket = start_connect(plan.target, source)?;
+        let persona = plan.personas.draw();
+        let mut tls = ClientConnection::new(persona.tls.clone(), persona.server_name.clone())?;
         // The work bounds what it queues; it fills only when nothing is waiting.
         tls.set_buffer_limit(None);
-        Ok(Self {
-            stream,
+        let connection = Self {
             tls,
+            outbox: Outbox::default(),
             phase: Phase::Opening,
             read_closed: false,
             notified: false,
@@ -207,59 +255,84 @@ impl Connection {
             unit_started: now,
             deadline: Some(now + plan.timeout),
             state: WorkState::default(),
+            offer: persona.offer,
             timeout: plan.timeout,
-        })
+        };
+        Ok((connection, socket))
     }
 
-    /// The socket, to register it.
-    pub(crate) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+    /// The unit in flight, done now.
+    pub(crate) fn times(&self, done: Instant) -> Times {
+        Times {
+            due: self.unit_due,
+            started: self.unit_started,
+            done,
+        }
     }
 
-    /// Reads and writes as much as is possible now.
-    ///
-    /// `peer_closing`: the event said that the peer has shut down its side; only then a read that does not fill
-    /// the buffer is followed by another.
-    pub(crate) fn advance(&mut self, peer_closing: bool, buffer: &mut [u8]) -> Result<Progress, Failure> {
-        let mut progress = Progress::default();
-        self.flush()?;
-        for turn in 1..=READS_PER_TURN {
-            match self.stream.read(buffer) {
-                Ok(0) => {
-                    self.read_closed = true;
-                    break;
-                }
-                Ok(length) => {
-                    progress.received += self.open_records(&buffer[..length])?;
-                    if length < buffer.len() && !peer_closing {
-                        break;
-                    }
-                    progress.more = turn == READS_PER_TURN;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if self.phase == Phase::Closing && error.kind() == ErrorKind::ConnectionReset => {
-                    self.reset = true;
-                    break;
-                }
-                Err(error) => return Err(error.into()),
+    /// By what the session was resumed that the connection offered, if it was.
+    pub(crate) fn resumed_by(&self) -> Option<Offer> {
+        self.is_resumed().then_some(self.offer)
+    }
+
+    /// Decrypts what has arrived. Returns the number of plaintext bytes.
+    pub(crate) fn received(&mut self, mut ciphertext: &[u8]) -> Result<usize, Failure> {
+        let mut received = 0;
+        while !ciphertext.is_empty() {
+            // Nothing counts after the peer's close_notify, and rustls then takes nothing.
+            if self.tls.read_tls(&mut ciphertext)? == 0 {
+                break;
+            }
+            let state = self.tls.process_new_packets()?;
+            self.notified = state.peer_has_closed();
+            let mut left = state.plaintext_bytes_to_read();
+            received += left;
+            let mut reader = self.tls.reader();
+            while left > 0 {
+                let chunk = reader.fill_buf()?;
+                let length = chunk.len();
+                self.inbound.take(chunk)?;
+                reader.consume(length);
+                left -= length;
             }
         }
-        progress.writable = self.flush()?;
+        Ok(received)
+    }
+
+    /// The peer's FIN has arrived.
+    pub(crate) fn received_end(&mut self) {
+        self.read_closed = true;
+    }
+
+    /// A receive or a send has failed. That is a way to end for a connection that is closing.
+    pub(crate) fn io_failed(&mut self, error: IoError) -> Result<(), Failure> {
+        let failure = Failure::from(error);
+        if self.phase == Phase::Closing && matches!(failure, Failure::Reset) {
+            self.reset = true;
+            return Ok(());
+        }
+        Err(failure)
+    }
+
+    /// What is new, with `received` bytes of plaintext.
+    pub(crate) fn news(&mut self, received: usize) -> Result<Progress, Failure> {
+        let mut progress = Progress {
+            received,
+            ..Progress::default()
+        };
         match self.phase {
             Phase::Opening if !self.tls.is_handshaking() => {
-                if progress.writable {
-                    self.phase = Phase::Established;
-                    self.deadline = None;
-                    progress.established = true;
-                    progress.peer_closed = self.notified || self.read_closed;
-                }
+                self.phase = Phase::Established;
+                self.deadline = None;
+                progress.established = true;
+                progress.writable = true;
             }
             Phase::Opening if self.read_closed => return Err(Failure::ClosedEarly),
             Phase::Opening => {}
-            Phase::Established => progress.peer_closed = self.notified || self.read_closed,
+            Phase::Established => progress.writable = self.outbox.queued() == 0,
             Phase::Closing => {}
         }
+        progress.peer_closed = self.phase == Phase::Established && (self.notified || self.read_closed);
         Ok(progress)
     }
 
@@ -268,7 +341,7 @@ impl Connection {
         self.phase == Phase::Established
     }
 
-    /// Queues plaintext; [`Connection::flush`] sends it.
+    /// Queues plaintext; the engine sends it.
     pub(crate) fn queue(&mut self, plaintext: &[u8]) -> Result<(), Failure> {
         self.tls.writer().write_all(plaintext)?;
         Ok(())
@@ -282,7 +355,7 @@ impl Connection {
     /// The repeating message that is expected, if there is one.
     pub(crate) fn expected(&self) -> Option<Arc<[u8]>> {
         match &self.inbound {
-            Inbound::Count => None,
+            Inbound::Count | Inbound::Http(_) => None,
             Inbound::Match { message, .. } => Some(message.clone()),
         }
     }
@@ -292,32 +365,43 @@ impl Connection {
         self.deadline = Some(self.unit_started + self.timeout);
     }
 
-    /// Sends what is queued. True when nothing is left.
-    pub(crate) fn flush(&mut self) -> Result<bool, Failure> {
+    /// The next bytes to send; none while others are being sent.
+    pub(crate) fn take_outgoing(&mut self, pool: &mut SendPool) -> Option<SendBuffer> {
         while self.tls.wants_write() {
-            match self.tls.write_tls(&mut self.stream) {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if self.phase == Phase::Closing && is_reset(&error) => {
-                    self.reset = true;
-                    return Ok(true);
-                }
-                Err(error) => return Err(error.into()),
-            }
+            let written = self.tls.write_tls(&mut Appended(self.outbox.sink(pool)));
+            written.expect("appending to memory does not fail");
         }
-        if self.phase == Phase::Closing && !self.write_closed && !self.reset {
-            match self.stream.shutdown(Shutdown::Write) {
-                Ok(()) => self.write_closed = true,
-                // The peer's reset came first.
-                Err(error) if error.kind() == ErrorKind::NotConnected => self.reset = true,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
+        self.outbox.take()
     }
 
-    /// Queues close_notify; FIN follows when everything is flushed.
+    /// `sent` bytes of what was taken are on their way.
+    pub(crate) fn returned(&mut self, buffer: SendBuffer, sent: usize, pool: &mut SendPool) {
+        self.outbox.returned(buffer, sent, pool);
+    }
+
+    /// Gives back the memory of what is not sent any more.
+    pub(crate) fn forget_outgoing(&mut self, pool: &mut SendPool) {
+        self.outbox.clear(pool);
+    }
+
+    /// Everything queued has been sent.
+    pub(crate) fn all_sent(&self) -> bool {
+        self.outbox.queued() == 0
+    }
+
+    /// Something may still arrive.
+    pub(crate) fn wants_receive(&self) -> bool {
+        !self.read_closed && !self.reset
+    }
+
+    /// It is time for our FIN: said once, when close_notify is out.
+    pub(crate) fn take_fin(&mut self) -> bool {
+        let due = self.phase == Phase::Closing && !self.write_closed && !self.reset && self.all_sent();
+        self.write_closed |= due;
+        due
+    }
+
+    /// Queues close_notify; FIN follows when everything is sent.
     pub(crate) fn begin_close(&mut self, now: Instant) {
         debug_assert!(
             self.phase == Phase::Established,
@@ -353,60 +437,25 @@ impl Connection {
     }
 
     /// True when the server has resumed the session that was offered.
-    pub(crate) fn is_resumed(&self) -> bool {
+    fn is_resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// The parameters; names are "?" before the handshake is complete.
-    pub(crate) fn negotiated(&self) -> Negotiated {
-        let unknown = || "?".to_owned();
-        Negotiated {
-            version: self
-                .tls
-                .protocol_version()
-                .map_or_else(unknown, |version| name(&version)),
-            suite: self
-                .tls
-                .negotiated_cipher_suite()
-                .map_or_else(unknown, |suite| name(&suite.suite())),
+    /// The parameters, once the handshake is complete.
+    pub(crate) fn negotiated(&self) -> Option<Negotiated> {
+        Some(Negotiated {
+            version: self.tls.protocol_version()?.into(),
+            suite: self.tls.negotiated_cipher_suite()?.suite().into(),
             group: self
                 .tls
                 .negotiated_key_exchange_group()
-                // A resumed TLS 1.2 handshake exchanges no keys.
-                .map_or_else(|| "none".to_owned(), |group| name(&group.name())),
-            handshake: self.tls.handshake_kind().map_or_else(unknown, |kind| name(&kind)),
-        }
-    }
-
-    /// Decrypts what was read. Returns the number of plaintext bytes.
-    fn open_records(&mut self, mut ciphertext: &[u8]) -> Result<usize, Failure> {
-        let mut received = 0;
-        while !ciphertext.is_empty() {
-            // Nothing counts after the peer's close_notify, and rustls then takes nothing.
-            if self.tls.read_tls(&mut ciphertext)? == 0 {
-                break;
-            }
-            let state = match self.tls.process_new_packets() {
-                Ok(state) => state,
-                Err(error) => {
-                    // Tells the server why; whether that succeeds does not change the failure.
-                    let _ = self.tls.write_tls(&mut self.stream);
-                    return Err(error.into());
-                }
-            };
-            self.notified = state.peer_has_closed();
-            let mut left = state.plaintext_bytes_to_read();
-            received += left;
-            let mut reader = self.tls.reader();
-            while left > 0 {
-                let chunk = reader.fill_buf()?;
-                let length = chunk.len();
-                self.inbound.take(chunk)?;
-                reader.consume(length);
-                left -= length;
-            }
-        }
-        Ok(received)
+                .map(|group| group.name().into()),
+            kind: match self.tls.handshake_kind()? {
+                HandshakeKind::Full => Kind::Full,
+                HandshakeKind::FullWithHelloRetryRequest => Kind::FullWithHelloRetryRequest,
+                HandshakeKind::Resumed => Kind::Resumed,
+            },
+        })
     }
 }
 
@@ -414,6 +463,7 @@ impl Inbound {
     fn take(&mut self, mut chunk: &[u8]) -> Result<(), Failure> {
         match self {
             Self::Count => Ok(()),
+            Self::Http(reader) => reader.take(chunk),
             Self::Match { message, at } => {
                 while !chunk.is_empty() {
                     let length = chunk.len().min(message.len() - *at);
@@ -430,11 +480,37 @@ impl Inbound {
     }
 }
 
+/// Appends what rustls has sealed, all records at once.
+struct Appended<'a>(Sink<'a>);
+
+impl Write for Appended<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        let mut space = self.0.space(length);
+        for part in parts {
+            let (here, rest) = space.split_at_mut(part.len());
+            here.copy_from_slice(part);
+            space = rest;
+        }
+        self.0.commit(length);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-fn start_connect(target: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream, Failure> {
+fn start_connect(target: SocketAddr, source: Option<Ipv4Addr>) -> Result<OwnedFd, Failure> {
     let family = if target.is_ipv4() {
         AddressFamily::INET
     } else {
@@ -450,7 +526,7 @@ fn start_connect(target: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStre
         bind(&socket, &SocketAddrV4::new(source, 0)).map_err(io::Error::from)?;
     }
     match connect(&socket, &target) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(TcpStream::from_std(socket.into())),
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
         Err(errno) => Err(io::Error::from(errno).into()),
     }
 }

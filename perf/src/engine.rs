@@ -1,16 +1,15 @@
-//! The client's loop: one thread, one epoll instance, a fixed number of slots for connections.
+//! The client's loop: one thread, one of the gateway's own drivers (io_uring or epoll), a fixed number of slots for connections.
 
-use std::collections::VecDeque;
-use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::Ipv4Addr;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
-use rustix::io::Errno;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+use ringlock::buffers::SendPool;
+use ringlock::net::driver::{Close, Completion, Driver, Op, Role, Socket, Token};
+use ringlock::net::epoll::EpollDriver;
+use ringlock::net::uring::UringDriver;
+use ringlock::server::host::DriverKind;
+use rustix::thread::set_current_timer_slack;
 
 use crate::connection::{Connection, Failure, Inbound};
 use crate::error::PerfError;
@@ -18,52 +17,63 @@ use crate::measure::Tally;
 use crate::plan::ClientPlan;
 use crate::work::{Next, Work};
 
-/// Bytes per read. Large, because one read for many records is what keeps the client cheap.
-const READ_BUFFER: usize = 256 * 1024;
-
 /// How often slots are searched for connections that take too long.
 const TIMEOUT_SCAN: Duration = Duration::from_millis(250);
 
-/// Events taken from the kernel at once.
-const EVENTS: usize = 1024;
+/// The kernel may end a wait later than asked, by 50 µs if nothing is said. An open loop begins its units late by that.
+const TIMER_SLACK: NonZeroU64 = NonZeroU64::new(1_000).expect("not zero");
 
-/// The alarm's token; slots are smaller.
-const ALARM: Token = Token(usize::MAX);
+/// How long the driver may take to let go of connections that are dropped. It takes one turn.
+const ABORT_MAX: Duration = Duration::from_secs(1);
 
 /// The connections of a run and the means to drive them.
 pub(crate) struct Engine<'plan> {
     plan: &'plan ClientPlan,
-    poll: Poll,
-    events: Events,
-    slots: Vec<Option<Connection>>,
-    /// Slots whose connection is to be continued without an event; bounded by two entries per slot and turn.
-    ready: VecDeque<usize>,
+    driver: Box<dyn Driver>,
+    slots: Vec<Option<Client>>,
+    /// Slots with a connection.
+    live: usize,
+    /// Of them those whose connection is established and not closing.
+    established: usize,
     /// Slots that became free in the last turn.
     freed: Vec<usize>,
     /// Slots whose connection has come to rest in the last turn.
     rested: Vec<usize>,
-    /// Ends a wait to the microsecond, where epoll's own timeout is milliseconds: for open loops.
-    alarm: Option<OwnedFd>,
-    buffer: Vec<u8>,
+    pool: SendPool,
+    completions: Vec<Completion>,
     next_scan: Instant,
     /// True exactly when no new work is begun.
     draining: bool,
 }
 
+/// A connection with its socket. Its slot is free when the driver has nothing of it left.
+struct Client {
+    connection: Connection,
+    socket: Socket,
+    receiving: bool,
+    sending: bool,
+    /// The work wants to go on when everything is sent.
+    again: bool,
+    /// It has ended; what is in flight comes back cancelled.
+    over: bool,
+}
+
 impl<'plan> Engine<'plan> {
-    /// An engine with `plan.connections` free slots.
+    /// An engine with `plan.connections` free slots, for the calling thread.
     pub(crate) fn new(plan: &'plan ClientPlan) -> Result<Self, PerfError> {
-        let poll = Poll::new().map_err(|error| PerfError::io("create an epoll instance", error))?;
+        if plan.rate.is_some() {
+            set_current_timer_slack(Some(TIMER_SLACK)).map_err(|errno| PerfError::io("have precise timers", errno))?;
+        }
         Ok(Self {
             plan,
-            events: Events::with_capacity(EVENTS),
-            alarm: plan.rate.map(|_| new_alarm(&poll)).transpose()?,
+            driver: new_driver(plan.io)?,
             slots: (0..plan.connections).map(|_| None).collect(),
-            ready: VecDeque::new(),
+            live: 0,
+            established: 0,
             freed: Vec::new(),
             rested: Vec::new(),
-            poll,
-            buffer: vec![0; READ_BUFFER],
+            pool: SendPool::default(),
+            completions: Vec::new(),
             next_scan: Instant::now() + TIMEOUT_SCAN,
             draining: false,
         })
@@ -75,11 +85,11 @@ impl<'plan> Engine<'plan> {
         let sources = &self.plan.sources;
         let source = (!sources.is_empty()).then(|| sources[tally.opened as usize % sources.len()]);
         tally.opened += 1;
-        match self.connect(slot, source, due) {
-            Ok(connection) => {
-                self.slots[slot] = Some(connection);
-                // On loopback the connection is often complete already; the ClientHello then goes out at once.
-                self.step(slot, false, work, tally);
+        match self.connect(source, due) {
+            Ok(client) => {
+                self.slots[slot] = Some(client);
+                self.live += 1;
+                self.step(slot, Ok(0), work, tally);
             }
             Err(failure) => {
                 tally.failure(&failure);
@@ -88,62 +98,40 @@ impl<'plan> Engine<'plan> {
         }
     }
 
-    fn connect(&self, slot: usize, source: Option<std::net::Ipv4Addr>, due: Instant) -> Result<Connection, Failure> {
-        let mut connection = Connection::open(self.plan, source, Inbound::Count, due, Instant::now())?;
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll
-            .registry()
-            .register(connection.stream(), Token(slot), interest)?;
-        Ok(connection)
+    fn connect(&mut self, source: Option<Ipv4Addr>, due: Instant) -> Result<Client, Failure> {
+        let (connection, socket) = Connection::open(self.plan, source, Inbound::Count, due, Instant::now())?;
+        Ok(Client {
+            connection,
+            socket: self.driver.adopt(socket)?,
+            receiving: false,
+            sending: false,
+            again: false,
+            over: false,
+        })
     }
 
     /// Lets a connection at rest begin the unit that was due at `due`. False: none is at rest there (it may have failed).
     pub(crate) fn resume(&mut self, slot: usize, due: Instant, work: &mut dyn Work, tally: &mut Tally) -> bool {
-        let Some(connection) = &mut self.slots[slot] else {
+        let Some(client) = &mut self.slots[slot] else {
             return false;
         };
-        if !connection.state.resting {
+        let state = &mut client.connection.state;
+        if client.over || !state.resting {
             return false;
         }
-        connection.state.resting = false;
-        connection.state.due = Some(due);
-        self.step(slot, false, work, tally);
+        state.resting = false;
+        state.due = Some(due);
+        self.step(slot, Ok(0), work, tally);
         true
     }
 
     /// Waits at most `timeout` and lets every connection with news go on.
     ///
     /// # Errors
-    /// When epoll fails, or when more connections have failed than the plan allows.
+    /// When more connections have failed than the plan allows.
     pub(crate) fn turn(&mut self, timeout: Duration, work: &mut dyn Work, tally: &mut Tally) -> Result<(), PerfError> {
-        let timeout = if self.ready.is_empty() {
-            timeout.min(TIMEOUT_SCAN)
-        } else {
-            Duration::ZERO
-        };
-        let timeout = match &self.alarm {
-            Some(alarm) if !timeout.is_zero() => {
-                set_alarm(alarm, timeout)?;
-                None
-            }
-            Some(_) | None => Some(timeout),
-        };
-        if let Err(error) = self.poll.poll(&mut self.events, timeout)
-            && error.kind() != ErrorKind::Interrupted
-        {
-            return Err(PerfError::io("wait for events", error));
-        }
-        let continued = self.ready.len();
-        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for event in events.iter().filter(|event| event.token() != ALARM) {
-            self.step(event.token().0, event.is_read_closed() || event.is_error(), work, tally);
-        }
-        self.events = events;
-        for _ in 0..continued {
-            if let Some(slot) = self.ready.pop_front() {
-                self.step(slot, true, work, tally);
-            }
-        }
+        let deadline = Instant::now() + timeout.min(TIMEOUT_SCAN);
+        self.wait(deadline, |engine, completion| engine.complete(completion, work, tally));
         self.close_late(tally);
         let failed = tally.failures_total();
         if failed >= self.plan.errors_max {
@@ -165,25 +153,19 @@ impl<'plan> Engine<'plan> {
 
     /// Connections that live.
     pub(crate) fn live(&self) -> usize {
-        self.slots.iter().flatten().count()
+        self.live
     }
 
     /// Connections that are established and not closing.
     pub(crate) fn established(&self) -> usize {
-        self.slots
-            .iter()
-            .flatten()
-            .filter(|connection| connection.is_established())
-            .count()
+        self.established
     }
 
     /// Begins no more work; established connections close in order, those being opened when they are open.
     pub(crate) fn drain(&mut self, work: &mut dyn Work, tally: &mut Tally) {
         self.draining = true;
         for slot in 0..self.slots.len() {
-            if self.slots[slot].is_some() {
-                self.step(slot, true, work, tally);
-            }
+            self.step(slot, Ok(0), work, tally);
         }
     }
 
@@ -194,30 +176,165 @@ impl<'plan> Engine<'plan> {
 
     /// Drops all connections, without a farewell.
     pub(crate) fn abort(&mut self) {
-        self.slots.iter_mut().for_each(|slot| *slot = None);
+        for slot in 0..self.slots.len() {
+            self.end(slot, false);
+        }
+        let end = Instant::now() + ABORT_MAX;
+        while self.live > 0 && Instant::now() < end {
+            self.wait(end, Engine::settle);
+        }
     }
 
-    fn step(&mut self, slot: usize, peer_closing: bool, work: &mut dyn Work, tally: &mut Tally) {
-        // Without a connection this is an event of one that has ended.
-        let Some(connection) = &mut self.slots[slot] else {
+    /// Waits until `deadline` and hands out what has completed.
+    fn wait(&mut self, deadline: Instant, mut complete: impl FnMut(&mut Self, Completion)) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.driver.wait(Some(deadline), &mut completions);
+        for completion in completions.drain(..) {
+            complete(self, completion);
+        }
+        // What completed while connections ended is for the next turn.
+        completions.append(&mut self.completions);
+        self.completions = completions;
+    }
+
+    fn complete(&mut self, completion: Completion, work: &mut dyn Work, tally: &mut Tally) {
+        let slot = slot_of(&completion);
+        if self.slots[slot].as_ref().is_none_or(|client| client.over) {
+            return self.settle(completion);
+        }
+        let client = self.slots[slot].as_mut().expect("looked at above");
+        let connection = &mut client.connection;
+        let news = match completion {
+            Completion::Received { buffer: None, .. } => {
+                client.receiving = false;
+                connection.received_end();
+                Ok(0)
+            }
+            Completion::Received {
+                buffer: Some(buffer), ..
+            } => {
+                client.receiving = false;
+                let received = connection.received(self.driver.received(&buffer));
+                self.driver.recycle(buffer);
+                received
+            }
+            Completion::ReceiveFailed { error, .. } => {
+                client.receiving = false;
+                connection.io_failed(error).map(|()| 0)
+            }
+            Completion::Sent { buffer, result, .. } => {
+                client.sending = false;
+                connection.returned(buffer, result.unwrap_or(0), &mut self.pool);
+                match result {
+                    // Work that waits for an answer has no use for this.
+                    Ok(_) if connection.is_established() && !(client.again && connection.all_sent()) => {
+                        return self.exchange(slot);
+                    }
+                    Ok(_) => Ok(0),
+                    Err(error) => connection.io_failed(error).map(|()| 0),
+                }
+            }
+            Completion::Connected { .. } | Completion::Accepted { .. } | Completion::AcceptFailed { .. } => {
+                unreachable!("sockets connect by themselves, and none listens")
+            }
+        };
+        self.step(slot, news, work, tally);
+    }
+
+    /// Takes what comes back from a connection that is over, whose slot is free with the last of it.
+    fn settle(&mut self, completion: Completion) {
+        let slot = slot_of(&completion);
+        let Some(client) = &mut self.slots[slot] else { return };
+        match completion {
+            Completion::Received { buffer, .. } => {
+                client.receiving = false;
+                if let Some(buffer) = buffer {
+                    self.driver.recycle(buffer);
+                }
+            }
+            Completion::ReceiveFailed { .. } => client.receiving = false,
+            Completion::Sent { buffer, .. } => {
+                client.sending = false;
+                self.pool.give(buffer);
+            }
+            Completion::Connected { .. } | Completion::Accepted { .. } | Completion::AcceptFailed { .. } => {
+                unreachable!("sockets connect by themselves, and none listens")
+            }
+        }
+        self.free_if_settled(slot);
+    }
+
+    /// Lets a connection go on with what it has received.
+    fn step(&mut self, slot: usize, received: Result<usize, Failure>, work: &mut dyn Work, tally: &mut Tally) {
+        let Some(client) = self.slots[slot].as_mut().filter(|client| !client.over) else {
             return;
         };
-        let result = advance(connection, peer_closing, &mut self.buffer, self.draining, work, tally);
+        let was_established = client.connection.is_established();
+        let result = received.and_then(|received| advance(client, received, self.draining, work, tally));
+        let is_established = client.connection.is_established();
+        self.established += usize::from(is_established);
+        self.established -= usize::from(was_established);
         match result {
-            Ok(State::Waiting) => {}
-            Ok(State::Ready) => self.ready.push_back(slot),
-            Ok(State::Rested) => self.rested.push(slot),
-            Ok(State::Finished) => self.free(slot),
+            Ok(state) => {
+                self.exchange(slot);
+                match state {
+                    State::Waiting => {}
+                    State::Rested => self.rested.push(slot),
+                    State::Finished => self.end(slot, false),
+                }
+            }
             Err(failure) => {
                 tally.failure(&failure);
-                self.free(slot);
+                // The server may be told why.
+                self.end(slot, matches!(failure, Failure::Tls(_)));
             }
         }
     }
 
-    fn free(&mut self, slot: usize) {
-        self.slots[slot] = None;
-        self.freed.push(slot);
+    /// Submits what the connection wants of its socket.
+    fn exchange(&mut self, slot: usize) {
+        let Some(client) = &mut self.slots[slot] else { return };
+        let token = token(slot);
+        if let Some(buffer) = client.connection.take_outgoing(&mut self.pool) {
+            client.sending = true;
+            self.driver.submit(token, Op::Send(client.socket, buffer));
+        }
+        if client.connection.take_fin() {
+            self.driver.shutdown_write(client.socket);
+        }
+        if !client.receiving && client.connection.wants_receive() {
+            client.receiving = true;
+            self.driver.submit(token, Op::Receive(client.socket));
+        }
+    }
+
+    /// The connection is over: cancels what is in flight. With `farewell`, what is queued gets one chance to be sent.
+    fn end(&mut self, slot: usize, farewell: bool) {
+        let Some(client) = self.slots[slot].as_mut().filter(|client| !client.over) else {
+            return;
+        };
+        client.over = true;
+        self.established -= usize::from(client.connection.is_established());
+        let token = token(slot);
+        if farewell && let Some(buffer) = client.connection.take_outgoing(&mut self.pool) {
+            client.sending = true;
+            self.driver.submit(token, Op::Send(client.socket, buffer));
+            self.driver.begin(&mut self.completions);
+        }
+        client.connection.forget_outgoing(&mut self.pool);
+        if client.receiving || client.sending {
+            self.driver.submit(token, Op::Cancel(client.socket));
+        }
+        self.free_if_settled(slot);
+    }
+
+    fn free_if_settled(&mut self, slot: usize) {
+        let settled = |client: &mut Client| client.over && !client.receiving && !client.sending;
+        if let Some(client) = self.slots[slot].take_if(settled) {
+            self.driver.close(client.socket, Close::Orderly);
+            self.live -= 1;
+            self.freed.push(slot);
+        }
     }
 
     fn close_late(&mut self, tally: &mut Tally) {
@@ -227,67 +344,81 @@ impl<'plan> Engine<'plan> {
         }
         self.next_scan = now + TIMEOUT_SCAN;
         for slot in 0..self.slots.len() {
-            let Some(connection) = &self.slots[slot] else { continue };
+            let Some(client) = self.slots[slot].as_ref().filter(|client| !client.over) else {
+                continue;
+            };
+            let connection = &client.connection;
             if connection.deadline.is_some_and(|deadline| now >= deadline) {
                 tally.failure(&Failure::Timeout(connection.activity()));
-                self.free(slot);
+                self.end(slot, false);
             }
         }
     }
 }
 
+impl Drop for Engine<'_> {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
 enum State {
     Waiting,
-    Ready,
     Rested,
     Finished,
 }
 
-/// A timer that wakes `poll`.
-fn new_alarm(poll: &Poll) -> Result<OwnedFd, PerfError> {
-    let failed = |errno: Errno| PerfError::io("create a timer", errno);
-    let alarm = timerfd_create(
-        TimerfdClockId::Monotonic,
-        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-    )
-    .map_err(failed)?;
-    let registered = poll
-        .registry()
-        .register(&mut SourceFd(&alarm.as_raw_fd()), ALARM, Interest::READABLE);
-    registered.map_err(|error| PerfError::io("wait for a timer", error))?;
-    Ok(alarm)
+fn new_driver(kind: DriverKind) -> Result<Box<dyn Driver>, PerfError> {
+    Ok(match kind {
+        DriverKind::Uring => {
+            Box::new(UringDriver::new().map_err(|error| PerfError::io("create an io_uring (try --io epoll)", error))?)
+        }
+        DriverKind::Epoll => {
+            Box::new(EpollDriver::new().map_err(|error| PerfError::io("create an epoll instance", error))?)
+        }
+    })
 }
 
-/// Setting it also takes back an expiry that nobody has read.
-fn set_alarm(alarm: &OwnedFd, after: Duration) -> Result<(), PerfError> {
-    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let once = Itimerspec {
-        it_interval: never,
-        it_value: Timespec {
-            tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(after.subsec_nanos()),
-        },
-    };
-    timerfd_settime(alarm, TimerfdTimerFlags::empty(), &once).map_err(|errno| PerfError::io("set a timer", errno))?;
-    Ok(())
+/// A slot is free only when nothing of its connection is in flight, so there is no completion of an earlier one.
+fn token(slot: usize) -> Token {
+    Token {
+        slot: u32::try_from(slot).expect("the plan bounds the connections"),
+        generation: 0,
+        role: Role::Upstream,
+    }
+}
+
+fn slot_of(completion: &Completion) -> usize {
+    match completion {
+        Completion::Accepted { token, .. }
+        | Completion::AcceptFailed { token, .. }
+        | Completion::Received { token, .. }
+        | Completion::ReceiveFailed { token, .. }
+        | Completion::Sent { token, .. }
+        | Completion::Connected { token, .. } => token.slot as usize,
+    }
 }
 
 fn advance(
-    connection: &mut Connection,
-    peer_closing: bool,
-    buffer: &mut [u8],
+    client: &mut Client,
+    received: usize,
     draining: bool,
     work: &mut dyn Work,
     tally: &mut Tally,
 ) -> Result<State, Failure> {
-    let progress = connection.advance(peer_closing, buffer)?;
-    if progress.established {
-        tally.established(connection.negotiated());
+    let connection = &mut client.connection;
+    let progress = connection.news(received)?;
+    if progress.established
+        && let Some(parameters) = connection.negotiated()
+    {
+        tally.established(parameters);
     }
-    let mut more = progress.more;
-    let mut rested = false;
+    let mut state = State::Waiting;
     if connection.is_established() {
         let now = Instant::now();
+        if progress.writable {
+            client.again = false;
+        }
         let next = work.progress(connection, &progress, now, tally)?;
         if next == Next::Close || draining {
             connection.begin_close(now);
@@ -295,21 +426,16 @@ fn advance(
         if next == Next::Rest && !connection.state.resting {
             connection.state.resting = true;
             connection.deadline = None;
-            rested = true;
+            state = State::Rested;
         }
-        let flushed = connection.flush()?;
-        more |= next == Next::Again && flushed;
+        if next == Next::Again {
+            client.again = true;
+        }
     }
     if let Some(ending) = connection.ending() {
         tally.ending(ending);
         work.finished(connection, tally);
         return Ok(State::Finished);
     }
-    Ok(if rested {
-        State::Rested
-    } else if more {
-        State::Ready
-    } else {
-        State::Waiting
-    })
+    Ok(state)
 }

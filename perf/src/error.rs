@@ -14,6 +14,19 @@ pub enum PerfError {
         /// What would be legal, or what to do.
         expected: String,
     },
+    /// A scenario cannot be used.
+    #[error("{file}:{line}: {problem}")]
+    Scenario {
+        /// The file, or the name of a built-in one.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// What a scenario's flags on the command line say cannot be used.
+    #[error(transparent)]
+    CommandLine(clap::Error),
     /// A system call or a file failed.
     #[error("{what}: {source}")]
     Io {

@@ -1,19 +1,23 @@
-//! Load tester for TLS servers: full and resumed handshakes, echoed messages, bulk data and idle connections, with what a unit
-//! of each costs the server in CPU time or memory.
+//! Load tester for TLS servers: full and resumed handshakes, echoed messages, HTTP requests, bulk data and idle connections, with
+//! latency, throughput and what a unit of each costs the server.
 //!
-//! One thread, one epoll instance, a closed loop: the next unit begins when the last one is done. The parts, from
-//! the outside in: [`args`] → `plan` → `work` → `engine` → `connection`; `measure` and [`procfs`] count, [`report`]
-//! tells. [`origin`] is the plain-TCP server to put behind the server under test.
+//! Each thread has connections of its own and an engine that drives them; one more keeps the time. The parts, from
+//! the outside in: [`args`] ([`scenario`]s are written-down ones) → `plan` (with `personas`: who connects) → `work` → `engine` →
+//! `connection`; `measure`, `course` and [`procfs`] count, [`report`] tells. [`origin`] is the plain-TCP server to put behind the
+//! server under test.
 
 pub mod args;
 mod connection;
+mod course;
 mod engine;
 mod error;
 mod measure;
 pub mod origin;
+mod personas;
 mod plan;
 pub mod procfs;
 pub mod report;
+pub mod scenario;
 mod sessions;
 mod tls;
 mod work;

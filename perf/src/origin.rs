@@ -28,6 +28,12 @@ const DESCRIPTORS_WANTED: u64 = 65_536;
 /// How often the stop flag is looked at when nothing happens.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
+/// Bytes of an answer's body if nothing else is said.
+const RESPONSE_BYTES: usize = 64;
+
+/// The longest head of a request.
+const REQUEST_HEAD_MAX: usize = 64 * 1024;
+
 const LISTENER: Token = Token(usize::MAX);
 
 /// A listening origin.
@@ -44,6 +50,8 @@ pub struct Origin {
     /// Connections to be continued without an event.
     ready: VecDeque<usize>,
     buffer: Vec<u8>,
+    /// Mode `http`: what each request is answered with.
+    response: Vec<u8>,
     report: OriginReport,
 }
 
@@ -64,8 +72,12 @@ pub struct OriginReport {
 
 struct Served {
     stream: TcpStream,
-    /// Mode `echo`: bytes that were read and could not be written yet.
+    /// Mode `echo` and `http`: bytes that could not be written yet.
     pending: Vec<u8>,
+    /// Mode `http`: a request's head that has not all come.
+    head: Vec<u8>,
+    /// Mode `http`: bytes of a request's body that are still to come.
+    body_left: u64,
     /// Mode `send`: bytes still to be sent; `None`: without end.
     left: Option<u64>,
     /// True exactly when our FIN is out.
@@ -106,6 +118,7 @@ impl Origin {
             free: Vec::new(),
             ready: VecDeque::new(),
             buffer: vec![0x5a; BUFFER],
+            response: response(args.bytes.unwrap_or(RESPONSE_BYTES)),
             report: OriginReport::default(),
         })
     }
@@ -176,11 +189,11 @@ impl Origin {
         });
         let interest = match self.mode {
             OriginMode::Discard | OriginMode::Close => Interest::READABLE,
-            OriginMode::Echo | OriginMode::Send => Interest::READABLE | Interest::WRITABLE,
+            OriginMode::Echo | OriginMode::Send | OriginMode::Http => Interest::READABLE | Interest::WRITABLE,
         };
         // An echo answers each message at once; waiting for acknowledgements would measure the kernel's timers.
         let prepared = match self.mode {
-            OriginMode::Echo => stream.set_nodelay(true),
+            OriginMode::Echo | OriginMode::Http => stream.set_nodelay(true),
             OriginMode::Send | OriginMode::Discard | OriginMode::Close => Ok(()),
         };
         let registered = prepared.and_then(|()| self.poll.registry().register(&mut stream, Token(index), interest));
@@ -193,6 +206,8 @@ impl Origin {
         self.connections[index] = Some(Served {
             stream,
             pending: Vec::new(),
+            head: Vec::new(),
+            body_left: 0,
             left,
             write_closed: false,
         });
@@ -205,6 +220,7 @@ impl Origin {
         let (buffer, report) = (&mut self.buffer, &mut self.report);
         let result = match self.mode {
             OriginMode::Echo => served.echo(peer_closing, buffer, report),
+            OriginMode::Http => served.http(peer_closing, buffer, &self.response, report),
             OriginMode::Send => served.send(buffer, report),
             OriginMode::Discard | OriginMode::Close => served.discard(peer_closing, buffer, report),
         };
@@ -257,6 +273,74 @@ impl Served {
         Ok(State::Ready)
     }
 
+    fn http(
+        &mut self,
+        peer_closing: bool,
+        buffer: &mut [u8],
+        response: &[u8],
+        report: &mut OriginReport,
+    ) -> io::Result<State> {
+        for _ in 0..TRANSFERS_PER_TURN {
+            if !self.pending.is_empty() {
+                let written = write_some(&mut self.stream, &self.pending)?;
+                report.sent += written as u64;
+                self.pending.drain(..written);
+                if !self.pending.is_empty() {
+                    return Ok(State::Waiting);
+                }
+            }
+            let length = match self.stream.read(buffer) {
+                Ok(0) => return Ok(State::Closed),
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(State::Waiting),
+                Err(error) => return Err(error),
+            };
+            report.received += length as u64;
+            for _ in 0..self.requests(&buffer[..length])? {
+                self.pending.extend_from_slice(response);
+            }
+            if self.pending.is_empty() && length < buffer.len() && !peer_closing {
+                return Ok(State::Waiting);
+            }
+        }
+        Ok(State::Ready)
+    }
+
+    /// How many requests end in these bytes.
+    fn requests(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (mut bytes, mut ended) = (bytes, 0);
+        loop {
+            let body = bytes.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+            self.body_left -= body as u64;
+            bytes = &bytes[body..];
+            if bytes.is_empty() {
+                return Ok(ended);
+            }
+            let before = self.head.len();
+            self.head.extend_from_slice(&bytes[..bytes.len().min(REQUEST_HEAD_MAX)]);
+            let mut headers = [httparse::EMPTY_HEADER; 128];
+            let mut request = httparse::Request::new(&mut headers);
+            let refused = |why: &str| io::Error::new(ErrorKind::InvalidData, why.to_owned());
+            match request.parse(&self.head) {
+                Ok(httparse::Status::Complete(used)) => {
+                    let length = request
+                        .headers
+                        .iter()
+                        .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+                    let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok());
+                    self.body_left = length.unwrap_or(0);
+                    self.head.clear();
+                    bytes = &bytes[used - before..];
+                    // Answered when its head is there: nobody looks at the body.
+                    ended += 1;
+                }
+                Ok(httparse::Status::Partial) if self.head.len() < REQUEST_HEAD_MAX => return Ok(ended),
+                Ok(httparse::Status::Partial) => return Err(refused("a request's head longer than 64 KiB")),
+                Err(error) => return Err(refused(&error.to_string())),
+            }
+        }
+    }
+
     fn send(&mut self, buffer: &mut [u8], report: &mut OriginReport) -> io::Result<State> {
         for _ in 0..TRANSFERS_PER_TURN {
             let wanted = self.left.map_or(buffer.len(), |left| {
@@ -300,6 +384,14 @@ impl Served {
         }
         Ok(State::Ready)
     }
+}
+
+/// A response with so many bytes of body.
+fn response(bytes: usize) -> Vec<u8> {
+    let mut response =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {bytes}\r\n\r\n").into_bytes();
+    response.resize(response.len() + bytes, b'x');
+    response
 }
 
 /// Writes what fits; 0 when nothing does.

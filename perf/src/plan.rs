@@ -1,17 +1,16 @@
 //! Arguments made legal: resolved, bounded and with everything built that connections share.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
 use std::time::Duration;
 
+use ringlock::config;
+use ringlock::server::host::{DriverKind, choose_driver};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 
-use crate::args::ClientArgs;
+use crate::args::{ClientArgs, Io, LoadArgs, Offer, Weighted};
 use crate::error::PerfError;
-use crate::tls::client_config;
+use crate::personas::Personas;
 
 /// A run always ends by itself; this is the longest it may be asked to take.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -19,86 +18,173 @@ const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// As many as file descriptors can be had on a generous machine.
 const CONNECTIONS_MAX: usize = 1_000_000;
 
-/// More than one thread can begin, even on the fastest machine.
+/// More than the threads of any machine.
+const THREADS_MAX: usize = 1024;
+
+/// More than the cores of a large machine can begin.
 const RATE_MAX: u32 = 1_000_000;
 
 /// One source address has about 28,000 ephemeral ports; fewer per address keep the kernel's search for a free one short.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
-/// File descriptors that are not connections: epoll, standard streams, files being read.
+/// File descriptors that are not connections: the driver's, standard streams, files being read.
 const DESCRIPTORS_SPARE: u64 = 64;
 
 /// What all connections of a run have in common.
 pub(crate) struct ClientPlan {
     pub(crate) target: SocketAddr,
-    pub(crate) server_name: ServerName<'static>,
-    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) personas: Personas,
+    pub(crate) io: DriverKind,
+    /// 0 < threads <= connections
+    pub(crate) threads: usize,
+    /// What threads are pinned to, in turn; empty: the system chooses.
+    pub(crate) cpus: Vec<usize>,
     /// Local addresses, used in turn; empty: the system chooses.
     pub(crate) sources: Vec<Ipv4Addr>,
     /// 0 < connections
     pub(crate) connections: usize,
     /// Units begun per second, 0 < rate; `None`: the next one begins when one is done.
-    pub(crate) rate: Option<u32>,
+    pub(crate) rate: Option<f64>,
+    /// Between two units of a connection.
+    pub(crate) think_time: Option<Duration>,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
     pub(crate) timeout: Duration,
     pub(crate) errors_max: u64,
     pub(crate) server_pids: Vec<u32>,
     pub(crate) server_children: bool,
+    pub(crate) seed: u64,
+    /// A line tells each second how it goes.
+    pub(crate) progress: bool,
 }
 
 impl ClientPlan {
-    /// Checks the flags, pins the thread, raises the descriptor limit, resolves the target, reads the CA.
-    pub(crate) fn new(args: &ClientArgs, connections: usize, rate: Option<u32>) -> Result<Self, PerfError> {
+    /// Checks the flags, raises the descriptor limit, resolves the target, reads certificates and keys.
+    pub(crate) fn new(args: &ClientArgs, connections: usize, mix: &[Weighted<Offer>]) -> Result<Self, PerfError> {
         if connections == 0 || connections > CONNECTIONS_MAX {
             return Err(flag("--connections", &connections, &format!("1 to {CONNECTIONS_MAX}")));
         }
-        if let Some(rate) = rate
-            && !(1..=RATE_MAX).contains(&rate)
-        {
-            return Err(flag("--rate", &rate, &format!("1 to {RATE_MAX}")));
+        for (name, time, least) in [
+            ("--duration", args.duration, Duration::from_nanos(1)),
+            ("--warmup", args.warmup, Duration::ZERO),
+            ("--timeout", args.timeout, Duration::from_nanos(1)),
+        ] {
+            if time < least || time > DURATION_MAX {
+                let more = if least.is_zero() { "" } else { "more than 0 and " };
+                return Err(flag(name, &format!("{time:?}"), &format!("{more}at most 24h")));
+            }
         }
-        if args.duration.is_zero() || args.duration > DURATION_MAX {
+        let cpus = args.cpu.as_ref().map_or_else(Vec::new, |list| list.0.clone());
+        let threads = args.threads.unwrap_or(cpus.len().clamp(1, connections));
+        if threads == 0 || threads > THREADS_MAX.min(connections) {
+            let most = THREADS_MAX.min(connections);
             return Err(flag(
-                "--duration",
-                &format!("{:?}", args.duration),
-                "more than 0 and at most 24h",
-            ));
-        }
-        if args.warmup > DURATION_MAX {
-            return Err(flag("--warmup", &format!("{:?}", args.warmup), "at most 24h"));
-        }
-        if args.timeout.is_zero() || args.timeout > DURATION_MAX {
-            return Err(flag(
-                "--timeout",
-                &format!("{:?}", args.timeout),
-                "more than 0 and at most 24h",
+                "--threads",
+                &threads,
+                &format!("1 to {most}, as many as there are connections at most"),
             ));
         }
         let target = resolve(&args.target)?;
-        let server_name = ServerName::try_from(args.server_name.clone())
-            .map_err(|_| flag("--server-name", &args.server_name, "a DNS name or an IP address"))?;
-        let tls = Arc::new(client_config(args)?);
-        let sources = sources(args.sources, target, connections)?;
-        if let Some(cpu) = args.cpu {
-            pin(cpu)?;
-        }
-        raise_descriptor_limit(connections as u64 + DESCRIPTORS_SPARE)?;
-        Ok(Self {
+        let plan = Self {
             target,
-            server_name,
-            tls,
-            sources,
+            personas: Personas::new(args, mix, connections)?,
+            io: driver(args.io)?,
+            threads,
+            cpus,
+            sources: sources(args.sources, target, connections)?,
             connections,
-            rate,
+            rate: None,
+            think_time: None,
             warmup: args.warmup,
             duration: args.duration,
             timeout: args.timeout,
             errors_max: args.errors_max.max(1),
             server_pids: args.server_pid.clone(),
             server_children: args.server_children,
-        })
+            seed: args.seed,
+            progress: args.progress.is_wanted(),
+        };
+        raise_descriptor_limit((connections + threads) as u64 + DESCRIPTORS_SPARE)?;
+        Ok(plan)
     }
+
+    /// A plan for works whose units can have a rate.
+    pub(crate) fn with_load(args: &ClientArgs, load: &LoadArgs, mix: &[Weighted<Offer>]) -> Result<Self, PerfError> {
+        let mut plan = Self::new(args, load.connections, mix)?;
+        for (name, rate) in [
+            ("--rate", load.rate),
+            ("--ramp", load.ramp.map(|ramp| ramp.from.max(ramp.to))),
+            ("--rate-min", Some(load.rate_min)),
+            ("--rate-max", Some(load.rate_max)),
+        ] {
+            if let Some(rate) = rate
+                && !(1..=RATE_MAX).contains(&rate)
+            {
+                return Err(flag(name, &rate, &format!("1 to {RATE_MAX}")));
+            }
+        }
+        if load.find_capacity && load.rate_min > load.rate_max {
+            let expected = format!("at most --rate-max ({})", load.rate_max);
+            return Err(flag("--rate-min", &load.rate_min, &expected));
+        }
+        plan.rate = load.rate.map(f64::from);
+        plan.think_time = load.think_time.filter(|time| !time.is_zero());
+        Ok(plan)
+    }
+
+    /// What one of the threads does of it.
+    pub(crate) fn share(&self, thread: usize) -> Self {
+        let connections = self.connections / self.threads + usize::from(thread < self.connections % self.threads);
+        Self {
+            target: self.target,
+            personas: self.personas.fork(connections),
+            io: self.io,
+            threads: 1,
+            cpus: self.cpu_of(thread).into_iter().collect(),
+            sources: self.sources.clone(),
+            connections,
+            rate: self.rate.map(|rate| rate / self.threads as f64),
+            think_time: self.think_time,
+            warmup: self.warmup,
+            duration: self.duration,
+            timeout: self.timeout,
+            errors_max: self.errors_max.div_ceil(self.threads as u64),
+            server_pids: self.server_pids.clone(),
+            server_children: self.server_children,
+            seed: self.seed.wrapping_add(thread as u64),
+            progress: false,
+        }
+    }
+
+    /// When a thread's first unit is due, after that of the run.
+    pub(crate) fn offset(&self, thread: usize) -> Duration {
+        self.rate
+            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(thread as f64 / rate))
+    }
+
+    /// The CPU of a thread.
+    pub(crate) fn cpu_of(&self, thread: usize) -> Option<usize> {
+        (!self.cpus.is_empty()).then(|| self.cpus[thread % self.cpus.len()])
+    }
+
+    /// Pins the calling thread, which is the only one of this plan, and seeds what it draws.
+    pub(crate) fn enter(&self) -> Result<(), PerfError> {
+        fastrand::seed(self.seed);
+        self.cpu_of(0).map_or(Ok(()), pin)
+    }
+}
+
+/// What `--io` means on this machine.
+fn driver(io: Io) -> Result<DriverKind, PerfError> {
+    let chosen = choose_driver(match io {
+        Io::Auto => config::Io::Auto,
+        Io::IoUring => config::Io::IoUring,
+        Io::Epoll => config::Io::Epoll,
+    });
+    chosen.map(|(kind, _)| kind).map_err(|refusal| {
+        let expected = format!("{}; {}", refusal.expected, refusal.remedy);
+        flag("--io", &refusal.found, &expected)
+    })
 }
 
 /// Pins the calling thread to one CPU.

@@ -1,7 +1,7 @@
 //! Sessions that connections resume. Each is offered by one connection, which puts the one that it gets here: as many
 //! clients as there are connections in flight, each coming back with what it was given last.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::{self, Formatter};
 use std::sync::{Mutex, MutexGuard};
 
@@ -9,14 +9,14 @@ use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls_pki_types::ServerName;
 
-/// Sessions of one server, taken in the order in which they came.
+/// Sessions by the name that was asked for, taken in the order in which they came.
 pub(crate) struct Sessions {
-    /// 0 < most
+    /// Of each name, 0 < most
     most: usize,
-    kept: Mutex<Kept>,
+    kept: Mutex<HashMap<ServerName<'static>, Kept>>,
 }
 
-/// Of a run, which has one version, only one of them is used.
+/// Of a persona, which has one version, only one of them is used.
 #[derive(Default)]
 struct Kept {
     tls12: VecDeque<Tls12ClientSessionValue>,
@@ -24,7 +24,7 @@ struct Kept {
 }
 
 impl Sessions {
-    /// Keeps at most `most` sessions; the oldest goes for a new one.
+    /// Keeps at most `most` sessions of each name; the oldest goes for a new one.
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
@@ -35,10 +35,10 @@ impl Sessions {
     /// Sessions that wait for a connection.
     pub(crate) fn waiting(&self) -> usize {
         let kept = self.kept();
-        kept.tls12.len() + kept.tls13.len()
+        kept.values().map(|kept| kept.tls12.len() + kept.tls13.len()).sum()
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Kept>> {
         self.kept.lock().expect("nothing panics while it is locked")
     }
 
@@ -58,24 +58,24 @@ impl ClientSessionStore for Sessions {
         None
     }
 
-    fn set_tls12_session(&self, _: ServerName<'static>, session: Tls12ClientSessionValue) {
-        self.push(&mut self.kept().tls12, session);
+    fn set_tls12_session(&self, name: ServerName<'static>, session: Tls12ClientSessionValue) {
+        self.push(&mut self.kept().entry(name).or_default().tls12, session);
     }
 
     /// Takes it. rustls puts it back when the server has resumed it and sent no other.
-    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.kept().tls12.pop_front()
+    fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.kept().get_mut(&name.to_owned())?.tls12.pop_front()
     }
 
     // It was taken when it was offered.
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
-    fn insert_tls13_ticket(&self, _: ServerName<'static>, session: Tls13ClientSessionValue) {
-        self.push(&mut self.kept().tls13, session);
+    fn insert_tls13_ticket(&self, name: ServerName<'static>, session: Tls13ClientSessionValue) {
+        self.push(&mut self.kept().entry(name).or_default().tls13, session);
     }
 
-    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.kept().tls13.pop_front()
+    fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.kept().get_mut(name)?.tls13.pop_front()
     }
 }
 

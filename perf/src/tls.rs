@@ -1,10 +1,12 @@
-//! The client's TLS settings: one version, the wanted suites and groups.
+//! The client's TLS settings: one version, the wanted suites, groups and signature schemes, and what it shows and believes.
 
-use std::path::Path;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version};
 use rustls_pki_types::pem::PemObject;
@@ -13,77 +15,183 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use crate::args::{ClientArgs, TlsVersion};
 use crate::error::PerfError;
 
-/// Builds the configuration that every connection of a run uses.
+/// A certificate that clients show.
+pub(crate) struct Credential {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    /// Where it came from, for errors.
+    file: PathBuf,
+}
+
+/// Reads what --client-cert or --client-certs name; empty when clients show nothing.
 ///
-/// Resumption is off, so each handshake is a full one, if the work does not switch it on.
+/// # Errors
+/// Names the flag and the file that cannot be used.
+pub(crate) fn credentials(args: &ClientArgs) -> Result<Vec<Credential>, PerfError> {
+    if let (Some(chain), Some(key)) = (&args.client_cert, &args.client_key) {
+        return Ok(vec![Credential {
+            chain: certificates("--client-cert", chain)?,
+            key: private_key("--client-key", key)?,
+            file: key.clone(),
+        }]);
+    }
+    args.client_certs
+        .as_deref()
+        .map_or_else(|| Ok(Vec::new()), credentials_of_folder)
+}
+
+/// NAME.pem, NAME.crt or NAME.cer with the chain, and the key in it or in NAME.key.
+fn credentials_of_folder(folder: &Path) -> Result<Vec<Credential>, PerfError> {
+    const FLAG: &str = "--client-certs";
+    let unreadable = |error: io::Error| flag_error(FLAG, folder, format!("a readable folder ({error})"));
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        if file
+            .extension()
+            .is_some_and(|end| end == "pem" || end == "crt" || end == "cer")
+        {
+            files.push(file);
+        }
+    }
+    files.sort();
+    let mut found = Vec::new();
+    for file in files {
+        let beside = file.with_extension("key");
+        let key = if beside.exists() { &beside } else { &file };
+        // A file with nothing but a key, or a CA without one, is not a client's.
+        let Ok(key) = private_key(FLAG, key) else { continue };
+        let Ok(chain) = certificates(FLAG, &file) else { continue };
+        found.push(Credential { chain, key, file });
+    }
+    if found.is_empty() {
+        let expected = "a folder with NAME.pem or NAME.crt, and the key in it or in NAME.key".to_owned();
+        return Err(flag_error(FLAG, folder, expected));
+    }
+    Ok(found)
+}
+
+/// Builds the configurations of one version: one for each credential, one without if there is none.
+///
+/// Resumption is off, so each handshake is a full one; personas that resume switch it on.
 ///
 /// # Errors
 /// Names the flag whose value is unknown, or whose file cannot be used.
-pub(crate) fn client_config(args: &ClientArgs) -> Result<ClientConfig, PerfError> {
-    let provider = provider(args)?;
-    let versions = match args.tls {
+pub(crate) fn client_configs(
+    args: &ClientArgs,
+    version: TlsVersion,
+    credentials: &[Credential],
+) -> Result<Vec<ClientConfig>, PerfError> {
+    let provider = Arc::new(provider(args, version)?);
+    let versions = match version {
         TlsVersion::Tls12 => &[&version::TLS12],
         TlsVersion::Tls13 => &[&version::TLS13],
     };
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
-    let builder = match &args.ca {
-        Some(file) => builder.with_root_certificates(trust_anchors(file)?),
-        None => {
-            let schemes = aws_lc_rs::default_provider()
-                .signature_verification_algorithms
-                .supported_schemes();
-            let trusting = Arc::new(TrustEverything { schemes });
-            builder.dangerous().with_custom_certificate_verifier(trusting)
-        }
+    let verifier: Arc<dyn ServerCertVerifier> = match &args.ca {
+        Some(file) => WebPkiServerVerifier::builder_with_provider(Arc::new(trust_anchors(file)?), provider.clone())
+            .build()
+            .map_err(|error| flag_error("--ca", file, format!("usable CA certificates ({error})")))?,
+        None => Arc::new(TrustEverything {
+            schemes: provider.signature_verification_algorithms.supported_schemes(),
+        }),
     };
-    let mut config = match (&args.client_cert, &args.client_key) {
-        (Some(chain), Some(key)) => {
-            let (certificates, private) = (certificates("--client-cert", chain)?, private_key(key)?);
-            let config = builder.with_client_auth_cert(certificates, private);
-            config.map_err(|error| flag_error("--client-key", key, format!("the key of --client-cert ({error})")))?
-        }
-        (None, _) | (_, None) => builder.with_no_client_auth(),
+    let builder = || {
+        let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
+        Ok::<_, PerfError>(builder.dangerous().with_custom_certificate_verifier(verifier.clone()))
     };
-    config.resumption = Resumption::disabled();
-    Ok(config)
+    let mut configs = Vec::new();
+    if credentials.is_empty() {
+        configs.push(builder()?.with_no_client_auth());
+    }
+    for credential in credentials {
+        let (chain, key) = (credential.chain.clone(), credential.key.clone_key());
+        let config = builder()?.with_client_auth_cert(chain, key);
+        configs.push(config.map_err(|error| {
+            flag_error(
+                "--client-key",
+                &credential.file,
+                format!("the key of the client's certificate ({error})"),
+            )
+        })?);
+    }
+    let protocols: Vec<Vec<u8>> = args.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
+    for config in &mut configs {
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols.clone_from(&protocols);
+    }
+    Ok(configs)
 }
 
-fn provider(args: &ClientArgs) -> Result<CryptoProvider, PerfError> {
+fn provider(args: &ClientArgs, version: TlsVersion) -> Result<CryptoProvider, PerfError> {
     let mut provider = aws_lc_rs::default_provider();
-    let wanted_version = match args.tls {
+    let wanted_version = match version {
         TlsVersion::Tls12 => rustls::ProtocolVersion::TLSv1_2,
         TlsVersion::Tls13 => rustls::ProtocolVersion::TLSv1_3,
     };
     provider
         .cipher_suites
         .retain(|suite| suite.version().version == wanted_version);
-    let suites: Vec<String> = provider
-        .cipher_suites
-        .iter()
-        .map(|suite| name(&suite.suite()))
-        .collect();
-    match args.suite.as_str() {
-        "any" => {}
-        "aes128" => provider
-            .cipher_suites
-            .retain(|suite| name(&suite.suite()).contains("AES_128_GCM")),
-        wanted => provider
-            .cipher_suites
-            .retain(|suite| same_suite(&name(&suite.suite()), wanted)),
+    // With both versions offered, a suite of the other one is not a mistake.
+    let known = aws_lc_rs::default_provider().cipher_suites;
+    let suites: Vec<String> = known.iter().map(|suite| name(&suite.suite())).collect();
+    for wanted in &args.suite {
+        if !matches!(wanted.as_str(), "any" | "aes128") && !suites.iter().any(|suite| same_suite(suite, wanted)) {
+            return Err(unknown("--suite", wanted, "any, aes128", &suites));
+        }
     }
+    provider.cipher_suites = in_order(&args.suite, provider.cipher_suites, |suite, wanted| {
+        let name = name(&suite.suite());
+        wanted == "any" || wanted == "aes128" && name.contains("AES_128_GCM") || same_suite(&name, wanted)
+    });
     if provider.cipher_suites.is_empty() {
-        return Err(unknown("--suite", &args.suite, "aes128", &suites));
+        return Err(unknown(
+            "--suite",
+            &args.suite.join(","),
+            "one of each version of --tls: any, aes128",
+            &suites,
+        ));
     }
     let groups: Vec<String> = provider.kx_groups.iter().map(|group| name(&group.name())).collect();
-    if args.group != "any" {
-        provider
-            .kx_groups
-            .retain(|group| name(&group.name()).eq_ignore_ascii_case(&args.group));
+    for wanted in &args.group {
+        if wanted != "any" && !groups.iter().any(|group| group.eq_ignore_ascii_case(wanted)) {
+            return Err(unknown("--group", wanted, "any", &groups));
+        }
     }
-    if provider.kx_groups.is_empty() {
-        return Err(unknown("--group", &args.group, "any", &groups));
-    }
+    provider.kx_groups = in_order(&args.group, provider.kx_groups, |group, wanted| {
+        wanted == "any" || name(&group.name()).eq_ignore_ascii_case(wanted)
+    });
+    restrict_signatures(&mut provider, &args.signature_scheme)?;
     Ok(provider)
+}
+
+/// What one of `wanted` names, in the order of `wanted`, each once.
+fn in_order<T>(wanted: &[String], known: Vec<T>, is: impl Fn(&T, &str) -> bool) -> Vec<T> {
+    let (mut chosen, mut left) = (Vec::new(), known);
+    for wanted in wanted {
+        let (named, others): (Vec<T>, Vec<T>) = left.into_iter().partition(|one| is(one, wanted));
+        chosen.extend(named);
+        left = others;
+    }
+    chosen
+}
+
+/// Offers and accepts only the schemes that are `wanted`.
+fn restrict_signatures(provider: &mut CryptoProvider, wanted: &[String]) -> Result<(), PerfError> {
+    if wanted.iter().any(|wanted| wanted == "any") {
+        return Ok(());
+    }
+    let known = provider.signature_verification_algorithms.mapping;
+    let names: Vec<String> = known.iter().map(|(scheme, _)| name(scheme)).collect();
+    let mut chosen = Vec::new();
+    for wanted in wanted {
+        let found = known
+            .iter()
+            .find(|(scheme, _)| name(scheme).eq_ignore_ascii_case(wanted));
+        chosen.push(*found.ok_or_else(|| unknown("--signature-scheme", wanted, "any", &names))?);
+    }
+    // rustls wants them for as long as the program runs, and a run has few providers.
+    provider.signature_verification_algorithms.mapping = Box::leak(chosen.into_boxed_slice());
+    Ok(())
 }
 
 /// rustls' name of a registered value, which is IANA's but for the TLS 1.3 suites (`TLS13_AES_…`).
@@ -122,9 +230,9 @@ fn certificates(flag: &'static str, file: &Path) -> Result<Vec<CertificateDer<'s
     Ok(certificates)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, PerfError> {
+fn private_key(flag: &'static str, file: &Path) -> Result<PrivateKeyDer<'static>, PerfError> {
     PrivateKeyDer::from_pem_file(file)
-        .map_err(|error| flag_error("--client-key", file, format!("a readable PEM private key ({error})")))
+        .map_err(|error| flag_error(flag, file, format!("a readable PEM private key ({error})")))
 }
 
 fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {

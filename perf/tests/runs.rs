@@ -14,15 +14,61 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use relay::{Fault, Relay};
-use ringlock_perf::args::{Cli, Command};
+use ringlock_perf::args::{Cli, Command, Io};
 use ringlock_perf::origin::{Origin, OriginReport};
 use ringlock_perf::report::Report;
 use ringlock_perf::{PerfError, run};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
+
+/// Makes two tests of each function, `name::io_uring` and `name::epoll`.
+macro_rules! both_drivers {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn io_uring() {
+                super::$name(ringlock_perf::args::Io::IoUring);
+            }
+            #[test]
+            fn epoll() {
+                super::$name(ringlock_perf::args::Io::Epoll);
+            }
+        }
+    )+};
+}
+
+both_drivers!(
+    handshakes_are_counted_once_each_and_closed_in_order,
+    an_exchange_brings_one_byte_to_the_origin_and_back,
+    every_measured_connection_resumes_the_session_of_another,
+    sessions_of_a_cache_are_resumed_in_tls_1_2,
+    more_tickets_than_connections_use_do_no_harm,
+    a_few_declined_sessions_are_counted_and_more_refuse_the_figure,
+    a_server_that_gives_no_session_is_named_before_anything_is_measured,
+    a_close_by_the_server_can_be_waited_for,
+    version_suite_and_group_are_the_ones_asked_for,
+    echoed_messages_are_all_at_the_origin,
+    an_open_loop_begins_as_many_units_as_it_should,
+    a_unit_begins_when_it_is_due_even_if_nothing_else_happens,
+    latencies_of_an_open_loop_hold_the_wait_for_a_slow_server,
+    a_connection_at_rest_does_not_time_out_and_one_that_fails_is_opened_anew,
+    a_changed_byte_in_an_echo_is_noticed,
+    uploaded_bytes_all_arrive_at_the_origin,
+    a_bounded_download_ends_in_order_and_is_counted_to_the_byte,
+    idle_connections_are_held_and_measured,
+    idle_connections_that_the_server_closes_are_lost,
+    a_missing_close_notify_is_told_apart,
+    nobody_listening_is_refused_and_given_up,
+    a_silent_server_times_out,
+    a_certificate_of_another_ca_is_refused_unless_insecure,
+    a_server_that_asks_for_a_certificate_gets_it,
+    json_has_the_documented_fields,
+    what_goes_wrong_in_a_handshake_is_counted_by_its_cause,
+    the_report_names_the_driver,
+);
 
 /// An origin that runs in a thread until it is asked for its counts.
 struct RunningOrigin {
@@ -54,14 +100,19 @@ impl RunningOrigin {
 }
 
 /// Runs `work` (a command with its own flags) against the relay, as short as its counts allow.
-fn drive(relay: &Relay, work: &str) -> Result<Report, PerfError> {
-    drive_target(&relay.address, relay.ca(), work)
+fn drive(io: Io, relay: &Relay, work: &str) -> Result<Report, PerfError> {
+    drive_target(io, &relay.address, relay.ca(), work)
 }
 
-fn drive_target(target: &str, ca: &str, work: &str) -> Result<Report, PerfError> {
+fn drive_target(io: Io, target: &str, ca: &str, work: &str) -> Result<Report, PerfError> {
     let pid = std::process::id().to_string();
+    let io = io.to_possible_value().expect("every driver has a name");
+    let io = ["--io", io.get_name()];
     let common = ["--target", target, "--ca", ca, "--warmup", "0s", "--server-pid", &pid];
-    let line = std::iter::once("ringlock-perf").chain(work.split(' ')).chain(common);
+    let line = std::iter::once("ringlock-perf")
+        .chain(work.split(' '))
+        .chain(common)
+        .chain(io);
     run(&Cli::parse_from(line).command)
 }
 
@@ -85,11 +136,10 @@ fn assert_parameters(report: &Report, expected: [&str; 4]) {
     assert_eq!(parameters.count, report.totals.established);
 }
 
-#[test]
-fn handshakes_are_counted_once_each_and_closed_in_order() {
+fn handshakes_are_counted_once_each_and_closed_in_order(io: Io) {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let report = drive(&relay, "handshake --connections 4 --count 40 --duration 30s").unwrap();
+    let report = drive(io, &relay, "handshake --connections 4 --count 40 --duration 30s").unwrap();
     assert!(report.is_clean(), "{report}");
     assert!((40.0..44.0).contains(&report.units), "{report}");
     let totals = report.totals;
@@ -109,11 +159,15 @@ fn handshakes_are_counted_once_each_and_closed_in_order() {
     assert_eq!(origin.finish().accepted, totals.opened);
 }
 
-#[test]
-fn an_exchange_brings_one_byte_to_the_origin_and_back() {
+fn an_exchange_brings_one_byte_to_the_origin_and_back(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let report = drive(&relay, "handshake --exchange --connections 2 --count 10 --duration 30s").unwrap();
+    let report = drive(
+        io,
+        &relay,
+        "handshake --exchange --connections 2 --count 10 --duration 30s",
+    )
+    .unwrap();
     assert!(report.is_clean(), "{report}");
     relay.finish();
     let counts = origin.finish();
@@ -164,8 +218,7 @@ impl ProducesTickets for Tickets {
     }
 }
 
-#[test]
-fn every_measured_connection_resumes_the_session_of_another() {
+fn every_measured_connection_resumes_the_session_of_another(io: Io) {
     let origin = origin("echo", &[]);
     let ticketer = Tickets::declining_every(0);
     let relay = Relay::start_resuming(&origin.address, 1, ticketer.clone());
@@ -176,7 +229,7 @@ fn every_measured_connection_resumes_the_session_of_another() {
     ] {
         for pace in ["", " --rate 200"] {
             let flags = format!("resume --connections 4 --count 40 --duration 30s --tls {version}{pace}");
-            let report = drive(&relay, &flags).unwrap();
+            let report = drive(io, &relay, &flags).unwrap();
             assert!(report.is_clean(), "{report}");
             assert_eq!(report.work, "resume");
             assert_eq!(report.handshakes.unwrap().full, 0, "{report}");
@@ -199,33 +252,30 @@ fn version_name(version: &str) -> &'static str {
     if version == "1.2" { "TLSv1_2" } else { "TLSv1_3" }
 }
 
-#[test]
-fn sessions_of_a_cache_are_resumed_in_tls_1_2() {
+fn sessions_of_a_cache_are_resumed_in_tls_1_2(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let report = drive(&relay, "resume --connections 4 --count 40 --duration 30s --tls 1.2").unwrap();
+    let report = drive(io, &relay, "resume --connections 4 --count 40 --duration 30s --tls 1.2").unwrap();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.handshakes.unwrap().full, 0, "{report}");
     relay.finish();
     origin.finish();
 }
 
-#[test]
-fn more_tickets_than_connections_use_do_no_harm() {
+fn more_tickets_than_connections_use_do_no_harm(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start_resuming(&origin.address, 3, Tickets::declining_every(0));
-    let report = drive(&relay, "resume --connections 2 --count 40 --duration 30s").unwrap();
+    let report = drive(io, &relay, "resume --connections 2 --count 40 --duration 30s").unwrap();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.handshakes.unwrap().full, 0, "{report}");
     relay.finish();
     origin.finish();
 }
 
-#[test]
-fn a_few_declined_sessions_are_counted_and_more_refuse_the_figure() {
+fn a_few_declined_sessions_are_counted_and_more_refuse_the_figure(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start_resuming(&origin.address, 1, Tickets::declining_every(50));
-    let report = drive(&relay, "resume --connections 2 --count 200 --duration 60s").unwrap();
+    let report = drive(io, &relay, "resume --connections 2 --count 200 --duration 60s").unwrap();
     assert!(report.is_clean(), "{report}");
     let handshakes = report.handshakes.unwrap();
     assert!((3..=5).contains(&handshakes.full), "{report}");
@@ -235,7 +285,7 @@ fn a_few_declined_sessions_are_counted_and_more_refuse_the_figure() {
     relay.finish();
 
     let relay = Relay::start_resuming(&origin.address, 1, Tickets::declining_every(10));
-    let error = drive(&relay, "resume --connections 2 --count 200 --duration 60s")
+    let error = drive(io, &relay, "resume --connections 2 --count 200 --duration 60s")
         .unwrap_err()
         .to_string();
     assert!(
@@ -246,11 +296,10 @@ fn a_few_declined_sessions_are_counted_and_more_refuse_the_figure() {
     origin.finish();
 }
 
-#[test]
-fn a_server_that_gives_no_session_is_named_before_anything_is_measured() {
+fn a_server_that_gives_no_session_is_named_before_anything_is_measured(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let error = drive(&relay, "resume --connections 3 --duration 30s")
+    let error = drive(io, &relay, "resume --connections 3 --duration 30s")
         .unwrap_err()
         .to_string();
     assert!(
@@ -261,11 +310,11 @@ fn a_server_that_gives_no_session_is_named_before_anything_is_measured() {
     origin.finish();
 }
 
-#[test]
-fn a_close_by_the_server_can_be_waited_for() {
+fn a_close_by_the_server_can_be_waited_for(io: Io) {
     let origin = origin("close", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     let report = drive(
+        io,
         &relay,
         "handshake --expect-close --connections 2 --count 10 --duration 30s",
     )
@@ -276,15 +325,15 @@ fn a_close_by_the_server_can_be_waited_for() {
     assert_eq!(origin.finish().accepted, report.totals.opened);
 }
 
-#[test]
-fn version_suite_and_group_are_the_ones_asked_for() {
+fn version_suite_and_group_are_the_ones_asked_for(io: Io) {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     let flags = "--connections 1 --count 2 --duration 30s --tls 1.2 --group secp384r1";
     let suite = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
-    let report = drive(&relay, &format!("handshake {flags} --suite {suite}")).unwrap();
+    let report = drive(io, &relay, &format!("handshake {flags} --suite {suite}")).unwrap();
     assert_negotiated(&report, "TLSv1_2", suite, "secp384r1");
     let report = drive(
+        io,
         &relay,
         "handshake --connections 1 --count 2 --duration 30s --group x25519mlkem768",
     )
@@ -294,11 +343,10 @@ fn version_suite_and_group_are_the_ones_asked_for() {
     origin.finish();
 }
 
-#[test]
-fn echoed_messages_are_all_at_the_origin() {
+fn echoed_messages_are_all_at_the_origin(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let report = drive(&relay, "echo --connections 3 --size 700 --count 60 --duration 30s").unwrap();
+    let report = drive(io, &relay, "echo --connections 3 --size 700 --count 60 --duration 30s").unwrap();
     assert!(report.is_clean(), "{report}");
     assert!((60.0..=63.0).contains(&report.units), "{report}");
     assert_eq!(report.totals.opened, 3);
@@ -311,13 +359,12 @@ fn echoed_messages_are_all_at_the_origin() {
     );
 }
 
-#[test]
-fn an_open_loop_begins_as_many_units_as_it_should() {
+fn an_open_loop_begins_as_many_units_as_it_should(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     let mut connections = 0;
     for work in ["handshake", "echo"] {
-        let report = drive(&relay, &format!("{work} --rate 50 --connections 8 --duration 1s")).unwrap();
+        let report = drive(io, &relay, &format!("{work} --rate 50 --connections 8 --duration 1s")).unwrap();
         assert!(report.is_clean(), "{report}");
         let counts = report.open_loop.unwrap();
         assert_eq!(counts.due, counts.started + counts.not_started, "{report}");
@@ -337,13 +384,12 @@ fn an_open_loop_begins_as_many_units_as_it_should() {
     origin.finish();
 }
 
-#[test]
-fn a_unit_begins_when_it_is_due_even_if_nothing_else_happens() {
+fn a_unit_begins_when_it_is_due_even_if_nothing_else_happens(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     // The engine looks around every 250 ms at least. Whoever relies on that is late in some attempts.
     let first = |_| {
-        let report = drive(&relay, "echo --rate 1 --connections 1 --count 1 --duration 30s").unwrap();
+        let report = drive(io, &relay, "echo --rate 1 --connections 1 --count 1 --duration 30s").unwrap();
         report.latency_us.unwrap().max
     };
     let mut longest: Vec<f64> = (0..30).map(first).collect();
@@ -353,15 +399,14 @@ fn a_unit_begins_when_it_is_due_even_if_nothing_else_happens() {
     origin.finish();
 }
 
-#[test]
-fn latencies_of_an_open_loop_hold_the_wait_for_a_slow_server() {
+fn latencies_of_an_open_loop_hold_the_wait_for_a_slow_server(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::Slow(Duration::from_millis(20)));
     for work in ["handshake", "echo"] {
         let twenty = format!("{work} --connections 1 --count 20 --duration 60s");
-        let closed = drive(&relay, &twenty).unwrap();
+        let closed = drive(io, &relay, &twenty).unwrap();
         assert!(closed.open_loop.is_none(), "{closed}");
-        let open = drive(&relay, &format!("{twenty} --rate 1000")).unwrap();
+        let open = drive(io, &relay, &format!("{twenty} --rate 1000")).unwrap();
         assert!(open.is_clean(), "{open}");
         // Due within 20 ms, and done one after the other: the last one waits for nineteen.
         let (alone, last) = (closed.latency_us.unwrap().p50, open.latency_us.unwrap().max);
@@ -374,26 +419,24 @@ fn latencies_of_an_open_loop_hold_the_wait_for_a_slow_server() {
     origin.finish();
 }
 
-#[test]
-fn a_connection_at_rest_does_not_time_out_and_one_that_fails_is_opened_anew() {
+fn a_connection_at_rest_does_not_time_out_and_one_that_fails_is_opened_anew(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     let flags = "echo --rate 2 --connections 2 --duration 2s --timeout 500ms";
-    let report = drive(&relay, flags).unwrap();
+    let report = drive(io, &relay, flags).unwrap();
     assert!(report.is_clean() && report.totals.opened == 2, "{report}");
     relay.finish();
     let relay = Relay::start(&origin.address, Fault::HangUp(Duration::from_millis(300)));
-    let report = drive(&relay, "echo --rate 1 --connections 1 --duration 2s").unwrap();
+    let report = drive(io, &relay, "echo --rate 1 --connections 1 --duration 2s").unwrap();
     assert!(report.totals.opened > 2 && !report.is_clean(), "{report}");
     relay.finish();
     origin.finish();
 }
 
-#[test]
-fn a_changed_byte_in_an_echo_is_noticed() {
+fn a_changed_byte_in_an_echo_is_noticed(io: Io) {
     let origin = origin("echo", &[]);
     let relay = Relay::start(&origin.address, Fault::ChangeByte);
-    let error = drive(&relay, "echo --connections 1 --duration 30s --errors-max 3")
+    let error = drive(io, &relay, "echo --connections 1 --duration 30s --errors-max 3")
         .unwrap_err()
         .to_string();
     assert!(error.contains("other bytes than were sent"), "{error}");
@@ -401,11 +444,11 @@ fn a_changed_byte_in_an_echo_is_noticed() {
     origin.finish();
 }
 
-#[test]
-fn uploaded_bytes_all_arrive_at_the_origin() {
+fn uploaded_bytes_all_arrive_at_the_origin(io: Io) {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     let report = drive(
+        io,
         &relay,
         "bulk --direction upload --connections 2 --bytes 4MB --duration 30s",
     )
@@ -416,11 +459,11 @@ fn uploaded_bytes_all_arrive_at_the_origin() {
     assert_eq!(origin.finish().received, report.totals.bytes);
 }
 
-#[test]
-fn a_bounded_download_ends_in_order_and_is_counted_to_the_byte() {
+fn a_bounded_download_ends_in_order_and_is_counted_to_the_byte(io: Io) {
     let origin = origin("send", &["--bytes", "300000"]);
     let relay = Relay::start(&origin.address, Fault::None);
     let report = drive(
+        io,
         &relay,
         "bulk --direction download --connections 1 --bytes 3MB --duration 30s",
     )
@@ -434,11 +477,15 @@ fn a_bounded_download_ends_in_order_and_is_counted_to_the_byte() {
     assert!(origin.finish().sent >= totals.bytes);
 }
 
-#[test]
-fn idle_connections_are_held_and_measured() {
+fn idle_connections_are_held_and_measured(io: Io) {
     let origin = origin("accept", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let report = drive(&relay, "idle --connections 40 --opening 8 --settle 100ms --hold 100ms").unwrap();
+    let report = drive(
+        io,
+        &relay,
+        "idle --connections 40 --opening 8 --settle 100ms --hold 100ms",
+    )
+    .unwrap();
     assert!(report.is_clean(), "{report}");
     let idle = report.idle.unwrap();
     assert_eq!((idle.held, idle.lost), (40, 0));
@@ -453,10 +500,9 @@ fn idle_connections_are_held_and_measured() {
     origin.finish();
 }
 
-#[test]
-fn idle_connections_that_the_server_closes_are_lost() {
+fn idle_connections_that_the_server_closes_are_lost(io: Io) {
     let relay = Relay::start("127.0.0.1:1", Fault::HangUp(Duration::from_millis(800)));
-    let report = drive(&relay, "idle --connections 5 --settle 0s --hold 2s").unwrap();
+    let report = drive(io, &relay, "idle --connections 5 --settle 0s --hold 2s").unwrap();
     let idle = report.idle.unwrap();
     assert_eq!((idle.held, idle.lost), (5, 5));
     assert!(
@@ -466,11 +512,10 @@ fn idle_connections_that_the_server_closes_are_lost() {
     relay.finish();
 }
 
-#[test]
-fn a_missing_close_notify_is_told_apart() {
+fn a_missing_close_notify_is_told_apart(io: Io) {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::NoCloseNotify);
-    let report = drive(&relay, "handshake --connections 1 --count 3 --duration 30s").unwrap();
+    let report = drive(io, &relay, "handshake --connections 1 --count 3 --duration 30s").unwrap();
     assert!(report.is_clean(), "{report}");
     assert_eq!(
         (report.totals.closed_in_order, report.totals.closed_without_notify),
@@ -480,15 +525,14 @@ fn a_missing_close_notify_is_told_apart() {
     origin.finish();
 }
 
-#[test]
-fn nobody_listening_is_refused_and_given_up() {
+fn nobody_listening_is_refused_and_given_up(io: Io) {
     let address = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .to_string();
     let relay = Relay::start(&address, Fault::None);
-    let error = drive_target(&address, relay.ca(), "handshake --errors-max 5")
+    let error = drive_target(io, &address, relay.ca(), "handshake --errors-max 5")
         .unwrap_err()
         .to_string();
     assert!(
@@ -498,13 +542,12 @@ fn nobody_listening_is_refused_and_given_up() {
     relay.finish();
 }
 
-#[test]
-fn a_silent_server_times_out() {
+fn a_silent_server_times_out(io: Io) {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let relay = Relay::start(&address, Fault::None);
     let flags = "handshake --connections 1 --errors-max 1 --timeout 100ms";
-    let error = drive_target(&address, relay.ca(), flags).unwrap_err().to_string();
+    let error = drive_target(io, &address, relay.ca(), flags).unwrap_err().to_string();
     assert!(
         error.contains("timed out while connecting or in the handshake"),
         "{error}"
@@ -512,13 +555,41 @@ fn a_silent_server_times_out() {
     relay.finish();
 }
 
-#[test]
-fn a_certificate_of_another_ca_is_refused_unless_insecure() {
+fn what_goes_wrong_in_a_handshake_is_counted_by_its_cause(io: Io) {
+    for (fault, expected) in [
+        (Fault::ResetInHandshake, "reset by the server"),
+        (Fault::CloseInHandshake, "closed before the handshake was complete"),
+    ] {
+        let relay = Relay::start("127.0.0.1:1", fault);
+        let error = drive(io, &relay, "handshake --connections 2 --errors-max 5")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(relay.finish().handshakes, 0);
+    }
+}
+
+fn the_report_names_the_driver(io: Io) {
+    let origin = origin("discard", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let report = drive(io, &relay, "handshake --connections 1 --count 1 --duration 30s").unwrap();
+    let expected = match io {
+        Io::Auto | Io::IoUring => "io_uring",
+        Io::Epoll => "epoll",
+    };
+    assert_eq!(report.setting.io, expected);
+    relay.finish();
+    origin.finish();
+}
+
+fn a_certificate_of_another_ca_is_refused_unless_insecure(io: Io) {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
     let other = Relay::start(&origin.address, Fault::None);
     let flags = "handshake --connections 1 --count 1 --errors-max 2";
-    let error = drive_target(&relay.address, other.ca(), flags).unwrap_err().to_string();
+    let error = drive_target(io, &relay.address, other.ca(), flags)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("certificate"), "{error}");
     let line = format!(
         "ringlock-perf {flags} --warmup 0s --target {} --insecure",
@@ -530,8 +601,7 @@ fn a_certificate_of_another_ca_is_refused_unless_insecure() {
     origin.finish();
 }
 
-#[test]
-fn a_server_that_asks_for_a_certificate_gets_it() {
+fn a_server_that_asks_for_a_certificate_gets_it(io: Io) {
     let origin = origin("discard", &[]);
     let certified = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
     let mut roots = RootCertStore::empty();
@@ -550,10 +620,10 @@ fn a_server_that_asks_for_a_certificate_gets_it() {
     let flags = "handshake --connections 1 --count 3 --errors-max 2 --duration 30s";
     for version in ["1.2", "1.3"] {
         let shown = format!("{flags} --tls {version} --client-cert {certificate} --client-key {key}");
-        let report = drive(&relay, &shown).unwrap();
+        let report = drive(io, &relay, &shown).unwrap();
         assert!(report.is_clean(), "{report}");
         assert!(report.totals.established >= 3, "{report}");
-        let refused = drive(&relay, &format!("{flags} --tls {version}"))
+        let refused = drive(io, &relay, &format!("{flags} --tls {version}"))
             .unwrap_err()
             .to_string();
         assert!(refused.contains("alert"), "{refused}");
@@ -575,18 +645,17 @@ fn a_server_that_asks_for_a_certificate_gets_it() {
         (&key, &key, "--client-cert: found"),
     ] {
         let shown = format!("{flags} --client-cert {certificate} --client-key {key}");
-        let error = drive(&relay, &shown).unwrap_err().to_string();
+        let error = drive(io, &relay, &shown).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     relay.finish();
     origin.finish();
 }
 
-#[test]
-fn json_has_the_documented_fields() {
+fn json_has_the_documented_fields(io: Io) {
     let origin = origin("discard", &[]);
     let relay = Relay::start(&origin.address, Fault::None);
-    let report = drive(&relay, "handshake --connections 1 --count 2 --duration 30s").unwrap();
+    let report = drive(io, &relay, "handshake --connections 1 --count 2 --duration 30s").unwrap();
     let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
     for pointer in [
         "/schema",
@@ -630,7 +699,7 @@ fn flags_that_cannot_be_used_are_named() {
         let error = run(&Cli::parse_from(line.split(' ')).command).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let error = drive_target("127.0.0.1:1", "/nonexistent/ca.pem", "handshake")
+    let error = drive_target(Io::Auto, "127.0.0.1:1", "/nonexistent/ca.pem", "handshake")
         .unwrap_err()
         .to_string();
     assert!(error.contains("--ca: found `/nonexistent/ca.pem`"), "{error}");

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SocketFlags;
 
 use super::buffer::ReceiveBuffer;
@@ -302,14 +303,49 @@ impl EpollDriver {
         self.enqueue(listener);
     }
 
-    fn poll(&mut self, deadline: Option<Instant>, idle: bool) {
-        let timeout = if idle {
-            deadline.map(|at| at.saturating_duration_since(clock()))
-        } else {
-            Some(Duration::ZERO)
-        };
+    /// Takes the events that are there, or come within whole milliseconds.
+    fn take_events(&mut self, timeout: Option<Duration>) {
         // Fails only when interrupted by a signal: then there are no events, which is true.
         let _ = self.poll.poll(&mut self.events, timeout);
+    }
+
+    fn wait_for_events(&mut self, deadline: Option<Instant>) {
+        let Some(deadline) = deadline else {
+            return self.take_events(None);
+        };
+        loop {
+            let left = deadline.saturating_duration_since(clock());
+            let milliseconds = Duration::from_millis(left.as_millis() as u64);
+            if milliseconds.is_zero() {
+                self.wait_briefly(left);
+                return self.take_events(Some(Duration::ZERO));
+            }
+            self.take_events(Some(milliseconds));
+            if !self.events.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for events for less than a millisecond, which poll(2) can and epoll cannot.
+    fn wait_briefly(&self, left: Duration) {
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        if !left.is_zero() {
+            let mut epoll = [PollFd::from_borrowed_fd(self.poll.registry().as_fd(), PollFlags::IN)];
+            // Fails only when interrupted by a signal, and then waits less.
+            let _ = rustix::event::poll(&mut epoll, Some(&timeout));
+        }
+    }
+
+    fn poll(&mut self, deadline: Option<Instant>, idle: bool) {
+        if idle {
+            self.wait_for_events(deadline);
+        } else {
+            self.take_events(Some(Duration::ZERO));
+        }
         for event in &self.events {
             if event.token() == WAKER {
                 self.waker.clear();
@@ -359,10 +395,8 @@ impl Driver for EpollDriver {
     fn adopt(&mut self, stream: OwnedFd) -> Result<Socket, IoError> {
         let socket = socket2::Socket::from(stream);
         socket.set_nonblocking(true)?;
-        let mut entry = Entry::new(socket);
-        // What may have arrived before the registration: looking at once costs nothing.
-        entry.readable = true;
-        self.insert(entry, Interest::READABLE | Interest::WRITABLE)
+        // What has arrived before the registration is announced by it.
+        self.insert(Entry::new(socket), Interest::READABLE | Interest::WRITABLE)
     }
 
     fn connect(&mut self, token: Token, endpoint: &ServerEndpoint) -> Result<Socket, IoError> {

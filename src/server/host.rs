@@ -146,12 +146,15 @@ pub fn check(config: &Config) -> Result<Vec<usize>, Vec<Problem>> {
     }
 }
 
-/// Why this machine does not do what a key asks for.
+/// Why this machine does not do what a setting asks for.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    found: String,
-    expected: String,
-    remedy: String,
+pub struct Refusal {
+    /// What was asked for, and what is wrong with it here.
+    pub found: String,
+    /// What would be possible.
+    pub expected: String,
+    /// What to do.
+    pub remedy: String,
 }
 
 impl Refusal {
@@ -200,7 +203,11 @@ fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, Refusal> {
     }
 }
 
-fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
+/// The driver that `io` means on this machine, and why.
+///
+/// # Errors
+/// io_uring is asked for by name and not usable.
+pub fn choose_driver(io: Io) -> Result<(DriverKind, String), Refusal> {
     if io == Io::Epoll {
         return Ok((DriverKind::Epoll, "configured".into()));
     }

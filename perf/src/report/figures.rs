@@ -126,7 +126,7 @@ fn failed(run: &Report) -> u64 {
 pub(super) fn units(unit: Unit) -> String {
     match unit {
         Unit::Megabyte => unit.to_string(),
-        Unit::Handshake | Unit::Message | Unit::Connection => format!("{unit}s"),
+        Unit::Handshake | Unit::Message | Unit::Request | Unit::Connection => format!("{unit}s"),
     }
 }
 

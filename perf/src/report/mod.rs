@@ -6,6 +6,7 @@ mod figures;
 mod files;
 pub mod html;
 mod numbers;
+mod setting;
 mod text;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use course::{Capacity, Interval, Percentile, Step};
+pub use setting::Setting;
 
 use crate::measure::{Tally, Window};
 use crate::plan::ClientPlan;
@@ -34,6 +36,8 @@ pub enum Unit {
     Handshake,
     /// A message there and back.
     Message,
+    /// A request and its response.
+    Request,
     /// 1,000,000 bytes of payload.
     Megabyte,
     /// A connection opened.
@@ -65,6 +69,9 @@ pub struct Report {
     /// The units by kind, when they are handshakes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshakes: Option<Handshakes>,
+    /// HTTP responses in the window by status.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub statuses: BTreeMap<String, u64>,
     /// Time per unit, in an open loop from when it was due; absent for bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Latency>,
@@ -109,37 +116,19 @@ pub struct Report {
     pub setting: Setting,
 }
 
-/// Where and how a run was measured.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Setting {
-    /// The name of the scenario, when there was one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scenario: Option<String>,
-    /// The command line.
-    pub command: Vec<String>,
-    /// Version of ringlock-perf.
-    pub version: String,
-    /// When the window began, RFC 3339.
-    pub began: String,
-    /// Threads of the client.
-    pub threads: usize,
-    /// `io_uring` or `epoll`.
-    pub io: String,
-    /// The processor's name.
-    pub processor: String,
-    /// CPUs of the machine.
-    pub cpus: usize,
-    /// Release of the kernel.
-    pub kernel: String,
-}
-
 /// Handshakes in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Handshakes {
     /// Full ones. In the work `resume`: those that should have been resumed.
     pub full: u64,
-    /// Resumed ones.
+    /// Resumed ones: `by_ticket` + `by_session_id`.
     pub resumed: u64,
+    /// Resumed by a client that offers tickets (in TLS 1.2 a session id, if that is all the server gives).
+    #[serde(default)]
+    pub by_ticket: u64,
+    /// Resumed by a client that offers nothing but a session id.
+    #[serde(default)]
+    pub by_session_id: u64,
 }
 
 /// Latencies in microseconds.
@@ -160,7 +149,7 @@ pub struct Latency {
 }
 
 /// An open loop, from the begin of the warm-up to the end of the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct OpenLoop {
     /// Units that should begin per second.
     pub rate_per_s: u32,
@@ -170,6 +159,15 @@ pub struct OpenLoop {
     pub started: u64,
     /// Units that were due and did not begin, because as many as may be were in flight: `due` - `started`.
     pub not_started: u64,
+    /// Units that began late for the same reason.
+    #[serde(default)]
+    pub held: u64,
+    /// By how much the others began late, because the client was busy: median, microseconds.
+    #[serde(default)]
+    pub late_p50_us: f64,
+    /// 99th percentile.
+    #[serde(default)]
+    pub late_p99_us: f64,
 }
 
 /// CPU use in the window.
@@ -260,12 +258,19 @@ pub struct ErrorCount {
     pub first: String,
 }
 
+impl Unit {
+    /// How many there are in so many units of work and bytes.
+    pub(crate) fn count(self, units: u64, bytes: u64) -> f64 {
+        match self {
+            Self::Handshake | Self::Message | Self::Request | Self::Connection => units as f64,
+            Self::Megabyte => bytes as f64 / MEGABYTE,
+        }
+    }
+}
+
 impl Report {
     pub(crate) fn new(work: &str, unit: Unit, plan: &ClientPlan, tally: &Tally, window: &Window) -> Self {
-        let units = match unit {
-            Unit::Handshake | Unit::Message | Unit::Connection => tally.units as f64,
-            Unit::Megabyte => tally.bytes as f64 / MEGABYTE,
-        };
+        let units = unit.count(tally.units, tally.bytes);
         let seconds = window.wall.as_secs_f64();
         let user_part = |cpu: &crate::procfs::CpuTime| rounded(ratio(cpu.user, cpu.user + cpu.system));
         Self {
@@ -279,9 +284,16 @@ impl Report {
             rate_per_s: rounded(quotient(units, seconds)),
             bytes: tally.bytes,
             handshakes: (unit == Unit::Handshake).then(|| Handshakes {
-                full: tally.units - tally.resumed,
-                resumed: tally.resumed,
+                full: tally.units - tally.resumed_by_ticket - tally.resumed_by_session_id,
+                resumed: tally.resumed_by_ticket + tally.resumed_by_session_id,
+                by_ticket: tally.resumed_by_ticket,
+                by_session_id: tally.resumed_by_session_id,
             }),
+            statuses: tally
+                .statuses
+                .iter()
+                .map(|(status, &count)| (status.to_string(), count))
+                .collect(),
             latency_us: (!tally.latency.is_empty()).then(|| Latency::new(&tally.latency)),
             service_us: None,
             percentiles: Vec::new(),
@@ -306,8 +318,23 @@ impl Report {
             },
             errors: errors(tally),
             warnings: Vec::new(),
-            setting: Setting::default(),
+            setting: Setting {
+                threads: plan.threads,
+                io: plan.io.name().to_owned(),
+                ..Setting::here()
+            },
         }
+    }
+
+    pub(crate) fn set_course(&mut self, series: Vec<Interval>, tally: &Tally) {
+        self.series = series;
+        self.service_us = (!tally.service.is_empty()).then(|| Latency::new(&tally.service));
+        let service = if tally.service.is_empty() {
+            &tally.latency
+        } else {
+            &tally.service
+        };
+        self.percentiles = course::percentiles(&tally.latency, service);
     }
 
     pub(crate) fn set_open_loop(&mut self, counts: OpenLoop) {
@@ -382,10 +409,10 @@ impl IdleMemory {
 
 fn negotiated(tally: &Tally) -> Vec<NegotiatedCount> {
     let count = |(parameters, &count): (&crate::connection::Negotiated, &u64)| NegotiatedCount {
-        version: parameters.version.clone(),
-        suite: parameters.suite.clone(),
-        group: parameters.group.clone(),
-        handshake: parameters.handshake.clone(),
+        version: parameters.version(),
+        suite: parameters.suite(),
+        group: parameters.group(),
+        handshake: parameters.handshake(),
         count,
     };
     tally.negotiated.iter().map(count).collect()
@@ -414,6 +441,6 @@ fn quotient(part: f64, whole: f64) -> f64 {
 }
 
 /// Three decimals: more are noise.
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }

@@ -9,6 +9,7 @@ impl Display for Unit {
         f.write_str(match self {
             Self::Handshake => "handshake",
             Self::Message => "message",
+            Self::Request => "request",
             Self::Megabyte => "MB",
             Self::Connection => "connection",
         })
@@ -42,7 +43,7 @@ impl Display for Report {
             "  rate        {:.1} {unit}/s ({:.1} in all)",
             self.rate_per_s, self.units
         )?;
-        if let Some(Handshakes { full, resumed }) = self.handshakes {
+        if let Some(Handshakes { full, resumed, .. }) = self.handshakes {
             writeln!(f, "  handshakes  {full} full, {resumed} resumed")?;
         }
         if let Some(OpenLoop {
@@ -50,6 +51,7 @@ impl Display for Report {
             due,
             started,
             not_started,
+            ..
         }) = self.open_loop
         {
             writeln!(

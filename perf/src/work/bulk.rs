@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Next, Steady, Work};
+use super::steady::Steady;
+use super::{FULL, Next, Work};
 use crate::args::{BulkArgs, Direction};
 use crate::connection::{Connection, Failure, Progress};
 use crate::error::PerfError;
@@ -14,26 +15,25 @@ use crate::report::{Report, Unit};
 const BLOCK: usize = 256 * 1024;
 
 pub(super) fn run(args: &BulkArgs) -> Result<Report, PerfError> {
-    let plan = ClientPlan::new(&args.client, args.connections, None)?;
+    let plan = ClientPlan::new(&args.client, args.connections, &FULL)?;
     let upload = args.direction == Direction::Upload;
     let steady = Steady {
+        name: if upload { "bulk_upload" } else { "bulk_download" },
         unit: Unit::Megabyte,
         standing: true,
         units_max: None,
         bytes_max: args.bytes.map(|bytes| bytes as u64),
         // A download's origin would go on sending.
         close_in_order: upload,
-    };
-    match args.direction {
-        Direction::Download => steady.run("bulk_download", &plan, &mut DownloadWork),
-        Direction::Upload => steady.run(
-            "bulk_upload",
-            &plan,
-            &mut UploadWork {
+        work: &|_| match args.direction {
+            Direction::Download => Box::new(DownloadWork),
+            Direction::Upload => Box::new(UploadWork {
                 block: vec![0x5a; BLOCK],
-            },
-        ),
-    }
+            }),
+        },
+        prepare: &|_, _| Ok(()),
+    };
+    steady.run(&plan)
 }
 
 struct DownloadWork;

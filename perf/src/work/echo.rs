@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Next, Steady, Work, nanoseconds_since};
+use super::steady::Steady;
+use super::{FULL, Next, Work, rates};
 use crate::args::EchoArgs;
 use crate::connection::{Connection, Failure, Inbound, Progress};
 use crate::error::PerfError;
@@ -23,34 +24,38 @@ pub(super) fn run(args: &EchoArgs) -> Result<Report, PerfError> {
             expected,
         });
     }
-    let plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
+    let mut plan = ClientPlan::with_load(&args.client, &args.load, &FULL)?;
+    let rests = args.load.rests();
     let steady = Steady {
+        name: "echo",
         unit: Unit::Message,
         standing: true,
-        units_max: args.count,
+        units_max: args.load.count,
         bytes_max: None,
         close_in_order: true,
+        work: &|thread| Box::new(EchoWork::new(args.size, rests, thread)),
+        prepare: &|_, _| Ok(()),
     };
-    steady.run(
-        "echo",
-        &plan,
-        &mut EchoWork {
-            size: args.size,
-            paced: args.rate.is_some(),
-            connections: 0,
-        },
-    )
+    rates::run(&args.load, &mut plan, |plan| steady.run(plan))
 }
 
 struct EchoWork {
     size: usize,
     /// Each message waits for its time.
-    paced: bool,
-    /// Connections so far; each gets a message of its own, so that bytes of another would be noticed.
+    rests: bool,
+    /// Number of the next connection; each gets a message of its own, so that bytes of another would be noticed.
     connections: u64,
 }
 
 impl EchoWork {
+    fn new(size: usize, rests: bool, thread: usize) -> Self {
+        Self {
+            size,
+            rests,
+            connections: (thread as u64) << 32,
+        }
+    }
+
     fn send(&self, connection: &mut Connection, due: Instant, now: Instant) -> Result<(), Failure> {
         let message = connection
             .expected()
@@ -81,17 +86,17 @@ impl Work for EchoWork {
         connection.state.received += progress.received;
         let answered = connection.state.received >= self.size;
         if answered {
-            tally.unit(nanoseconds_since(connection.unit_due, now));
+            tally.unit(connection.times(now));
             tally.bytes(self.size);
             connection.state.received = 0;
         }
         let free = answered || progress.established;
-        if let Some(due) = connection.state.due.take().or((free && !self.paced).then_some(now)) {
+        if let Some(due) = connection.state.due.take().or((free && !self.rests).then_some(now)) {
             self.send(connection, due, now)?;
         }
         if progress.peer_closed {
             Err(Failure::ClosedByPeer)
-        } else if free && self.paced {
+        } else if free && self.rests {
             Ok(Next::Rest)
         } else {
             Ok(Next::Wait)

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Next, Steady, Work, nanoseconds_since};
-use crate::args::{HandshakeArgs, HandshakesArgs};
+use super::resume::obtain_sessions;
+use super::steady::Steady;
+use super::{Next, Work, rates};
+use crate::args::{HandshakeArgs, HandshakesArgs, LoadArgs};
 use crate::connection::{Connection, Failure, Inbound, Progress};
 use crate::error::PerfError;
 use crate::measure::Tally;
@@ -15,13 +17,8 @@ use crate::report::{Report, Unit};
 const PROBE: [u8; 1] = *b"x";
 
 pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
-    let HandshakesArgs {
-        client,
-        connections,
-        rate,
-        count,
-    } = &args.handshakes;
-    let plan = ClientPlan::new(client, *connections, *rate)?;
+    let HandshakesArgs { client, load } = &args.handshakes;
+    let mut plan = ClientPlan::with_load(client, load, &args.mix)?;
     let after = match (args.exchange, args.expect_close) {
         (true, _) => After::exchange(),
         (false, true) => After::ExpectClose,
@@ -32,25 +29,40 @@ pub(super) fn run(args: &HandshakeArgs) -> Result<Report, PerfError> {
         After::Exchange(_) => "handshake_exchange",
         After::ExpectClose => "handshake_expect_close",
     };
+    run_handshakes(name, load, &mut plan, &after)
+}
+
+/// Handshakes, after each thread has obtained what its personas offer.
+pub(super) fn run_handshakes(
+    name: &str,
+    load: &LoadArgs,
+    plan: &mut ClientPlan,
+    after: &After,
+) -> Result<Report, PerfError> {
     let steady = Steady {
+        name,
         unit: Unit::Handshake,
         standing: false,
-        units_max: *count,
+        units_max: load.count,
         bytes_max: None,
         close_in_order: true,
+        work: &|_| Box::new(HandshakeWork { after: after.clone() }),
+        prepare: &obtain_sessions,
     };
-    steady.run(name, &plan, &mut HandshakeWork { after })
+    rates::run(load, plan, |plan| steady.run(plan))
 }
 
 /// What follows the handshake.
-enum After {
+#[derive(Clone)]
+pub(super) enum After {
     Close,
     Exchange(Arc<[u8]>),
     ExpectClose,
 }
 
 impl After {
-    fn exchange() -> Self {
+    /// One byte there and back.
+    pub(super) fn exchange() -> Self {
         Self::Exchange(Arc::new(PROBE))
     }
 }
@@ -58,17 +70,8 @@ impl After {
 /// A unit is counted when the connection is closed; its latency runs from the connect (in an open loop: from
 /// when that was due) to the complete handshake,
 /// or to the returned byte.
-pub(super) struct HandshakeWork {
+struct HandshakeWork {
     after: After,
-}
-
-impl HandshakeWork {
-    /// One byte there and back follows the handshake.
-    pub(super) fn exchange() -> Self {
-        Self {
-            after: After::exchange(),
-        }
-    }
 }
 
 impl Work for HandshakeWork {
@@ -79,14 +82,13 @@ impl Work for HandshakeWork {
         now: Instant,
         tally: &mut Tally,
     ) -> Result<Next, Failure> {
-        let elapsed = nanoseconds_since(connection.unit_due, now);
         if progress.established {
             // The timeout of the handshake goes on for what follows it.
             connection.limit_unit();
         }
         match &self.after {
             After::Close => {
-                connection.state.latency_ns = Some(elapsed);
+                connection.state.done = Some(now);
                 Ok(Next::Close)
             }
             After::Exchange(probe) => {
@@ -99,7 +101,7 @@ impl Work for HandshakeWork {
                 }
                 tally.bytes(progress.received);
                 if progress.received > 0 {
-                    connection.state.latency_ns = Some(elapsed);
+                    connection.state.done = Some(now);
                     return Ok(Next::Close);
                 }
                 if progress.peer_closed {
@@ -110,7 +112,7 @@ impl Work for HandshakeWork {
             }
             After::ExpectClose => {
                 if progress.established {
-                    connection.state.latency_ns = Some(elapsed);
+                    connection.state.done = Some(now);
                 }
                 Ok(if progress.peer_closed { Next::Close } else { Next::Wait })
             }
@@ -118,8 +120,8 @@ impl Work for HandshakeWork {
     }
 
     fn finished(&mut self, connection: &Connection, tally: &mut Tally) {
-        if let Some(latency_ns) = connection.state.latency_ns {
-            tally.handshake(latency_ns, connection.is_resumed());
+        if let Some(done) = connection.state.done {
+            tally.handshake(connection.times(done), connection.resumed_by());
         }
     }
 }

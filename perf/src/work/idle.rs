@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Next, Work, nanoseconds_since, remaining, server_processes};
+use super::{FULL, Next, Work, remaining, server_processes};
 use crate::args::IdleArgs;
 use crate::connection::{Connection, Failure, Progress};
 use crate::engine::Engine;
@@ -24,7 +24,15 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
             expected,
         });
     }
-    let plan = ClientPlan::new(&args.client, args.connections, None)?;
+    let plan = ClientPlan::new(&args.client, args.connections, &FULL)?;
+    if plan.threads > 1 {
+        return Err(PerfError::Flag {
+            flag: "--threads",
+            found: plan.threads.to_string(),
+            expected: "1 for idle connections (--cpu with one CPU)".to_owned(),
+        });
+    }
+    plan.enter()?;
     let server = server_processes(&plan)?;
     let mut tally = Tally::new();
     let mut work = IdleWork;
@@ -55,6 +63,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     record(&server, &mut memory, IdleMemory::closed)?;
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
     report.set_idle(held, lost, memory);
+
     Ok(report)
 }
 
@@ -133,7 +142,7 @@ impl Work for IdleWork {
         tally: &mut Tally,
     ) -> Result<Next, Failure> {
         if progress.established {
-            tally.unit(nanoseconds_since(connection.unit_started, now));
+            tally.unit(connection.times(now));
         }
         if progress.peer_closed {
             Err(Failure::ClosedByPeer)

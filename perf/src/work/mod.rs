@@ -1,29 +1,31 @@
-//! The kinds of work and the loop that those with a measuring window share.
+//! The kinds of work. Those with a measuring window share its loop, `steady`.
 
 mod bulk;
 mod echo;
 mod handshake;
+pub(crate) mod http;
 mod idle;
 mod pace;
+mod rates;
 mod resume;
+mod steady;
+mod think;
 
 use std::time::{Duration, Instant};
 
-use crate::args::Command;
+use crate::args::{Command, Offer, Weighted};
 use crate::connection::{Connection, Failure, Progress};
-use crate::engine::Engine;
 use crate::error::PerfError;
-use crate::measure::{Meter, Tally, Window};
+use crate::measure::Tally;
 use crate::plan::ClientPlan;
 use crate::procfs::Processes;
-use crate::report::{Report, Unit};
-use pace::Pace;
+use crate::report::Report;
 
-/// How long the last connections may take to close after a run.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-
-/// How long it may take until all connections are open, on top of the plan's timeout.
-const OPENING_MAX: Duration = Duration::from_secs(60);
+/// Connections that offer nothing to resume.
+const FULL: [Weighted<Offer>; 1] = [Weighted {
+    value: Offer::Full,
+    weight: 1,
+}];
 
 /// What a kind of work does with its connections. Called by the engine.
 pub(crate) trait Work {
@@ -48,7 +50,7 @@ pub(crate) trait Work {
 pub(crate) enum Next {
     /// Wait for events.
     Wait,
-    /// Call again as soon as everything queued has been sent.
+    /// Call again as soon as what was queued has been sent.
     Again,
     /// The unit is done; the next one begins with [`Engine::resume`], which sets `state.due`.
     Rest,
@@ -67,103 +69,12 @@ pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
         Command::Echo(args) => echo::run(args),
         Command::Bulk(args) => bulk::run(args),
         Command::Idle(args) => idle::run(args),
-        Command::Origin(args) => Err(PerfError::Flag {
+        Command::Http(args) => http::run(args),
+        Command::Run(_) | Command::Scenarios(_) | Command::Origin(_) | Command::Report(_) => Err(PerfError::Flag {
             flag: "command",
-            found: format!("origin --listen {}", args.listen),
-            expected: "a client command; run the origin with origin::Origin".to_owned(),
+            found: format!("{command:?}"),
+            expected: "a work: handshake, resume, echo, http, bulk or idle".to_owned(),
         }),
-        Command::Report(_) => Err(PerfError::Flag {
-            flag: "command",
-            found: "report".to_owned(),
-            expected: "a client command; report::command::report reads results".to_owned(),
-        }),
-    }
-}
-
-/// How a steady run begins and ends.
-pub(crate) struct Steady {
-    pub(crate) unit: Unit,
-    /// Units go over connections that stay open, and the warm-up begins when all are established. Otherwise a connection
-    /// is a unit.
-    pub(crate) standing: bool,
-    /// Stop after this many measured units.
-    pub(crate) units_max: Option<u64>,
-    /// Stop after this many measured bytes.
-    pub(crate) bytes_max: Option<u64>,
-    /// Connections are closed in order at the end, not dropped.
-    pub(crate) close_in_order: bool,
-}
-
-impl Steady {
-    /// Keeps `plan.connections` connections at work, through warm-up and measuring window, then ends them.
-    pub(crate) fn run(&self, name: &str, plan: &ClientPlan, work: &mut dyn Work) -> Result<Report, PerfError> {
-        let mut tally = Tally::new();
-        let mut engine = Engine::new(plan)?;
-        let opened_at = Instant::now();
-        let paced_connections = plan.rate.is_some() && !self.standing;
-        for slot in (0..plan.connections).filter(|_| !paced_connections) {
-            engine.open(slot, Instant::now(), work, &mut tally);
-        }
-        if self.standing {
-            while engine.established() < plan.connections {
-                if opened_at.elapsed() > plan.timeout + OPENING_MAX {
-                    let established = engine.established();
-                    let connections = plan.connections;
-                    return Err(PerfError::GaveUp(format!(
-                        "only {established} of {connections} connections opened"
-                    )));
-                }
-                turn(&mut engine, Duration::MAX, work, &mut tally, &mut None)?;
-            }
-        }
-        let first = Instant::now();
-        let mut pace = plan.rate.map(|rate| match self.standing {
-            true => Pace::of_messages(first, rate),
-            false => Pace::of_connections(first, rate, plan.connections),
-        });
-        let warm_at = first + plan.warmup;
-        while let Some(left) = remaining(warm_at) {
-            turn(&mut engine, left, work, &mut tally, &mut pace)?;
-        }
-        let window = self.measure(plan, &mut engine, work, &mut tally, &mut pace)?;
-        let open_loop = pace.map(|pace| pace.counts(Instant::now()));
-        if self.close_in_order {
-            let drained_at = Instant::now() + DRAIN_MAX.min(plan.timeout);
-            engine.drain(work, &mut tally);
-            while let (true, Some(left)) = (engine.live() > 0, remaining(drained_at)) {
-                engine.turn(left, work, &mut tally)?;
-            }
-        }
-        engine.abort();
-        let mut report = Report::new(name, self.unit, plan, &tally, &window);
-        if let Some(counts) = open_loop {
-            report.set_open_loop(counts);
-        }
-        Ok(report)
-    }
-
-    fn measure(
-        &self,
-        plan: &ClientPlan,
-        engine: &mut Engine<'_>,
-        work: &mut dyn Work,
-        tally: &mut Tally,
-        pace: &mut Option<Pace>,
-    ) -> Result<Window, PerfError> {
-        let server = server_processes(plan)?;
-        let meter = Meter::start(server)?;
-        tally.set_measuring(true);
-        let end = Instant::now() + plan.duration;
-        while let Some(left) = remaining(end) {
-            if self.units_max.is_some_and(|most| tally.units >= most)
-                || self.bytes_max.is_some_and(|most| tally.bytes >= most)
-            {
-                break;
-            }
-            turn(engine, left, work, tally, pace)?;
-        }
-        tally.set_measuring(false);
-        meter.stop()
     }
 }
 
@@ -175,31 +86,8 @@ pub(crate) fn server_processes(plan: &ClientPlan) -> Result<Option<Processes>, P
     Processes::find(&plan.server_pids, plan.server_children).map(Some)
 }
 
-/// One turn of the engine. Without a pace, what has ended is opened again.
-fn turn(
-    engine: &mut Engine<'_>,
-    timeout: Duration,
-    work: &mut dyn Work,
-    tally: &mut Tally,
-    pace: &mut Option<Pace>,
-) -> Result<(), PerfError> {
-    if let Some(pace) = pace {
-        return pace.turn(engine, timeout, work, tally);
-    }
-    engine.turn(timeout, work, tally)?;
-    for slot in engine.take_freed() {
-        engine.open(slot, Instant::now(), work, tally);
-    }
-    Ok(())
-}
-
 /// The time left until `end`; `None` when it has come.
 pub(crate) fn remaining(end: Instant) -> Option<Duration> {
     let left = end.saturating_duration_since(Instant::now());
     (!left.is_zero()).then_some(left)
-}
-
-/// Nanoseconds since a unit began.
-pub(crate) fn nanoseconds_since(started: Instant, now: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(started).as_nanos()).unwrap_or(u64::MAX)
 }

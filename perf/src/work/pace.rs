@@ -4,45 +4,65 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
+
 use super::Work;
 use crate::engine::Engine;
 use crate::error::PerfError;
-use crate::measure::Tally;
+use crate::measure::{Tally, histogram, nanoseconds};
 use crate::report::OpenLoop;
 
 /// Begins units at a steady rate. One that is due when nothing can take it waits, and begins late.
 pub(super) struct Pace {
     /// When the first unit is due; number `n`, from 0, is due `n / rate` seconds later.
     first: Instant,
-    rate: u32,
-    /// Units that began.
-    started: u64,
+    /// Units per second, 0 < rate
+    rate: f64,
     /// Slots that may take a unit; the one that waited longest is first.
     waiting: VecDeque<usize>,
     /// A unit is a message over a standing connection, not a connection.
     messages: bool,
+    /// True exactly when the next unit was due while nothing could take it.
+    held: bool,
+    counts: Paced,
+}
+
+/// What an open loop did.
+pub(super) struct Paced {
+    /// Units whose time came.
+    due: u64,
+    /// Units that began.
+    started: u64,
+    /// Units that began late because nothing could take them: the server was slow.
+    held: u64,
+    /// Nanoseconds by which the others began late: this client was slow.
+    late: Histogram<u64>,
 }
 
 impl Pace {
     /// Connections are opened at this rate, at most `slots` at a time.
-    pub(super) fn of_connections(first: Instant, rate: u32, slots: usize) -> Self {
+    pub(super) fn of_connections(first: Instant, rate: f64, slots: usize) -> Self {
         Self {
-            first,
-            rate,
-            started: 0,
             waiting: (0..slots).collect(),
             messages: false,
+            ..Self::of_messages(first, rate)
         }
     }
 
     /// Messages are sent at this rate over connections at rest.
-    pub(super) fn of_messages(first: Instant, rate: u32) -> Self {
+    pub(super) fn of_messages(first: Instant, rate: f64) -> Self {
         Self {
             first,
             rate,
-            started: 0,
             waiting: VecDeque::new(),
             messages: true,
+            held: false,
+            counts: Paced {
+                due: 0,
+                started: 0,
+                held: 0,
+                late: histogram(),
+            },
         }
     }
 
@@ -73,31 +93,62 @@ impl Pace {
                 engine.open(slot, due, work, tally);
                 true
             };
-            self.started += u64::from(begun);
+            if begun {
+                self.begun(due);
+            }
         }
+        let next = self.next_due();
+        self.held |= next <= now;
         let timeout = if self.waiting.is_empty() {
             timeout
         } else {
-            timeout.min(self.next_due().saturating_duration_since(now))
+            timeout.min(next.saturating_duration_since(now))
         };
         engine.turn(timeout, work, tally)
     }
 
-    /// What should have begun by `now`, and what did.
-    pub(super) fn counts(&self, now: Instant) -> OpenLoop {
-        let elapsed = now.saturating_duration_since(self.first).as_secs_f64();
-        // Rounding must not make one due after it began.
-        let due = ((elapsed * f64::from(self.rate)) as u64 + 1).max(self.started);
-        OpenLoop {
-            rate_per_s: self.rate,
-            due,
-            started: self.started,
-            not_started: due - self.started,
+    fn begun(&mut self, due: Instant) {
+        self.counts.started += 1;
+        if std::mem::take(&mut self.held) {
+            self.counts.held += 1;
+        } else {
+            self.counts.late.saturating_record(nanoseconds(due, Instant::now()));
         }
     }
 
+    /// What should have begun by `now`, and what did.
+    pub(super) fn finish(mut self, now: Instant) -> Paced {
+        let elapsed = now.saturating_duration_since(self.first).as_secs_f64();
+        // Rounding must not make one due after it began.
+        self.counts.due = ((elapsed * self.rate) as u64 + 1).max(self.counts.started);
+        self.counts
+    }
+
     fn next_due(&self) -> Instant {
-        self.first + Duration::from_secs_f64(self.started as f64 / f64::from(self.rate))
+        self.first + Duration::from_secs_f64(self.counts.started as f64 / self.rate)
+    }
+}
+
+impl Paced {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.due += other.due;
+        self.started += other.started;
+        self.held += other.held;
+        self.late.add(&other.late).expect("both have the same bounds");
+    }
+
+    /// For the report of a run that was asked for `rate` units per second.
+    pub(super) fn open_loop(&self, rate: f64) -> OpenLoop {
+        let late_us = |quantile| self.late.value_at_quantile(quantile) as f64 / 1e3;
+        OpenLoop {
+            rate_per_s: rate.round() as u32,
+            due: self.due,
+            started: self.started,
+            not_started: self.due - self.started,
+            held: self.held,
+            late_p50_us: late_us(0.5),
+            late_p99_us: late_us(0.99),
+        }
     }
 }
 
@@ -108,11 +159,11 @@ mod tests {
     #[test]
     fn units_are_due_at_even_distances_and_those_that_did_not_begin_are_counted() {
         let first = Instant::now();
-        let mut pace = Pace::of_connections(first, 200, 1);
+        let mut pace = Pace::of_connections(first, 200.0, 1);
         assert_eq!(pace.next_due(), first);
-        pace.started = 3;
+        pace.counts.started = 3;
         assert_eq!(pace.next_due() - first, Duration::from_millis(15));
-        let counts = pace.counts(first + Duration::from_millis(48));
+        let counts = pace.finish(first + Duration::from_millis(48)).open_loop(200.0);
         assert_eq!((counts.due, counts.started, counts.not_started), (10, 3, 7));
     }
 }

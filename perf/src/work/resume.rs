@@ -1,57 +1,60 @@
 //! Resumed handshakes with one byte there and back. The sessions come from full handshakes before the warm-up, and from
 //! then on from the resumed connections themselves.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::client::Resumption;
-
-use super::handshake::HandshakeWork;
-use super::{Steady, Work};
-use crate::args::HandshakesArgs;
+use super::Work;
+use super::handshake::{After, run_handshakes};
+use crate::args::{HandshakesArgs, Offer, Weighted};
 use crate::engine::Engine;
 use crate::error::PerfError;
 use crate::measure::Tally;
 use crate::plan::ClientPlan;
-use crate::report::{Report, Unit};
-use crate::sessions::Sessions;
+use crate::report::Report;
+
+/// How often connections are opened to obtain sessions.
+const OBTAIN_ROUNDS_MAX: usize = 20;
 
 /// The share of measured connections that may be full handshakes. With more of them the figure is none of resumption.
 const FULL_MAX: f64 = 0.03;
 
 pub(super) fn run(args: &HandshakesArgs) -> Result<Report, PerfError> {
-    let mut plan = ClientPlan::new(&args.client, args.connections, args.rate)?;
-    let sessions = Arc::new(Sessions::new(plan.connections));
-    Arc::make_mut(&mut plan.tls).resumption = Resumption::store(sessions.clone());
-    let mut work = HandshakeWork::exchange();
-    obtain(&plan, &sessions, &mut work)?;
-    let steady = Steady {
-        unit: Unit::Handshake,
-        standing: false,
-        units_max: args.count,
-        bytes_max: None,
-        close_in_order: true,
+    let tickets = Weighted {
+        value: Offer::Ticket,
+        weight: 1,
     };
-    let report = steady.run("resume", &plan, &mut work)?;
+    let mut plan = ClientPlan::with_load(&args.client, &args.load, &[tickets])?;
+    let report = run_handshakes("resume", &args.load, &mut plan, &After::exchange())?;
     refuse_full(&report)?;
     Ok(report)
 }
 
-/// One full handshake for each connection in flight; they are in no report. The tickets come before the byte that each of
-/// them waits for.
-fn obtain(plan: &ClientPlan, sessions: &Sessions, work: &mut dyn Work) -> Result<(), PerfError> {
-    let mut tally = Tally::new();
-    let mut engine = Engine::new(plan)?;
-    for slot in 0..plan.connections {
-        engine.open(slot, Instant::now(), work, &mut tally);
-    }
-    while engine.live() > 0 {
-        engine.turn(Duration::MAX, work, &mut tally)?;
-    }
-    let (found, wanted) = (sessions.waiting(), plan.connections);
-    if found >= wanted {
+/// Full handshakes for as many sessions as will be offered at once; they are in no report. A server sends tickets some time
+/// after the handshake: the connections end when theirs have come.
+pub(super) fn obtain_sessions(plan: &ClientPlan, work: &mut dyn Work) -> Result<(), PerfError> {
+    let wanted = (plan.personas.resuming() * plan.connections as f64).ceil() as usize;
+    if wanted == 0 {
         return Ok(());
     }
+    let mut tally = Tally::new();
+    let mut engine = Engine::new(plan)?;
+    // With a mix, some of the first connections offer nothing and get nothing.
+    for _ in 0..OBTAIN_ROUNDS_MAX {
+        for slot in 0..plan.connections {
+            engine.open(slot, Instant::now(), work, &mut tally);
+        }
+        while engine.live() > 0 {
+            engine.turn(Duration::MAX, work, &mut tally)?;
+        }
+        engine.take_freed();
+        if plan.personas.sessions_waiting() >= wanted {
+            return Ok(());
+        }
+        if plan.personas.resuming() == 1.0 {
+            break;
+        }
+    }
+    let found = plan.personas.sessions_waiting();
     let full = tally.established;
     let failures = match tally.failures_total() {
         0 => String::new(),

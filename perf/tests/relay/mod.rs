@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
@@ -26,6 +27,10 @@ pub(crate) enum Fault {
     NoCloseNotify,
     /// Each handshake, and each piece of what the origin sends, takes this long.
     Slow(Duration),
+    /// It resets the connection when the ClientHello has come.
+    ResetInHandshake,
+    /// It closes the connection when the ClientHello has come.
+    CloseInHandshake,
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
 }
@@ -144,6 +149,14 @@ fn relay(
         }
     };
     delay();
+    if matches!(fault, Fault::ResetInHandshake | Fault::CloseInHandshake) {
+        // More than a ClientHello is long: what is left unread would make a reset of a close.
+        client.read(&mut [0; 16 * 1024])?;
+        if fault == Fault::ResetInHandshake {
+            sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
+        }
+        return Ok(());
+    }
     let mut tls = ServerConnection::new(config)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut client)?;
