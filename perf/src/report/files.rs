@@ -120,7 +120,10 @@ fn compared(records: Vec<Record<'_>>) -> Result<Vec<(Option<String>, Report)>, S
 }
 
 fn cost(report: &Report) -> f64 {
-    match (report.idle.and_then(|idle| idle.memory), &report.server) {
+    match (
+        report.idle.as_ref().and_then(|idle| idle.memory.as_ref()),
+        &report.server,
+    ) {
         (Some(memory), _) => memory.bytes_per_connection,
         (None, Some(server)) => server.cpu_us_per_unit,
         (None, None) => report.rate_per_s,

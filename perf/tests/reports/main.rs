@@ -56,6 +56,7 @@ fn a_closed_loop_has_its_plots_and_tables() {
         "A processor of this kind @ 2.10GHz",
         "ringlock-perf handshake --target 127.0.0.1:8443 --server-name &#39;a b&#39;",
         "resumed by ticket",
+        "resumed by session id",
         "2026-11-22T06:00:00Z",
     ] {
         let text = text.replace("&#39;", "'");
@@ -73,7 +74,11 @@ fn an_open_loop_shows_both_latencies() {
         key.contains("from when it was due") && key.contains("service time"),
         "{key}"
     );
-    assert!(page.contains("Due and not started") && page.contains("Service time, p99"));
+    assert!(
+        page.contains("Begun late, all connections busy")
+            && page.contains("Due and not started")
+            && page.contains("Service time, p99")
+    );
     assert!(!plots(&page).contains(&"Failed connections by cause"));
 }
 
@@ -89,6 +94,14 @@ fn a_search_shows_its_steps_with_bound_and_capacity() {
     // A cross is two lines.
     assert_eq!(plot.matches("class=\"line-failure\"").count(), 4, "{plot}");
     assert!(page.contains("no: p99 31 ms, more than 5 ms"));
+}
+
+#[test]
+fn http_responses_are_told_by_status() {
+    let mut value = sample::open(1.0);
+    value["statuses"] = json!({"200": 599_000, "503": 1_000});
+    let page = page(&[run("a", value)]).unwrap();
+    assert!(page.contains("<td>503</td><td class=\"number\">1,000</td>"));
 }
 
 #[test]

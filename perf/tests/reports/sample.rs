@@ -8,7 +8,7 @@ pub(crate) fn closed(scale: f64) -> Value {
     json!({
         "schema": SCHEMA, "work": "handshake", "target": "127.0.0.1:8443", "connections": 64,
         "duration_s": 30.0, "unit": "handshake", "units": 90_000.0 / scale, "rate_per_s": 3_000.0 / scale, "bytes": 0,
-        "handshakes": {"full": 60_000, "resumed": 30_000},
+        "handshakes": {"full": 60_000, "resumed": 30_000, "by_ticket": 25_000, "by_session_id": 5_000},
         "latency_us": latencies(scale), "percentiles": percentiles(scale, 1.0), "series": series(30, scale, true),
         "server": {"cpu_us_per_unit": 310.5 * scale, "cpu_share": 0.97, "user_part": 0.61},
         "client": {"cpu_us_per_unit": 111.25, "cpu_share": 0.45},
@@ -36,7 +36,9 @@ pub(crate) fn open(scale: f64) -> Value {
         "work": "echo", "unit": "message", "units": 600_000.0, "rate_per_s": 20_000.0, "handshakes": null,
         "service_us": latencies(scale / 8.0), "percentiles": percentiles(scale, 0.02), "errors": {},
         "series": series(30, scale, false),
-        "open_loop": {"rate_per_s": 20_000, "due": 601_000, "started": 600_900, "not_started": 100},
+        "open_loop": {
+            "rate_per_s": 20_000, "due": 601_000, "started": 600_900, "not_started": 100, "held": 40,
+            "late_p50_us": 3.0, "late_p99_us": 55.0},
     });
     merge(&mut value, more);
     value

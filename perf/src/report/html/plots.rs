@@ -1,11 +1,13 @@
 //! Which plots a page has, and what each shows: only those that runs have something for.
 
+use std::collections::BTreeMap;
+
 use super::axis::Axis;
 use super::course::thinned;
-use super::draw::{Bar, Chart, Ink, Line, Points, Rule, RuleAt};
+use super::draw::{Bar, Chart, Ink, Line, Points, Rule, RuleAt, SERIES};
 use crate::report::figures::units;
 use crate::report::numbers::{count, figure, time};
-use crate::report::{Interval, NegotiatedCount, Report, Step};
+use crate::report::{Handshakes, Interval, Report, Step};
 
 /// Bars of one plot at most.
 const BARS_MAX: usize = 40;
@@ -312,7 +314,7 @@ fn server_cpu(runs: &[Run<'_>]) -> Option<Plot> {
         );
     }
     let bar = |run: &Run<'_>| {
-        let cost = run.report.server?.cpu_us_per_unit;
+        let cost = run.report.server.as_ref()?.cpu_us_per_unit;
         Some(Bar {
             label: run.label.to_owned(),
             figure: time(cost),
@@ -346,30 +348,29 @@ fn cpu_over_time(runs: &[Run<'_>]) -> Option<Plot> {
 }
 
 fn handshakes(runs: &[Run<'_>]) -> Option<Plot> {
-    let mut kinds: Vec<String> = runs.iter().flat_map(|run| &run.report.negotiated).map(kind).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    // Each work opens connections; how many is of interest where handshakes are the work, or differ.
-    if kinds.is_empty() || kinds.len() == 1 && runs.iter().all(|run| run.report.handshakes.is_none()) {
+    let counted: Vec<_> = runs.iter().map(|run| (run, kinds(run.report))).collect();
+    let mut names: Vec<String> = counted.iter().flat_map(|(_, kinds)| kinds.keys().cloned()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.truncate(SERIES);
+    // Each work opens connections; how is of interest where handshakes are the work, or differ.
+    if names.len() == 1 && runs.iter().all(|run| run.report.handshakes.is_none()) {
         return None;
     }
-    let bar = |run: &Run<'_>| {
-        let counts: Vec<f64> = kinds
+    let bar = |(run, kinds): &(&Run<'_>, BTreeMap<String, f64>)| {
+        let counts: Vec<f64> = names
             .iter()
-            .map(|name| {
-                let same = run.report.negotiated.iter().filter(|one| kind(one) == *name);
-                same.map(|one| one.count as f64).sum()
-            })
+            .map(|name| kinds.get(name).copied().unwrap_or(0.0))
             .collect();
         let all: f64 = counts.iter().sum();
         let share = |of: &f64| of / all;
         let percent = |of: &f64| figure(share(of) * 100.0);
-        let figure = match kinds.len() {
+        let figure = match names.len() {
             // As many as there is room for.
             1..=3 => format!("{} %", counts.iter().map(percent).collect::<Vec<_>>().join(" / ")),
             _ => count(all),
         };
-        let label = if runs.len() > 1 { run.label } else { "all connections" }.to_owned();
+        let label = if runs.len() > 1 { run.label } else { "all handshakes" }.to_owned();
         let parts = counts
             .iter()
             .enumerate()
@@ -377,29 +378,53 @@ fn handshakes(runs: &[Run<'_>]) -> Option<Plot> {
             .collect();
         (all > 0.0).then_some(Bar { label, figure, parts })
     };
-    let bars: Vec<Bar> = runs.iter().filter_map(bar).take(BARS_MAX).collect();
-    let key = kinds
+    let bars: Vec<Bar> = counted.iter().filter_map(bar).take(BARS_MAX).collect();
+    let key = names
         .iter()
         .enumerate()
         .map(|(number, name)| (name.clone(), Ink::Series(number)))
         .collect();
     (!bars.is_empty()).then(|| Plot {
         title: "Handshakes by kind".into(),
-        note: "Parts of all handshakes of the run, in the order of the key.",
+        note: "Parts of all handshakes, in the order of the key.",
         drawing: Drawing::Bars { bars, key },
     })
 }
 
-/// Kinds of handshakes as people call them.
-fn kind(parameters: &NegotiatedCount) -> String {
-    match (parameters.handshake.as_str(), parameters.version.as_str()) {
-        ("Full", _) => "full".into(),
-        ("FullWithHelloRetryRequest", _) => "full, after a HelloRetryRequest".into(),
-        // TLS 1.3 has no other resumption.
-        ("Resumed", "TLSv1_3") => "resumed by ticket".into(),
-        ("Resumed", _) => "resumed".into(),
-        (other, _) => other.to_owned(),
+/// How many handshakes of each kind there were: in the window where handshakes are the work, else in the whole run.
+fn kinds(report: &Report) -> BTreeMap<String, f64> {
+    let mut kinds = BTreeMap::new();
+    let mut add = |name: &str, number: u64| {
+        if number > 0 {
+            *kinds.entry(name.to_owned()).or_insert(0.0) += number as f64;
+        }
+    };
+    if let Some(Handshakes {
+        full,
+        resumed,
+        by_ticket,
+        by_session_id,
+    }) = report.handshakes
+    {
+        add("full", full);
+        add("resumed by ticket", by_ticket);
+        add("resumed by session id", by_session_id);
+        add(
+            "resumed",
+            resumed.saturating_sub(by_ticket).saturating_sub(by_session_id),
+        );
+        return kinds;
     }
+    for parameters in &report.negotiated {
+        let name = match parameters.handshake.as_str() {
+            "Full" => "full",
+            "FullWithHelloRetryRequest" => "full, after a HelloRetryRequest",
+            "Resumed" => "resumed",
+            other => other,
+        };
+        add(name, parameters.count);
+    }
+    kinds
 }
 
 fn memory(runs: &[Run<'_>]) -> Option<Plot> {
@@ -408,7 +433,9 @@ fn memory(runs: &[Run<'_>]) -> Option<Plot> {
         figure: format!("{} bytes", figure(bytes)),
         parts: vec![(bytes, ink)],
     };
-    let found = runs.iter().filter_map(|run| Some((run, run.report.idle?.memory?)));
+    let found = runs
+        .iter()
+        .filter_map(|run| Some((run, run.report.idle.as_ref()?.memory.as_ref()?)));
     let all = match runs {
         [_] => found
             .flat_map(|(_, memory)| {
