@@ -34,6 +34,7 @@ mod a_token_in_this_process_works_and_heals;
 mod a_token_that_goes_away_comes_back;
 mod a_tpm_serves_both_versions;
 mod a_wrong_signature_reaches_no_client;
+mod attacks_are_survived;
 mod browsers_and_node_show_certificates;
 mod certificates_and_keys_of_every_format_serve;
 mod certificates_are_checked_before_they_are_used;

@@ -3,10 +3,11 @@
 //!
 //! Each thread has connections of its own and an engine that drives them; one more keeps the time. The parts, from
 //! the outside in: [`args`] ([`scenario`]s are written-down ones) → `plan` (with `personas`: who connects) → `work` → `engine` →
-//! `connection`; `measure`, `course` and [`procfs`] count, [`report`] tells. [`origin`] is the plain-TCP server to put behind the
-//! server under test.
+//! `connection`; `measure`, `course` and [`procfs`] count, [`report`] tells. [`attack`] is apart from them, with a
+//! loop of its own. [`origin`] is the plain-TCP server to put behind the server under test.
 
 pub mod args;
+pub mod attack;
 mod connection;
 mod course;
 mod engine;

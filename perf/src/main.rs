@@ -9,6 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use ringlock_perf::args::{Cli, Command, OriginArgs, RunArgs, ScenariosArgs};
+use ringlock_perf::attack::args::AttackArgs;
+use ringlock_perf::attack::run_until_signal;
 use ringlock_perf::origin::Origin;
 use ringlock_perf::report::{command, html};
 use ringlock_perf::{PerfError, run, scenario};
@@ -31,6 +33,7 @@ fn perform(command: &Command) -> Result<ExitCode, PerfError> {
         Command::Run(args) => run_scenario(args),
         Command::Scenarios(args) => scenarios(args),
         Command::Origin(args) => serve(args),
+        Command::Attack(args) => attack(args),
         Command::Report(args) => print(&command::report(args)?).map(|()| ExitCode::SUCCESS),
         Command::Handshake(_)
         | Command::Resume(_)
@@ -67,6 +70,16 @@ fn measure(command: &Command, scenario: Option<&str>) -> Result<ExitCode, PerfEr
     }
     let json = client.is_some_and(|client| client.json);
     print(&if json {
+        format!("{}\n", report.to_json())
+    } else {
+        report.to_string()
+    })?;
+    Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }))
+}
+
+fn attack(args: &AttackArgs) -> Result<ExitCode, PerfError> {
+    let report = run_until_signal(args)?;
+    print(&if args.json {
         format!("{}\n", report.to_json())
     } else {
         report.to_string()

@@ -91,9 +91,7 @@ pub(crate) fn client_configs(
         Some(file) => WebPkiServerVerifier::builder_with_provider(Arc::new(trust_anchors(file)?), provider.clone())
             .build()
             .map_err(|error| flag_error("--ca", file, format!("usable CA certificates ({error})")))?,
-        None => Arc::new(TrustEverything {
-            schemes: provider.signature_verification_algorithms.supported_schemes(),
-        }),
+        None => trust_everything(&provider),
     };
     let builder = || {
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
@@ -245,7 +243,14 @@ fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {
     Ok(roots)
 }
 
-/// Believes every certificate and signature: `--insecure`.
+/// Believes every certificate and signature, of the schemes that the provider knows.
+pub(crate) fn trust_everything(provider: &CryptoProvider) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(TrustEverything {
+        schemes: provider.signature_verification_algorithms.supported_schemes(),
+    })
+}
+
+/// See [`trust_everything`]: `--insecure`.
 #[derive(Debug)]
 struct TrustEverything {
     schemes: Vec<SignatureScheme>,

@@ -6,6 +6,7 @@
     reason = "clippy knows tests by their attribute only; helpers here are tests, too"
 )]
 
+mod attacks;
 mod relay;
 
 use std::net::TcpListener;

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use client::{ClientArgs, Io, Offer, TlsVersion};
 pub use values::{CpuList, Ramp, Weighted, parse_duration, parse_size};
 
+use crate::attack::args::AttackArgs;
 use crate::report::command::ReportArgs;
 
 /// Load tester for TLS servers: drives handshakes, messages, HTTP requests, bulk data or idle connections and reports
@@ -45,6 +46,8 @@ pub enum Command {
     Idle(IdleArgs),
     /// A cheap plain-TCP origin to put behind the server under test; SIGTERM ends it and prints its counts.
     Origin(OriginArgs),
+    /// Attacks on your own server, with a well-behaved client beside them that tells whether it survives.
+    Attack(AttackArgs),
     /// Results of earlier runs beside each other: as a table, or as an HTML page with plots.
     Report(ReportArgs),
 }
@@ -274,7 +277,7 @@ impl Command {
             Self::Http(args) => Some(&args.client),
             Self::Bulk(args) => Some(&args.client),
             Self::Idle(args) => Some(&args.client),
-            Self::Run(_) | Self::Scenarios(_) | Self::Origin(_) | Self::Report(_) => None,
+            Self::Run(_) | Self::Scenarios(_) | Self::Origin(_) | Self::Report(_) | Self::Attack(_) => None,
         }
     }
 }

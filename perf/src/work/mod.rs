@@ -70,11 +70,13 @@ pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
         Command::Bulk(args) => bulk::run(args),
         Command::Idle(args) => idle::run(args),
         Command::Http(args) => http::run(args),
-        Command::Run(_) | Command::Scenarios(_) | Command::Origin(_) | Command::Report(_) => Err(PerfError::Flag {
-            flag: "command",
-            found: format!("{command:?}"),
-            expected: "a work: handshake, resume, echo, http, bulk or idle".to_owned(),
-        }),
+        Command::Run(_) | Command::Scenarios(_) | Command::Origin(_) | Command::Report(_) | Command::Attack(_) => {
+            Err(PerfError::Flag {
+                flag: "command",
+                found: format!("{command:?}"),
+                expected: "a work: handshake, resume, echo, http, bulk or idle".to_owned(),
+            })
+        }
     }
 }
 
