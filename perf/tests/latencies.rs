@@ -81,19 +81,28 @@ fn of_three_kinds(number: u64) -> Duration {
 
 /// The time is what the server took and what this machine added: never less, and on the whole not much more.
 fn assert_took(found_us: f64, ms: f64) {
-    assert!((ms * 1e3..ms * 1e3 * 1.6 + 15e3).contains(&found_us), "{found_us} µs instead of {ms} ms");
+    assert!(
+        (ms * 1e3..ms * 1e3 * 1.6 + 15e3).contains(&found_us),
+        "{found_us} µs instead of {ms} ms"
+    );
 }
 
 #[test]
 fn quantiles_are_those_of_the_delays() {
     let target = server(Arc::new(of_three_kinds));
     for threads in [1, 2] {
-        let report = measure(&target, &format!("--connections 16 --count 1000 --duration 60s --threads {threads}"));
+        let report = measure(
+            &target,
+            &format!("--connections 16 --count 1000 --duration 60s --threads {threads}"),
+        );
         let latency = report.latency_us.unwrap();
         assert_took(latency.p50, 5.0);
         assert_took(latency.p999, 200.0);
         let at = |quantile: f64| {
-            let found = report.percentiles.iter().find(|percentile| percentile.quantile == quantile);
+            let found = report
+                .percentiles
+                .iter()
+                .find(|percentile| percentile.quantile == quantile);
             found.unwrap().latency_us
         };
         assert_took(at(0.75), 5.0);
@@ -147,7 +156,10 @@ fn a_stop_of_the_server_is_in_every_message_that_was_due_meanwhile() {
     assert!(closed.max > 700e3 && closed.p99 < 100e3, "{closed:?}");
     let (latency, service) = (open.latency_us.unwrap(), open.service_us.unwrap());
     // A third of the time the server stood still, and the messages of that time waited half of it on average.
-    assert!(latency.max > 700e3 && latency.p90 > 400e3 && latency.p50 < 200e3, "{latency:?}");
+    assert!(
+        latency.max > 700e3 && latency.p90 > 400e3 && latency.p50 < 200e3,
+        "{latency:?}"
+    );
     // Once begun, all but one went quickly.
     assert!(service.max > 700e3 && service.p90 < 100e3, "{service:?}");
     let loops = open.open_loop.unwrap();
