@@ -3,15 +3,19 @@
 //!
 //! Each thread has connections of its own and an engine that drives them; one more keeps the time. The parts, from
 //! the outside in: [`args`] ([`scenario`]s are written-down ones) → `plan` (with `personas`: who connects) → `work` → `engine` →
-//! `connection`; `measure`, `course` and [`procfs`] count, [`report`] tells. [`attack`] is apart from them, with a
-//! loop of its own. [`origin`] is the plain-TCP server to put behind the server under test.
+//! `connection`; `measure` and `course` count what was done, `cost` with [`procfs`] and `syscalls` what it took, `limits` doubts
+//! it, [`report`] tells. [`attack`] is apart from them, with a loop of its own. [`origin`] is the plain-TCP server to put
+//! behind the server under test.
 
 pub mod args;
 pub mod attack;
 mod connection;
+mod cost;
 mod course;
 mod engine;
 mod error;
+mod host;
+mod limits;
 mod measure;
 pub mod origin;
 mod personas;
@@ -20,6 +24,7 @@ pub mod procfs;
 pub mod report;
 pub mod scenario;
 mod sessions;
+mod syscalls;
 mod tls;
 mod work;
 

@@ -1,4 +1,4 @@
-//! Counting: what connections did, and what client and server used meanwhile.
+//! Counting: what connections did.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,7 +9,6 @@ use nix::time::ClockId;
 use crate::args::Offer;
 use crate::connection::{Ending, Failure, Negotiated};
 use crate::error::PerfError;
-use crate::procfs::{CpuTime, Processes};
 
 /// Latencies are kept from 1 ns to this, with three significant digits; longer ones count as this.
 const LATENCY_MAX: Duration = Duration::from_secs(300);
@@ -269,53 +268,6 @@ impl Tally {
             Ending::Truncated => self.truncated += 1,
             Ending::Reset => self.reset += 1,
         }
-    }
-}
-
-/// The resources used in the measuring window.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Window {
-    pub(crate) wall: Duration,
-    pub(crate) client_cpu: Duration,
-    /// `None` when no server process was named.
-    pub(crate) server_cpu: Option<CpuTime>,
-}
-
-/// Clocks read at the start of a window.
-pub(crate) struct Meter {
-    started: Instant,
-    client_cpu: Duration,
-    server: Option<(Processes, CpuTime)>,
-}
-
-impl Meter {
-    /// Opens the window.
-    pub(crate) fn start(server: Option<Processes>) -> Result<Self, PerfError> {
-        let server = match server {
-            Some(processes) => {
-                let used = processes.cpu_time()?;
-                Some((processes, used))
-            }
-            None => None,
-        };
-        Ok(Self {
-            started: Instant::now(),
-            client_cpu: own_cpu_time()?,
-            server,
-        })
-    }
-
-    /// Closes the window.
-    pub(crate) fn stop(self) -> Result<Window, PerfError> {
-        let server_cpu = match self.server {
-            Some((processes, earlier)) => Some(processes.cpu_time()?.since(earlier)),
-            None => None,
-        };
-        Ok(Window {
-            wall: self.started.elapsed(),
-            client_cpu: own_cpu_time()?.saturating_sub(self.client_cpu),
-            server_cpu,
-        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Arguments made legal: resolved, bounded and with everything built that connections share.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringlock::config;
@@ -8,7 +9,7 @@ use ringlock::server::host::{DriverKind, choose_driver};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::args::{ClientArgs, Io, LoadArgs, Offer, Weighted};
+use crate::args::{ClientArgs, CostArgs, Io, LoadArgs, Offer, Weighted};
 use crate::error::PerfError;
 use crate::personas::Personas;
 
@@ -23,6 +24,9 @@ const THREADS_MAX: usize = 1024;
 
 /// More than the cores of a large machine can begin.
 const RATE_MAX: u32 = 1_000_000;
+
+/// A probe is no load.
+const PROBE_RATE_MAX: u32 = 10_000;
 
 /// One source address has about 28,000 ephemeral ports; fewer per address keep the kernel's search for a free one short.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -51,8 +55,9 @@ pub(crate) struct ClientPlan {
     pub(crate) duration: Duration,
     pub(crate) timeout: Duration,
     pub(crate) errors_max: u64,
-    pub(crate) server_pids: Vec<u32>,
-    pub(crate) server_children: bool,
+    pub(crate) cost: CostArgs,
+    /// Established connections beside the work.
+    pub(crate) probe: Option<Arc<ClientPlan>>,
     pub(crate) seed: u64,
     /// A line tells each second how it goes.
     pub(crate) progress: bool,
@@ -85,6 +90,12 @@ impl ClientPlan {
             ));
         }
         let target = resolve(&args.target)?;
+        let probe = args
+            .cost
+            .probe_established
+            .map(|count| Self::of_probe(args, count))
+            .transpose()?;
+        let probed = probe.as_ref().map_or(0, |probe| probe.connections);
         let plan = Self {
             target,
             personas: Personas::new(args, mix, connections)?,
@@ -99,12 +110,12 @@ impl ClientPlan {
             duration: args.duration,
             timeout: args.timeout,
             errors_max: args.errors_max.max(1),
-            server_pids: args.server_pid.clone(),
-            server_children: args.server_children,
+            cost: args.cost.clone(),
+            probe,
             seed: args.seed,
             progress: args.progress.is_wanted(),
         };
-        raise_descriptor_limit((connections + threads) as u64 + DESCRIPTORS_SPARE)?;
+        raise_descriptor_limit((connections + threads + probed) as u64 + DESCRIPTORS_SPARE)?;
         Ok(plan)
     }
 
@@ -132,6 +143,32 @@ impl ClientPlan {
         Ok(plan)
     }
 
+    /// The connections of --probe-established: as the others, but for their number, rate and target.
+    fn of_probe(args: &ClientArgs, connections: usize) -> Result<Arc<Self>, PerfError> {
+        let rate = args.cost.probe_rate;
+        if !(1..=PROBE_RATE_MAX).contains(&rate) {
+            return Err(flag("--probe-rate", &rate, &format!("1 to {PROBE_RATE_MAX}")));
+        }
+        let mut args = args.clone();
+        args.threads = Some(1);
+        args.cost.probe_established = None;
+        if let Some(target) = args.cost.probe_target.take() {
+            args.target = target;
+        }
+        let mut plan = Self::new(
+            &args,
+            connections,
+            &[Weighted {
+                value: Offer::Full,
+                weight: 1,
+            }],
+        )?;
+        plan.rate = Some(f64::from(rate));
+        // It opens them anew at its leisure, and tells how many failed.
+        plan.errors_max = u64::MAX;
+        Ok(Arc::new(plan))
+    }
+
     /// What one of the threads does of it.
     pub(crate) fn share(&self, thread: usize) -> Self {
         let connections = self.connections / self.threads + usize::from(thread < self.connections % self.threads);
@@ -149,8 +186,8 @@ impl ClientPlan {
             duration: self.duration,
             timeout: self.timeout,
             errors_max: self.errors_max.div_ceil(self.threads as u64),
-            server_pids: self.server_pids.clone(),
-            server_children: self.server_children,
+            cost: self.cost.clone(),
+            probe: None,
             seed: self.seed.wrapping_add(thread as u64),
             progress: false,
         }

@@ -1,6 +1,6 @@
-//! What the server costs: CPU time and memory of a set of processes, read from the kernel.
+//! What the server costs: CPU time, memory and what its threads did, of a set of processes, read from the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
@@ -36,6 +36,52 @@ pub struct Memory {
     /// Pages that only one process maps.
     pub private: u64,
 }
+
+/// The threads of a set of processes as they were at one moment, and the page faults of the processes until then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Threads {
+    /// By thread id, which is unique in the system.
+    by_id: BTreeMap<u32, Thread>,
+    minor_faults: u64,
+    major_faults: u64,
+}
+
+/// What one thread has used since it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Thread {
+    on_cpu: Duration,
+    waited: Duration,
+    voluntary: u64,
+    involuntary: u64,
+    cpus: BTreeSet<usize>,
+}
+
+/// What threads did between two moments. Threads that ended in between are not in it, but for page faults.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Times that a thread gave up its CPU because it had to wait for something.
+    pub voluntary_switches: u64,
+    /// Times that a thread lost its CPU to another thread.
+    pub involuntary_switches: u64,
+    /// Pages that were mapped without reading them from a disk.
+    pub minor_faults: u64,
+    /// Pages that were read from a disk.
+    pub major_faults: u64,
+    /// Threads that used at least [`BUSY_PART`] of what all of them used.
+    pub busy_threads: usize,
+    /// CPU time of the thread that used most.
+    pub busiest: Duration,
+    /// Time that threads could have run and had to wait for a CPU, summed over all.
+    pub waited: Duration,
+    /// The longest such time of one thread.
+    pub waited_most: Duration,
+    /// CPUs on which the busy threads may run.
+    pub cpus: BTreeSet<usize>,
+}
+
+/// The part of all CPU time that makes a thread one of those that do the work. Control threads, which may run on any CPU,
+/// would otherwise hide where the others are pinned.
+pub const BUSY_PART: f64 = 0.1;
 
 impl Processes {
     /// The processes with these ids and, with `children`, all that descend from them now.
@@ -80,6 +126,26 @@ impl Processes {
         Ok(sum)
     }
 
+    /// What their threads have done until now.
+    ///
+    /// # Errors
+    /// When a process has ended.
+    pub fn threads(&self) -> Result<Threads, PerfError> {
+        let mut all = Threads::default();
+        for &pid in &self.pids {
+            let stat = stat(pid)?;
+            all.minor_faults += stat.minor_faults;
+            all.major_faults += stat.major_faults;
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+                .map_err(|error| process_error(pid, format!("task: {error}")))?;
+            let ids = tasks.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+            // A thread may end while the list is read; it then counts as one that ended in between.
+            all.by_id
+                .extend(ids.filter_map(|id| Some((id, thread(pid, id).ok()??))));
+        }
+        Ok(all)
+    }
+
     /// Memory in use now.
     ///
     /// # Errors
@@ -98,6 +164,44 @@ impl Processes {
     }
 }
 
+/// Open files of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// Open now.
+    pub open: u64,
+    /// As many as it may have open.
+    pub limit: u64,
+}
+
+impl Processes {
+    /// Open files of the process that is nearest to its limit; `None` when they may not be read.
+    pub fn descriptors(&self) -> Option<Descriptors> {
+        let all = self.pids.iter().filter_map(|&pid| {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
+            let limit = parse_descriptor_limit(&read(pid, "limits").ok()?)?;
+            Some(Descriptors { open, limit })
+        });
+        all.min_by_key(|descriptors| descriptors.limit.saturating_sub(descriptors.open))
+    }
+
+    /// The value of an environment variable that one of them was started with, if it may be read.
+    pub fn environment(&self, name: &str) -> Option<String> {
+        self.pids.iter().find_map(|pid| {
+            let variables = fs::read(format!("/proc/{pid}/environ")).ok()?;
+            let mut values = variables
+                .split(|&byte| byte == 0)
+                .filter_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+            values.next().map(|value| String::from_utf8_lossy(value).into_owned())
+        })
+    }
+}
+
+/// The soft limit; `None` also for `unlimited`.
+fn parse_descriptor_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
 impl CpuTime {
     /// What was used between `earlier` and `self`.
     pub fn since(self, earlier: Self) -> Self {
@@ -109,10 +213,90 @@ impl CpuTime {
     }
 }
 
+impl Threads {
+    /// What was done between `earlier` and `self` by the threads that live now.
+    pub fn since(&self, earlier: &Self) -> Activity {
+        let unknown = Thread::default();
+        let used: Vec<Thread> = self
+            .by_id
+            .iter()
+            .map(|(id, now)| now.since(earlier.by_id.get(id).unwrap_or(&unknown)))
+            .collect();
+        let total: Duration = used.iter().map(|thread| thread.on_cpu).sum();
+        let busy: Vec<&Thread> = used
+            .iter()
+            .filter(|thread| !thread.on_cpu.is_zero() && thread.on_cpu >= total.mul_f64(BUSY_PART))
+            .collect();
+        Activity {
+            voluntary_switches: used.iter().map(|thread| thread.voluntary).sum(),
+            involuntary_switches: used.iter().map(|thread| thread.involuntary).sum(),
+            minor_faults: self.minor_faults.saturating_sub(earlier.minor_faults),
+            major_faults: self.major_faults.saturating_sub(earlier.major_faults),
+            busy_threads: busy.len(),
+            busiest: used.iter().map(|thread| thread.on_cpu).max().unwrap_or_default(),
+            waited: used.iter().map(|thread| thread.waited).sum(),
+            waited_most: used.iter().map(|thread| thread.waited).max().unwrap_or_default(),
+            cpus: busy.iter().flat_map(|thread| &thread.cpus).copied().collect(),
+        }
+    }
+}
+
+impl Thread {
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            on_cpu: self.on_cpu.saturating_sub(earlier.on_cpu),
+            waited: self.waited.saturating_sub(earlier.waited),
+            voluntary: self.voluntary.saturating_sub(earlier.voluntary),
+            involuntary: self.involuntary.saturating_sub(earlier.involuntary),
+            cpus: self.cpus.clone(),
+        }
+    }
+}
+
+fn thread(pid: u32, id: u32) -> Result<Option<Thread>, PerfError> {
+    let status = read(pid, &format!("task/{id}/status"))?;
+    // Some kernels keep no times of waiting; a thread then seems never to wait.
+    let schedstat = read(pid, &format!("task/{id}/schedstat")).unwrap_or_default();
+    Ok(parse_thread(&status, &schedstat))
+}
+
+/// `schedstat` holds nanoseconds on a CPU, nanoseconds waiting for one, and time slices.
+fn parse_thread(status: &str, schedstat: &str) -> Option<Thread> {
+    let value = |wanted: &str| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(wanted)?.strip_prefix(':'))?;
+        Some(line.trim())
+    };
+    let mut times = schedstat
+        .split_ascii_whitespace()
+        .map(|field| field.parse().map(Duration::from_nanos));
+    let mut time = || times.next().and_then(Result::ok).unwrap_or_default();
+    Some(Thread {
+        on_cpu: time(),
+        waited: time(),
+        voluntary: value("voluntary_ctxt_switches")?.parse().ok()?,
+        involuntary: value("nonvoluntary_ctxt_switches")?.parse().ok()?,
+        cpus: parse_cpus(value("Cpus_allowed_list")?)?,
+    })
+}
+
+/// CPUs as the kernel lists them: `0-3,8`.
+fn parse_cpus(list: &str) -> Option<BTreeSet<usize>> {
+    let mut cpus = BTreeSet::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
 /// The fields of `/proc/PID/stat` that are used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     parent: u32,
+    minor_faults: u64,
+    major_faults: u64,
     user_ticks: u64,
     system_ticks: u64,
 }
@@ -128,6 +312,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
     Some(Stat {
         parent: fields.get(1)?.parse().ok()?,
+        minor_faults: fields.get(7)?.parse().ok()?,
+        major_faults: fields.get(9)?.parse().ok()?,
         user_ticks: fields.get(11)?.parse().ok()?,
         system_ticks: fields.get(12)?.parse().ok()?,
     })
@@ -192,11 +378,13 @@ mod tests {
 
     #[test]
     fn stat_is_read_behind_a_name_with_spaces_and_parentheses() {
-        let line = "4711 (a (b) c) S 12 4711 4711 0 -1 4194560 100 0 0 0 250 31 5 6 20 0 3 0 1 2 3\n";
+        let line = "4711 (a (b) c) S 12 4711 4711 0 -1 4194560 100 8 3 9 250 31 5 6 20 0 3 0 1 2 3\n";
         assert_eq!(
             parse_stat(line),
             Some(Stat {
                 parent: 12,
+                minor_faults: 100,
+                major_faults: 3,
                 user_ticks: 250,
                 system_ticks: 31
             })
@@ -216,6 +404,77 @@ mod tests {
         };
         assert_eq!(parse_smaps_rollup(text), Some(expected));
         assert_eq!(parse_smaps_rollup("Rss: 1 kB\nPss: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_thread_is_read_with_its_switches_its_times_and_its_cpus() {
+        let status = "Name:\tx\nCpus_allowed:\t10f\nCpus_allowed_list:\t0-3,8\nvoluntary_ctxt_switches:\t150\n\
+                      nonvoluntary_ctxt_switches:\t545\n";
+        let expected = Thread {
+            on_cpu: Duration::from_nanos(1_200),
+            waited: Duration::from_nanos(300),
+            voluntary: 150,
+            involuntary: 545,
+            cpus: BTreeSet::from([0, 1, 2, 3, 8]),
+        };
+        assert_eq!(parse_thread(status, "1200 300 7\n"), Some(expected.clone()));
+        let without_times = Thread {
+            on_cpu: Duration::ZERO,
+            waited: Duration::ZERO,
+            ..expected
+        };
+        assert_eq!(parse_thread(status, ""), Some(without_times));
+        assert_eq!(parse_thread("Name:\tx\n", "1 2 3"), None);
+        assert_eq!(parse_cpus("0-x"), None);
+    }
+
+    #[test]
+    fn activity_is_of_threads_that_live_and_cpus_of_those_that_work() {
+        let thread = |on_cpu, voluntary, cpu| Thread {
+            on_cpu: Duration::from_millis(on_cpu),
+            waited: Duration::from_millis(on_cpu / 10),
+            voluntary,
+            involuntary: 1,
+            cpus: BTreeSet::from([cpu]),
+        };
+        let threads = |by_id: &[(u32, Thread)], minor_faults| Threads {
+            by_id: by_id.iter().cloned().collect(),
+            minor_faults,
+            major_faults: 0,
+        };
+        let before = threads(&[(1, thread(500, 10, 0)), (2, thread(10, 5, 1))], 7);
+        // Thread 2 has ended, 3 is new and works, 4 is new and does next to nothing.
+        let after = threads(
+            &[(1, thread(1_400, 30, 0)), (3, thread(200, 4, 2)), (4, thread(10, 1, 3))],
+            9,
+        );
+        let expected = Activity {
+            voluntary_switches: 20 + 4 + 1,
+            involuntary_switches: 2,
+            minor_faults: 2,
+            major_faults: 0,
+            busy_threads: 2,
+            busiest: Duration::from_millis(900),
+            waited: Duration::from_millis(90 + 20 + 1),
+            waited_most: Duration::from_millis(90),
+            cpus: BTreeSet::from([0, 2]),
+        };
+        assert_eq!(after.since(&before), expected);
+        assert_eq!(before.since(&before).cpus, BTreeSet::new());
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_gives_up_its_cpu_each_time() {
+        let own = Processes::find(&[std::process::id()], false).unwrap();
+        let before = own.threads().unwrap();
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let pages = vec![1_u8; 8 << 20];
+        let activity = own.threads().unwrap().since(&before);
+        assert!(activity.voluntary_switches >= 20, "{activity:?}");
+        assert!(activity.minor_faults + activity.major_faults > 0, "{activity:?}");
+        drop(pages);
     }
 
     #[test]
@@ -249,6 +508,20 @@ mod tests {
         // Pages of the program itself may turn from private to shared meanwhile, when it is started once more.
         assert!(after.private >= before.private + (12 << 20), "{before:?} {after:?}");
         drop(pages);
+    }
+
+    #[test]
+    fn descriptors_and_environment_of_this_process_are_found() {
+        let own = Processes::find(&[std::process::id()], false).unwrap();
+        let before = own.descriptors().unwrap();
+        let file = fs::File::open("/proc/self/stat").unwrap();
+        assert!(0 < before.open && before.open <= before.limit, "{before:?}");
+        drop(file);
+        assert_eq!(own.environment("PATH"), std::env::var("PATH").ok());
+        assert_eq!(own.environment("PAT"), None);
+        let limits = "Limit Soft Limit Hard Limit Units\nMax open files            1024                 524288               files\n";
+        assert_eq!(parse_descriptor_limit(limits), Some(1024));
+        assert_eq!(parse_descriptor_limit("Max open files unlimited unlimited files"), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::cost::CostArgs;
 use super::values::{CpuList, Weighted, parse_duration};
 
 /// The flags that all works have.
@@ -39,12 +40,9 @@ pub struct ClientArgs {
     /// connection shows one of them.
     #[arg(long, value_name = "DIR", conflicts_with = "client_cert")]
     pub client_certs: Option<PathBuf>,
-    /// Process ids of the server, to measure its CPU time and memory.
-    #[arg(long, value_name = "PID", value_delimiter = ',')]
-    pub server_pid: Vec<u32>,
-    /// Count all descendants of the --server-pid processes too.
-    #[arg(long, requires = "server_pid")]
-    pub server_children: bool,
+    /// What is looked at beside the work.
+    #[command(flatten)]
+    pub cost: CostArgs,
     /// Threads (default: one, or one for each of --cpu).
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

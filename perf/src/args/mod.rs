@@ -1,6 +1,7 @@
 //! The command line. Everything here is as typed; `plan` makes it legal. A scenario's keys are the names of these flags.
 
 pub mod client;
+mod cost;
 mod values;
 
 use std::ffi::OsString;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use client::{ClientArgs, Io, Offer, TlsVersion};
+pub use cost::CostArgs;
 pub use values::{CpuList, Ramp, Weighted, parse_duration, parse_size};
 
 use crate::attack::args::AttackArgs;

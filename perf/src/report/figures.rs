@@ -73,11 +73,16 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
         ("Service time, p50".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p50)),
         ("Service time, p99".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p99)),
         (format!("Server CPU per {unit}"), Kind::Time, Better::Lower, |run| Some(run.server.as_ref()?.cpu_us_per_unit)),
+        (format!("Server system calls per {unit}"), Kind::Number(String::new()), Better::Lower, |run| Some(run.server.as_ref()?.system_calls.as_ref()?.per_unit)),
+        (format!("Server context switches per {unit}, it waited"), Kind::Number(String::new()), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.voluntary)),
+        (format!("Server context switches per {unit}, it was preempted"), Kind::Number(String::new()), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.involuntary)),
         ("Server CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.server.as_ref()?.cpu_share)),
+        ("Established connections, p99 alone".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established.as_ref()?.alone.p99)),
+        ("Established connections, p99 beside the work".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established.as_ref()?.beside.p99)),
         ("Client CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.client.cpu_share)),
         (format!("Client CPU per {unit}"), Kind::Time, Better::Neither, |run| Some(run.client.cpu_us_per_unit)),
-        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(run.idle.as_ref()?.memory.as_ref()?.bytes_per_connection)),
-        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(run.idle.as_ref()?.memory.as_ref()?.rss_per_connection)),
+        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(memory(run)?.0)),
+        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(memory(run)?.1)),
         ("Memory per connection (private)".into(), bytes(), Better::Lower, |run| Some(run.idle.as_ref()?.memory.as_ref()?.private_per_connection)),
         ("Connections lost while held".into(), Kind::Count, Better::Lower, |run| Some(run.idle.as_ref()?.lost as f64)),
         ("Resumed handshakes".into(), Kind::Share, Better::Neither, resumed),
@@ -130,6 +135,16 @@ pub(super) fn units(unit: Unit) -> String {
         Unit::Megabyte => unit.to_string(),
         Unit::Handshake | Unit::Message | Unit::Request | Unit::Connection => format!("{unit}s"),
     }
+}
+
+/// Bytes of the server for each connection, where it was measured: proportional and resident set size.
+pub(super) fn memory(run: &Report) -> Option<(f64, f64)> {
+    let idle = run.idle.as_ref().and_then(|idle| idle.memory.as_ref());
+    if let Some(memory) = idle {
+        return Some((memory.bytes_per_connection, memory.rss_per_connection));
+    }
+    let memory = run.server.as_ref()?.memory.as_ref()?.per_connection;
+    Some((memory.pss, memory.rss))
 }
 
 fn resumed(run: &Report) -> Option<f64> {

@@ -6,6 +6,8 @@ mod figures;
 mod files;
 pub mod html;
 mod numbers;
+mod probe;
+mod server;
 mod setting;
 mod text;
 
@@ -16,11 +18,15 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use course::{Capacity, Interval, Percentile, Step};
+pub use probe::ProbeEstablished;
+pub(crate) use probe::ProbeLatencies;
+pub use server::{ContextSwitches, Memory, MemoryPerConnection, PageFaults, Server, ServerMemory, SystemCalls};
 pub use setting::Setting;
 
-use crate::measure::{Tally, Window};
+use crate::cost::Window;
+use crate::measure::Tally;
 use crate::plan::ClientPlan;
-use crate::procfs::Memory;
+use crate::procfs;
 
 /// Version of the JSON layout: raised when a field changes its meaning or goes, not when one is added.
 pub const SCHEMA: u32 = 1;
@@ -96,12 +102,15 @@ pub struct Report {
     pub open_loop: Option<OpenLoop>,
     /// What the server used, when --server-pid was given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub server: Option<Cpu>,
+    pub server: Option<Server>,
     /// What this client used.
     pub client: Cpu,
     /// Memory, for `idle`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<Idle>,
+    /// With --probe-established: echoed messages over standing connections, alone and beside the work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_established: Option<ProbeEstablished>,
     /// The TLS parameters that were negotiated, with the number of connections.
     pub negotiated: Vec<NegotiatedCount>,
     /// Of the whole run, warm-up and closing included.
@@ -170,16 +179,13 @@ pub struct OpenLoop {
     pub late_p99_us: f64,
 }
 
-/// CPU use in the window.
+/// CPU use of the client in the window.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Cpu {
     /// Microseconds of CPU time per unit.
     pub cpu_us_per_unit: f64,
     /// CPU time by wall time: 1.0 is one CPU busy all the time.
     pub cpu_share: f64,
-    /// The part of the CPU time spent in user space, 0 to 1, in clock-tick resolution (10 ms); absent for the client.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_part: Option<f64>,
 }
 
 /// Memory of the server around idle connections, bytes.
@@ -272,7 +278,6 @@ impl Report {
     pub(crate) fn new(work: &str, unit: Unit, plan: &ClientPlan, tally: &Tally, window: &Window) -> Self {
         let units = unit.count(tally.units, tally.bytes);
         let seconds = window.wall.as_secs_f64();
-        let user_part = |cpu: &crate::procfs::CpuTime| rounded(ratio(cpu.user, cpu.user + cpu.system));
         Self {
             schema: SCHEMA,
             work: work.to_owned(),
@@ -301,11 +306,10 @@ impl Report {
             steps: Vec::new(),
             capacity: None,
             open_loop: None,
-            server: window
-                .server_cpu
-                .map(|cpu| Cpu::new(cpu.total, units, window.wall, Some(user_part(&cpu)))),
-            client: Cpu::new(window.client_cpu, units, window.wall, None),
+            server: window.server.as_ref().map(|used| Server::new(used, units, window.wall)),
+            client: Cpu::new(window.client.cpu.total, units, window.wall),
             idle: None,
+            probe_established: None,
             negotiated: negotiated(tally),
             totals: Totals {
                 opened: tally.opened,
@@ -372,18 +376,17 @@ impl Latency {
 }
 
 impl Cpu {
-    fn new(used: Duration, units: f64, wall: Duration, user_part: Option<f64>) -> Self {
+    fn new(used: Duration, units: f64, wall: Duration) -> Self {
         Self {
             cpu_us_per_unit: rounded(quotient(used.as_secs_f64() * 1e6, units)),
             cpu_share: rounded(ratio(used, wall)),
-            user_part,
         }
     }
 }
 
 impl IdleMemory {
     /// The memory before connections are opened.
-    pub(crate) fn before(memory: Memory) -> Self {
+    pub(crate) fn before(memory: procfs::Memory) -> Self {
         Self {
             pss_before: memory.pss,
             rss_before: memory.rss,
@@ -393,7 +396,7 @@ impl IdleMemory {
     }
 
     /// The memory with `held` connections open.
-    pub(crate) fn holding(&mut self, memory: Memory, held: usize) {
+    pub(crate) fn holding(&mut self, memory: procfs::Memory, held: usize) {
         let per_connection = |now: u64, before: u64| rounded(quotient(now as f64 - before as f64, held as f64));
         self.pss_holding = memory.pss;
         self.bytes_per_connection = per_connection(memory.pss, self.pss_before);
@@ -402,7 +405,7 @@ impl IdleMemory {
     }
 
     /// The memory after all were closed.
-    pub(crate) fn closed(&mut self, memory: Memory) {
+    pub(crate) fn closed(&mut self, memory: procfs::Memory) {
         self.pss_closed = memory.pss;
     }
 }

@@ -1,6 +1,6 @@
 //! The report as text, for people.
 
-use std::fmt::{self, Display, Formatter, Write as _};
+use std::fmt::{self, Display, Formatter};
 
 use super::{Cpu, Handshakes, IdleMemory, Latency, NegotiatedCount, OpenLoop, Report, Totals, Unit};
 
@@ -25,6 +25,9 @@ impl Display for Report {
             "{work} to {target}, {connections} connections, {:.1} s",
             self.duration_s
         )?;
+        for warning in &self.warnings {
+            writeln!(f, "  WARNING     {warning}")?;
+        }
         for parameters in &self.negotiated {
             let NegotiatedCount {
                 version,
@@ -74,7 +77,7 @@ impl Display for Report {
             )?;
         }
         if let Some(server) = &self.server {
-            writeln!(f, "  server      {}", server.line(unit))?;
+            server.lines(unit, f)?;
         }
         writeln!(f, "  client      {}", self.client.line(unit))?;
         if let Some(idle) = &self.idle {
@@ -92,6 +95,9 @@ impl Display for Report {
                      {private_per_connection:.0} (private)"
                 )?;
             }
+        }
+        if let Some(probe) = &self.probe_established {
+            writeln!(f, "  probe       {probe}")?;
         }
         let Totals {
             opened,
@@ -114,14 +120,10 @@ impl Display for Report {
 
 impl Cpu {
     fn line(&self, unit: Unit) -> String {
-        let mut line = format!(
+        format!(
             "{:.2} CPU-µs/{unit}, {:.0} % of a CPU",
             self.cpu_us_per_unit,
             self.cpu_share * 100.0
-        );
-        if let Some(user) = self.user_part {
-            write!(line, ", {:.0} % of it user", user * 100.0).expect("writing to a String cannot fail");
-        }
-        line
+        )
     }
 }

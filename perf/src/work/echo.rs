@@ -39,7 +39,7 @@ pub(super) fn run(args: &EchoArgs) -> Result<Report, PerfError> {
     rates::run(&args.load, &mut plan, |plan| steady.run(plan))
 }
 
-struct EchoWork {
+pub(super) struct EchoWork {
     size: usize,
     /// Each message waits for its time.
     rests: bool,
@@ -48,7 +48,8 @@ struct EchoWork {
 }
 
 impl EchoWork {
-    fn new(size: usize, rests: bool, thread: usize) -> Self {
+    /// `rests`: each message waits for its time. `thread`: tells its messages from those of other threads.
+    pub(super) fn new(size: usize, rests: bool, thread: usize) -> Self {
         Self {
             size,
             rests,

@@ -2,14 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FULL, Next, Work, remaining, server_processes};
+use super::probe::Probe;
+use super::{FULL, Next, Work, remaining};
 use crate::args::IdleArgs;
 use crate::connection::{Connection, Failure, Progress};
+use crate::cost::{Meter, Watched};
 use crate::engine::Engine;
 use crate::error::PerfError;
-use crate::measure::{Meter, Tally};
+use crate::limits;
+use crate::measure::Tally;
 use crate::plan::ClientPlan;
-use crate::procfs::{Memory, Processes};
+use crate::procfs::Memory;
 use crate::report::{IdleMemory, Report, Unit};
 
 /// How long closing all connections may take, on top of the plan's timeout.
@@ -33,25 +36,28 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
         });
     }
     plan.enter()?;
-    let server = server_processes(&plan)?;
+    let watched = Watched::new(&plan.cost)?;
+    let probe = Probe::beside(&plan)?;
     let mut tally = Tally::new();
     let mut work = IdleWork;
     let mut engine = Engine::new(&plan)?;
     open_one_and_close(&mut engine, &plan, &mut work, &mut tally)?;
-    let mut memory = server
-        .as_ref()
-        .map(Processes::memory)
-        .transpose()?
-        .map(IdleMemory::before);
-    let meter = Meter::start(server.clone())?;
+    let memory_before = watched.server_memory()?;
+    let mut memory = memory_before.map(IdleMemory::before);
+    let meter = Meter::start(&watched)?;
+    if let Some(probe) = &probe {
+        probe.mark_begin();
+    }
     tally.set_measuring(true);
     open_all(&mut engine, &plan, args.opening, &mut work, &mut tally)?;
     let window = meter.stop()?;
+    let probed = probe.map(Probe::finish).transpose()?;
     tally.set_measuring(false);
 
     keep(&mut engine, args.settle, &mut work, &mut tally)?;
     let held = engine.established();
-    record(&server, &mut memory, |memory, now| memory.holding(now, held))?;
+    let memory_holding = watched.server_memory()?;
+    record(&mut memory, memory_holding, |memory, now| memory.holding(now, held));
     keep(&mut engine, args.hold, &mut work, &mut tally)?;
     let lost = plan.connections - engine.established();
 
@@ -60,10 +66,12 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     while let (true, Some(left)) = (engine.live() > 0, remaining(closed_at)) {
         engine.turn(left, &mut work, &mut tally)?;
     }
-    record(&server, &mut memory, IdleMemory::closed)?;
+    record(&mut memory, watched.server_memory()?, IdleMemory::closed);
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
     report.set_idle(held, lost, memory);
-
+    report.set_server_memory(memory_before, memory_holding, held);
+    report.probe_established = probed;
+    report.warnings = limits::warnings(&report, &window, &plan);
     Ok(report)
 }
 
@@ -120,15 +128,10 @@ fn keep(engine: &mut Engine<'_>, time: Duration, work: &mut IdleWork, tally: &mu
     Ok(())
 }
 
-fn record(
-    server: &Option<Processes>,
-    memory: &mut Option<IdleMemory>,
-    store: impl FnOnce(&mut IdleMemory, Memory),
-) -> Result<(), PerfError> {
-    if let (Some(server), Some(memory)) = (server, memory) {
-        store(memory, server.memory()?);
+fn record(memory: &mut Option<IdleMemory>, now: Option<Memory>, store: impl FnOnce(&mut IdleMemory, Memory)) {
+    if let (Some(memory), Some(now)) = (memory, now) {
+        store(memory, now);
     }
-    Ok(())
 }
 
 struct IdleWork;

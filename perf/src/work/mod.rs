@@ -6,6 +6,7 @@ mod handshake;
 pub(crate) mod http;
 mod idle;
 mod pace;
+mod probe;
 mod rates;
 mod resume;
 mod steady;
@@ -17,8 +18,6 @@ use crate::args::{Command, Offer, Weighted};
 use crate::connection::{Connection, Failure, Progress};
 use crate::error::PerfError;
 use crate::measure::Tally;
-use crate::plan::ClientPlan;
-use crate::procfs::Processes;
 use crate::report::Report;
 
 /// Connections that offer nothing to resume.
@@ -78,14 +77,6 @@ pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
             })
         }
     }
-}
-
-/// The server's processes as they are now, if any were named.
-pub(crate) fn server_processes(plan: &ClientPlan) -> Result<Option<Processes>, PerfError> {
-    if plan.server_pids.is_empty() {
-        return Ok(None);
-    }
-    Processes::find(&plan.server_pids, plan.server_children).map(Some)
 }
 
 /// The time left until `end`; `None` when it has come.

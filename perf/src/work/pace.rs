@@ -28,6 +28,7 @@ pub(super) struct Pace {
 }
 
 /// What an open loop did.
+#[derive(Clone)]
 pub(super) struct Paced {
     /// Units whose time came.
     due: u64,
@@ -117,11 +118,13 @@ impl Pace {
     }
 
     /// What should have begun by `now`, and what did.
-    pub(super) fn finish(mut self, now: Instant) -> Paced {
+    pub(super) fn so_far(&self, now: Instant) -> Paced {
         let elapsed = now.saturating_duration_since(self.first).as_secs_f64();
         // Rounding must not make one due after it began.
-        self.counts.due = ((elapsed * self.rate) as u64 + 1).max(self.counts.started);
-        self.counts
+        Paced {
+            due: ((elapsed * self.rate) as u64 + 1).max(self.counts.started),
+            ..self.counts.clone()
+        }
     }
 
     fn next_due(&self) -> Instant {
@@ -163,7 +166,7 @@ mod tests {
         assert_eq!(pace.next_due(), first);
         pace.counts.started = 3;
         assert_eq!(pace.next_due() - first, Duration::from_millis(15));
-        let counts = pace.finish(first + Duration::from_millis(48)).open_loop(200.0);
+        let counts = pace.so_far(first + Duration::from_millis(48)).open_loop(200.0);
         assert_eq!((counts.due, counts.started, counts.not_started), (10, 3, 7));
     }
 }

@@ -7,14 +7,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::pace::{Pace, Paced};
+use super::probe::Probe;
 use super::think::Thinking;
-use super::{Work, remaining, server_processes};
+use super::{Work, remaining};
+use crate::cost::{Meter, Watched, Window};
 use crate::course::Course;
 use crate::engine::Engine;
 use crate::error::PerfError;
-use crate::measure::{Interval, Meter, Tally, Window};
+use crate::limits;
+use crate::measure::{Interval, Tally};
 use crate::plan::ClientPlan;
+use crate::procfs::Memory;
 use crate::report::{Report, Unit};
+use crate::syscalls::{self, Counted};
 
 /// How long the last connections may take to close after a run.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -24,6 +29,9 @@ const OPENING_MAX: Duration = Duration::from_secs(60);
 
 /// Length of the pieces of the window in the report and on the progress line.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often threads look whether they are still needed.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How a steady run begins and ends.
 pub(super) struct Steady<'a> {
@@ -50,8 +58,13 @@ struct Shared {
     /// Measured so far, by all.
     units: AtomicU64,
     bytes: AtomicU64,
+    /// Done after the window, by all, while the server is looked at.
+    units_after: AtomicU64,
+    bytes_after: AtomicU64,
     /// The window is over, or a thread has failed.
     stop: AtomicBool,
+    /// The connections are not needed any more.
+    close: AtomicBool,
 }
 
 /// What a thread tells the one that keeps the time.
@@ -74,6 +87,18 @@ struct Schedule {
     end: Instant,
 }
 
+/// What was read of the window.
+struct Measured {
+    window: Window,
+    course: Course,
+}
+
+/// What was read of the server after the window, with the connections still there.
+struct Seen {
+    memory: Option<Memory>,
+    system_calls: Option<Result<(Counted, f64), String>>,
+}
+
 /// What a thread did.
 struct Done {
     tally: Tally,
@@ -87,6 +112,9 @@ impl Steady<'_> {
     /// When a thread, the server's processes or this machine fail; failed connections are in the report instead.
     pub(super) fn run(&self, plan: &ClientPlan) -> Result<Report, PerfError> {
         let shared = Shared::default();
+        let watched = Watched::new(&plan.cost)?;
+        let probe = Probe::beside(plan)?;
+        let memory_before = if self.standing { watched.server_memory()? } else { None };
         thread::scope(|scope| {
             let (tell, news) = channel();
             let mut starts = Vec::new();
@@ -114,11 +142,15 @@ impl Steady<'_> {
                 }));
             }
             drop(tell);
-            let measured = self.keep_time(plan, &news, &starts);
+            let measured = self.keep_time(plan, &watched, probe.as_ref(), &news, &starts);
+            let measured = measured.and_then(|measured| Ok((measured, self.look(plan, &watched, &shared)?)));
             shared.stop.store(true, Ordering::Relaxed);
+            shared.close.store(true, Ordering::Relaxed);
             drop(starts);
             let done: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
-            let (window, course) = measured?;
+            let (Measured { window, course }, seen) = measured?;
+            // What a server holds up as long as the work goes on is answered when it has ended.
+            let probed = probe.map(Probe::finish).transpose()?;
             let mut sum: Option<Done> = None;
             for one in done {
                 let one = match one {
@@ -138,17 +170,51 @@ impl Steady<'_> {
             if let Some(paced) = sum.paced {
                 report.set_open_loop(paced.open_loop(plan.rate.unwrap_or_default()));
             }
+            report.probe_established = probed;
+            report.set_server_memory(memory_before, seen.memory, plan.connections);
+            report.warnings = limits::warnings(&report, &window, plan);
+            if let Some(calls) = seen.system_calls {
+                report.set_system_calls(calls);
+            }
             Ok(report)
         })
+    }
+
+    /// Looks at the server after the window, with the connections still there.
+    fn look(&self, plan: &ClientPlan, watched: &Watched, shared: &Shared) -> Result<Seen, PerfError> {
+        let memory = if self.standing { watched.server_memory()? } else { None };
+        let done = || {
+            (
+                shared.units_after.load(Ordering::Relaxed),
+                shared.bytes_after.load(Ordering::Relaxed),
+            )
+        };
+        let keep_working = |time| {
+            let (units, bytes) = done();
+            thread::sleep(time);
+            let (units_then, bytes_then) = done();
+            Ok(self.unit.count(units_then - units, bytes_then - bytes))
+        };
+        let system_calls = match watched.server()?.filter(|_| watched.counts_system_calls()) {
+            Some(server) => Some(syscalls::count(
+                &server,
+                syscalls::WINDOW.min(plan.duration),
+                keep_working,
+            )?),
+            None => None,
+        };
+        Ok(Seen { memory, system_calls })
     }
 
     /// Waits until all are ready, starts them, and reads the clocks at both ends of the window.
     fn keep_time(
         &self,
         plan: &ClientPlan,
+        watched: &Watched,
+        probe: Option<&Probe>,
         news: &Receiver<News>,
         starts: &[Sender<Schedule>],
-    ) -> Result<(Window, Course), PerfError> {
+    ) -> Result<Measured, PerfError> {
         for _ in starts {
             match news.recv() {
                 Ok(News::Ready) => {}
@@ -156,7 +222,6 @@ impl Steady<'_> {
                 Ok(News::Interval(..) | News::Measured) | Err(_) => unreachable!("a thread is ready before all else"),
             }
         }
-        let server = server_processes(plan)?;
         let first = Instant::now();
         let schedule = Schedule {
             first,
@@ -177,8 +242,12 @@ impl Steady<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Err(failure(news)),
             }
         }
-        let mut meter = Some(Meter::start(server.clone())?);
+        let server = watched.server()?;
         let mut course = Course::new(schedule.warm, INTERVAL, starts.len(), self.unit, server, plan.progress)?;
+        let mut meter = Some(Meter::start(watched)?);
+        if let Some(probe) = probe {
+            probe.mark_begin();
+        }
         let mut early = early.into_iter();
         let mut measured = None;
         let mut ended = 0;
@@ -192,6 +261,9 @@ impl Steady<'_> {
                 Ok(News::Measured) => {
                     if let Some(meter) = meter.take() {
                         measured = Some(meter.stop()?);
+                        if let Some(probe) = probe {
+                            probe.mark_end();
+                        }
                     }
                 }
                 Ok(News::Failed(error)) => return Err(error),
@@ -200,7 +272,7 @@ impl Steady<'_> {
             }
         }
         let window = measured.expect("each thread says that its window is over before its last interval");
-        Ok((window, course))
+        Ok(Measured { window, course })
     }
 }
 
@@ -268,6 +340,7 @@ impl Lane<'_> {
         }
         self.measure(schedule, &mut engine, &mut next, work, &mut tally)?;
         let paced = next.paced(Instant::now());
+        self.go_on(&mut engine, &mut next, work, &mut tally)?;
         if steady.close_in_order {
             let drained_at = Instant::now() + DRAIN_MAX.min(plan.timeout);
             engine.drain(work, &mut tally);
@@ -359,6 +432,30 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// Keeps the connections until the server has been looked at. Only to count system calls the work goes on.
+    fn go_on(
+        &self,
+        engine: &mut Engine<'_>,
+        next: &mut Next,
+        work: &mut dyn Work,
+        tally: &mut Tally,
+    ) -> Result<(), PerfError> {
+        let shared = self.shared;
+        let mut told = (tally.units_total, tally.bytes_total);
+        while !shared.close.load(Ordering::Relaxed) {
+            if self.plan.cost.syscalls {
+                next.turn(engine, LOOK, work, tally)?;
+            } else {
+                engine.turn(LOOK, work, tally)?;
+            }
+            let (units, bytes) = (tally.units_total, tally.bytes_total);
+            shared.units_after.fetch_add(units - told.0, Ordering::Relaxed);
+            shared.bytes_after.fetch_add(bytes - told.1, Ordering::Relaxed);
+            told = (units, bytes);
+        }
+        Ok(())
+    }
+
     fn tell_interval(&self, number: u64, tally: &mut Tally, last: bool) {
         let _ = self.tell.send(News::Interval(number, Box::new(tally.interval()), last));
     }
@@ -386,9 +483,9 @@ impl Next {
         }
     }
 
-    fn paced(self, now: Instant) -> Option<Paced> {
+    fn paced(&self, now: Instant) -> Option<Paced> {
         match self {
-            Self::Paced(pace) => Some(pace.finish(now)),
+            Self::Paced(pace) => Some(pace.so_far(now)),
             Self::AtOnce | Self::Thinking(_) => None,
         }
     }

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt;
@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     NoCloseNotify,
     /// Each handshake, and each piece of what the origin sends, takes this long.
     Slow(Duration),
+    /// Data from the origin waits as long as handshakes go on, but for those of the first so many connections.
+    StandStill(u64),
     /// It resets the connection when the ClientHello has come.
     ResetInHandshake,
     /// It closes the connection when the ClientHello has come.
@@ -34,6 +36,9 @@ pub(crate) enum Fault {
     /// It drops the connection some time after the handshake.
     HangUp(Duration),
 }
+
+/// Without a handshake for this long, those that wait at [`Fault::StandStill`] go on.
+const STANDING: Duration = Duration::from_secs(1);
 
 /// What the relay did.
 pub(crate) struct Counts {
@@ -93,6 +98,7 @@ impl Relay {
         let (stop, handshakes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), handshakes.clone());
         let (config, origin) = (Arc::new(config), origin.to_owned());
+        let last_handshake = Arc::new(Mutex::new(None));
         let thread = std::thread::spawn(move || {
             let mut connections = Vec::new();
             for client in listener.incoming() {
@@ -101,9 +107,10 @@ impl Relay {
                 }
                 let (client, config, origin, counted) =
                     (client.unwrap(), config.clone(), origin.clone(), counted.clone());
+                let last_handshake = last_handshake.clone();
                 // An error is what a client that gives up looks like from here.
                 connections.push(std::thread::spawn(move || {
-                    let _ = relay(client, config, &origin, fault, &counted);
+                    let _ = relay(client, config, &origin, fault, &counted, &last_handshake);
                 }));
             }
             connections
@@ -141,6 +148,7 @@ fn relay(
     origin: &str,
     fault: Fault,
     handshakes: &AtomicU64,
+    last_handshake: &Mutex<Option<Instant>>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     client.set_nodelay(true)?;
     let delay = || {
@@ -151,7 +159,8 @@ fn relay(
     delay();
     if matches!(fault, Fault::ResetInHandshake | Fault::CloseInHandshake) {
         // More than a ClientHello is long: what is left unread would make a reset of a close.
-        client.read(&mut [0; 16 * 1024])?;
+        let length = client.read(&mut [0; 16 * 1024])?;
+        assert!(length > 0, "a client begins with its ClientHello");
         if fault == Fault::ResetInHandshake {
             sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
         }
@@ -161,7 +170,10 @@ fn relay(
     while tls.is_handshaking() {
         tls.complete_io(&mut client)?;
     }
-    handshakes.fetch_add(1, Ordering::SeqCst);
+    let number = handshakes.fetch_add(1, Ordering::SeqCst) + 1;
+    if matches!(fault, Fault::StandStill(first) if number > first) {
+        *last_handshake.lock().unwrap() = Some(Instant::now());
+    }
     if let Fault::HangUp(after) = fault {
         std::thread::sleep(after);
         return Ok(());
@@ -191,6 +203,14 @@ fn relay(
         if origin_open && from_origin_ready {
             let length = origin.read(&mut buffer)?;
             delay();
+            while length > 0
+                && last_handshake
+                    .lock()
+                    .unwrap()
+                    .is_some_and(|last| last.elapsed() < STANDING)
+            {
+                std::thread::sleep(STANDING / 100);
+            }
             if length == 0 {
                 origin_open = false;
                 if fault != Fault::NoCloseNotify {

@@ -45,6 +45,7 @@ fn a_closed_loop_has_its_plots_and_tables() {
             "Failed connections over time",
             "Server CPU per handshake over time",
             "CPU in use over time",
+            "Server system calls per handshake",
             "Handshakes by kind",
         ]
     );
@@ -57,6 +58,8 @@ fn a_closed_loop_has_its_plots_and_tables() {
         "ringlock-perf handshake --target 127.0.0.1:8443 --server-name &#39;a b&#39;",
         "resumed by ticket",
         "resumed by session id",
+        "14.5",
+        "epoll_wait",
         "2026-11-22T06:00:00Z",
     ] {
         let text = text.replace("&#39;", "'");
@@ -94,6 +97,8 @@ fn a_search_shows_its_steps_with_bound_and_capacity() {
     // A cross is two lines.
     assert_eq!(plot.matches("class=\"line-failure\"").count(), 4, "{plot}");
     assert!(page.contains("no: p99 31 ms, more than 5 ms"));
+    assert!(plots(&page).contains(&"99th percentile of established connections"));
+    assert!(page.contains("Established connections, p99 beside the work"));
 }
 
 #[test]
@@ -107,7 +112,14 @@ fn http_responses_are_told_by_status() {
 #[test]
 fn idle_connections_have_memory_and_nothing_else() {
     let page = page(&[run("ringlock", sample::idle(1.0))]).unwrap();
-    assert_eq!(plots(&page), ["Server memory per connection", "Handshakes by kind"]);
+    assert_eq!(
+        plots(&page),
+        [
+            "Server system calls per connection",
+            "Server memory per connection",
+            "Handshakes by kind"
+        ]
+    );
     assert!(page.contains("3,712 bytes"));
 }
 

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use super::axis::Axis;
 use super::course::thinned;
 use super::draw::{Bar, Chart, Ink, Line, Points, Rule, RuleAt, SERIES};
-use crate::report::figures::units;
+use crate::report::figures::{memory as memory_per_connection, units};
 use crate::report::numbers::{count, figure, time};
-use crate::report::{Handshakes, Interval, Report, Step};
+use crate::report::{Handshakes, Interval, ProbeEstablished, Report, Step};
 
 /// Bars of one plot at most.
 const BARS_MAX: usize = 40;
+
+/// Kinds of system calls of one plot at most.
+const CALLS_MAX: usize = 8;
 
 /// One of the runs that are compared.
 #[derive(Clone, Copy)]
@@ -50,6 +53,8 @@ pub(super) fn plots(runs: &[Run<'_>]) -> Vec<Plot> {
         failures(runs),
         server_cpu(runs),
         cpu_over_time(runs),
+        established(runs),
+        system_calls(runs),
         memory(runs),
         handshakes(runs),
     ];
@@ -435,25 +440,70 @@ fn memory(runs: &[Run<'_>]) -> Option<Plot> {
     };
     let found = runs
         .iter()
-        .filter_map(|run| Some((run, run.report.idle.as_ref()?.memory.as_ref()?)));
+        .filter_map(|run| Some((run, memory_per_connection(run.report)?)));
     let all = match runs {
         [_] => found
-            .flat_map(|(_, memory)| {
+            .flat_map(|(_, (pss, rss))| {
                 [
-                    bar("proportional set size", memory.bytes_per_connection, Ink::Series(0)),
-                    bar("resident set size", memory.rss_per_connection, Ink::Series(1)),
-                    bar("private pages", memory.private_per_connection, Ink::Series(2)),
+                    bar("proportional set size", pss, Ink::Series(0)),
+                    bar("resident set size", rss, Ink::Series(1)),
                 ]
             })
             .collect(),
-        _ => found
-            .map(|(run, memory)| bar(run.label, memory.bytes_per_connection, run.ink))
-            .collect(),
+        _ => found.map(|(run, (pss, _))| bar(run.label, pss, run.ink)).collect(),
     };
     bars(
         "Server memory per connection",
         "Without the kernel's. Where several runs are compared: the proportional set size.",
         all,
+    )
+}
+
+fn system_calls(runs: &[Run<'_>]) -> Option<Plot> {
+    let title = format!("Server system calls per {}", runs.first()?.report.unit);
+    let bar = |label: &str, calls: f64, ink: Ink| Bar {
+        label: label.to_owned(),
+        figure: figure(calls),
+        parts: vec![(calls, ink)],
+    };
+    let counted = |run: &Run<'_>| {
+        run.report
+            .server
+            .as_ref()
+            .and_then(|server| server.system_calls.clone())
+    };
+    if let [run] = runs {
+        let mut calls: Vec<_> = counted(run)?.by_name.into_iter().collect();
+        calls.sort_by(|one, other| other.1.total_cmp(&one.1));
+        let all = calls.iter().take(CALLS_MAX);
+        let all = all.map(|(name, calls)| bar(name, *calls, run.ink)).collect();
+        return bars(&title, "The most frequent ones.", all);
+    }
+    let all = runs
+        .iter()
+        .filter_map(|run| Some(bar(run.label, counted(run)?.per_unit, run.ink)));
+    bars(&title, "Of all kinds.", all.collect())
+}
+
+fn established(runs: &[Run<'_>]) -> Option<Plot> {
+    let found = runs
+        .iter()
+        .filter_map(|run| Some((run, run.report.probe_established.as_ref()?)));
+    let both = |(run, probe): (&Run<'_>, &ProbeEstablished)| {
+        [("alone", probe.alone.p99), ("beside", probe.beside.p99)].map(|(when, p99)| Bar {
+            label: if runs.len() > 1 {
+                format!("{when}: {}", run.label)
+            } else {
+                when.to_owned()
+            },
+            figure: time(p99),
+            parts: vec![(p99, run.ink)],
+        })
+    };
+    bars(
+        "99th percentile of established connections",
+        "Messages over connections that stand, before the work began and beside it.",
+        found.flat_map(both).collect(),
     )
 }
 
