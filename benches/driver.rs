@@ -4,8 +4,7 @@
 //! With one connection each message is waited for; with 32 the client sends a message on each before it reads, so that a turn
 //! of the server's loop finds several.
 
-#[path = "support/cpu.rs"]
-mod cpu;
+mod support;
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -22,7 +21,7 @@ use ringlock::net::epoll::EpollDriver;
 use ringlock::net::uring::UringDriver;
 use tokio::sync::Notify;
 
-use cpu::{Place, pin, timed};
+use support::cpu::{Place, pin, timed};
 
 const MESSAGE_BYTES: usize = 1024;
 const CONNECTIONS: [usize; 2] = [1, 32];

@@ -2,8 +2,7 @@
 //! another thread that does the same. Beside it rustls' own cache, which is one lock and counts sessions, not bytes. Counted is the CPU time of one thread;
 //! what is stored is made before. And how many clients can resume while a flood of new sessions comes in, which is printed.
 
-#[path = "support/cpu.rs"]
-mod cpu;
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +14,7 @@ use ringlock::tls::session_cache::SessionCache;
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
 use zeroize::Zeroizing;
 
-use cpu::{Place, pin, timed};
+use support::cpu::{Place, pin, timed};
 
 /// A session without client certificates, and one with a chain of two with ECDSA keys.
 const SIZES: [usize; 2] = [250, 1500];

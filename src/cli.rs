@@ -18,7 +18,7 @@ use crate::config::{Position, Problem, Warning, parse_duration, schema};
 #[command(
     name = "ringlock",
     version,
-    after_help = "Signals: SIGTERM drains and ends, SIGHUP reloads the configuration, SIGUSR1 reopens log files."
+    after_help = "Signals: SIGTERM drains and ends, SIGHUP reloads the configuration, SIGUSR1 reopens log files, SIGUSR2 begins and ends a profile (docs/profiling.md)."
 )]
 pub struct Args {
     /// What to do; the demo when absent.

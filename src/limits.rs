@@ -127,6 +127,12 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// What an admin request may take, from accept to the last byte of the answer.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the drawing of a profile may take while somebody waits for it: all functions get their names, which in a debug build takes seconds.
+pub const PROFILE_DRAWING_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The longest profile: what its samples take of memory and disk is bounded by this.
+pub const PROFILE_TIME_MAX: Duration = Duration::from_secs(300);
+
 /// Names and certificates that `/certs` shows in all, some 100 bytes each; those that end last are left out.
 pub const CERTIFICATE_NAMES_SHOWN_MAX: usize = 100_000;
 

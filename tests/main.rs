@@ -70,6 +70,7 @@ mod no_session_outlives_what_it_was_made_with;
 mod ocsp_answers_are_checked_before_they_are_stapled;
 mod only_clients_that_are_meant_get_in;
 mod other_peoples_clients_get_data_through;
+mod profiles_are_taken_on_demand;
 mod reloads_disturb_nobody;
 mod ringlock_hw_tells_what_this_machine_is_good_at;
 mod rules_say_which_clients_get_in;

@@ -23,13 +23,19 @@ pub(crate) fn timed<R>(spent: &mut Duration, work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// CPU time of so many runs, which are short.
+pub(crate) fn repeated(count: u64, run: &dyn Fn()) -> Duration {
+    let mut spent = Duration::ZERO;
+    timed(&mut spent, || (0..count).for_each(|_| run()));
+    spent
+}
+
 /// Which processor a thread is to have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
     /// The first one allowed: what is measured.
     Measured,
     /// The last one allowed: what drives it. With one processor it is the same.
-    #[allow(dead_code, reason = "in memory nothing but the measured thread runs")]
     Other,
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertifiedKey, KeyPair, RsaKeySize};
 use ringlock::buffers::{Outbox, SendPool};
-use ringlock::crypto::inline;
+use ringlock::crypto::{CryptoOp, inline};
 use ringlock::snapshot::Snapshot;
 use ringlock::tls::handshake::Connection;
 use ringlock::tls::policy::Policy;
@@ -26,9 +26,31 @@ use rustls::{
 pub(crate) enum Key {
     /// ECDSA with P-256.
     P256,
+    /// ECDSA with P-384.
+    P384,
+    /// EdDSA with Curve25519.
+    Ed25519,
     /// RSA with 2,048 bits.
-    #[allow(dead_code, reason = "records do not depend on the key")]
     Rsa2048,
+    /// RSA with 3,072 bits.
+    Rsa3072,
+    /// RSA with 4,096 bits.
+    Rsa4096,
+}
+
+impl Key {
+    fn generate(self) -> KeyPair {
+        let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+        let key = match self {
+            Key::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+            Key::P384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+            Key::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+            Key::Rsa2048 => rsa(RsaKeySize::_2048),
+            Key::Rsa3072 => rsa(RsaKeySize::_3072),
+            Key::Rsa4096 => rsa(RsaKeySize::_4096),
+        };
+        key.expect("aws-lc makes keys of all kinds")
+    }
 }
 
 /// A name, its self-signed certificate, and a gateway's configuration that serves it.
@@ -45,7 +67,6 @@ impl Site {
     }
 
     /// Issues tickets, as `ringlock run` does by default.
-    #[allow(dead_code, reason = "records do not depend on it")]
     pub(crate) fn with_tickets(key: Key) -> Site {
         let site = Site::load(key, true);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -57,11 +78,7 @@ impl Site {
     }
 
     fn load(key: Key, tickets: bool) -> Site {
-        let key = match key {
-            Key::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
-            Key::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
-        };
-        let signing_key = key.expect("aws-lc makes keys of both kinds");
+        let signing_key = key.generate();
         let cert = rcgen::CertificateParams::new(vec!["localhost".to_owned()])
             .and_then(|params| params.self_signed(&signing_key))
             .expect("localhost is a name");
@@ -83,7 +100,27 @@ impl Site {
 
     /// Clients that offer one version, one group, and every suite in rustls' order: AES-256-GCM-SHA384 first.
     pub(crate) fn client(&self, version: &'static SupportedProtocolVersion, group: NamedGroup) -> Arc<ClientConfig> {
+        self.client_of(aws_lc_rs::default_provider(), version, group)
+    }
+
+    /// Clients that offer one suite only.
+    pub(crate) fn client_with_suite(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        group: NamedGroup,
+        suite: CipherSuite,
+    ) -> Arc<ClientConfig> {
         let mut provider = aws_lc_rs::default_provider();
+        provider.cipher_suites.retain(|offered| offered.suite() == suite);
+        self.client_of(provider, version, group)
+    }
+
+    fn client_of(
+        &self,
+        mut provider: CryptoProvider,
+        version: &'static SupportedProtocolVersion,
+        group: NamedGroup,
+    ) -> Arc<ClientConfig> {
         provider.kx_groups.retain(|kx| kx.name() == group);
         let mut roots = RootCertStore::empty();
         roots
@@ -99,7 +136,6 @@ impl Site {
     }
 
     /// Such clients that keep sessions, each for itself.
-    #[allow(dead_code, reason = "records do not depend on it")]
     pub(crate) fn resuming_clients(
         &self,
         version: &'static SupportedProtocolVersion,
@@ -125,7 +161,6 @@ impl Site {
     }
 
     /// rustls as it comes: the client's order of suites, two tickets; sessions in a cache.
-    #[allow(dead_code, reason = "records are compared with the same suite")]
     pub(crate) fn rustls_stock(&self) -> Arc<ServerConfig> {
         Arc::new(self.rustls(aws_lc_rs::default_provider()))
     }
@@ -137,7 +172,6 @@ impl Site {
     }
 
     /// The same with one ticket, as Ringlock issues it.
-    #[allow(dead_code, reason = "records do not depend on it")]
     pub(crate) fn rustls_with_tickets(&self) -> Arc<ServerConfig> {
         let mut config = self.rustls_without_tickets();
         config.send_tls13_tickets = 1;
@@ -213,7 +247,6 @@ pub(crate) struct Shared {
     pub(crate) policy: Arc<Policy>,
     pub(crate) pool: SendPool,
     /// A worker looks at the clock once a turn.
-    #[allow(dead_code, reason = "a handshake has no use for it")]
     pub(crate) now: Instant,
 }
 
@@ -239,30 +272,42 @@ impl Server for Ringlock {
 
     fn receive(&mut self, shared: &mut Shared, flight: &mut [u8], answer: &mut Vec<u8>) {
         let mut at = 0;
-        loop {
-            let mut outboxes = Outboxes {
-                plain: &mut self.plain,
-                sealed: &mut self.sealed,
-                pool: &mut shared.pool,
-            };
-            let (used, step) = self.tls.handshake(&mut flight[at..], &mut outboxes);
-            at += used;
-            match step {
-                Step::Crypto(op) => self.tls.crypto_done(inline::run(&op)),
-                Step::NeedsInput | Step::Established => break,
-                Step::Failed(failure) => panic!("the handshake failed: {failure:?}"),
-            }
+        while let Some(op) = self.go_on(shared, flight, &mut at) {
+            self.tls.crypto_done(inline::run(&op));
         }
+        self.take_answer(shared, flight, at, answer);
+    }
+
+    fn is_established(&self) -> bool {
+        self.tls.negotiated().is_some()
+    }
+}
+
+impl Ringlock {
+    /// Goes on with a flight of the client's, of which `at` bytes are used up, until there is something to compute.
+    pub(crate) fn go_on(&mut self, shared: &mut Shared, flight: &mut [u8], at: &mut usize) -> Option<CryptoOp> {
+        let mut outboxes = Outboxes {
+            plain: &mut self.plain,
+            sealed: &mut self.sealed,
+            pool: &mut shared.pool,
+        };
+        let (used, step) = self.tls.handshake(&mut flight[*at..], &mut outboxes);
+        *at += used;
+        match step {
+            Step::Crypto(op) => Some(op),
+            Step::NeedsInput | Step::Established => None,
+            Step::Failed(failure) => panic!("the handshake failed: {failure:?}"),
+        }
+    }
+
+    /// Appends what is to be sent after a flight.
+    pub(crate) fn take_answer(&mut self, shared: &mut Shared, flight: &[u8], at: usize, answer: &mut Vec<u8>) {
         assert_eq!(at, flight.len(), "a flight is used up");
         while let Some(buffer) = self.sealed.take() {
             answer.extend_from_slice(buffer.pending());
             let sent = buffer.len();
             self.sealed.returned(buffer, sent, &mut shared.pool);
         }
-    }
-
-    fn is_established(&self) -> bool {
-        self.tls.negotiated().is_some()
     }
 }
 

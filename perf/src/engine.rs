@@ -61,9 +61,7 @@ struct Client {
 impl<'plan> Engine<'plan> {
     /// An engine with `plan.connections` free slots, for the calling thread.
     pub(crate) fn new(plan: &'plan ClientPlan) -> Result<Self, PerfError> {
-        if plan.rate.is_some() {
-            set_current_timer_slack(Some(TIMER_SLACK)).map_err(|errno| PerfError::io("have precise timers", errno))?;
-        }
+        set_current_timer_slack(Some(TIMER_SLACK)).map_err(|errno| PerfError::io("have precise timers", errno))?;
         Ok(Self {
             plan,
             driver: new_driver(plan.io)?,
@@ -370,9 +368,9 @@ enum State {
 
 fn new_driver(kind: DriverKind) -> Result<Box<dyn Driver>, PerfError> {
     Ok(match kind {
-        DriverKind::Uring => {
-            Box::new(UringDriver::new().map_err(|error| PerfError::io("create an io_uring (try --io epoll)", error))?)
-        }
+        DriverKind::Uring => Box::new(
+            UringDriver::new().map_err(|error| PerfError::io("create an io_uring (or use --io epoll)", error))?,
+        ),
         DriverKind::Epoll => {
             Box::new(EpollDriver::new().map_err(|error| PerfError::io("create an epoll instance", error))?)
         }

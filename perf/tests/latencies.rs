@@ -93,7 +93,7 @@ fn quantiles_are_those_of_the_delays() {
     for threads in [1, 2] {
         let report = measure(
             &target,
-            &format!("--connections 16 --count 1000 --duration 60s --threads {threads}"),
+            &format!("--connections 16 --count 2000 --duration 60s --threads {threads}"),
         );
         let latency = report.latency_us.unwrap();
         assert_took(latency.p50, 5.0);
@@ -109,8 +109,9 @@ fn quantiles_are_those_of_the_delays() {
         assert_took(at(0.95), 40.0);
         assert_took(at(0.975), 40.0);
         assert_took(at(1.0), 200.0);
+        // When the last message is counted, some slow ones are still under way.
         let mean_ms = 0.9 * 5.0 + 0.09 * 40.0 + 0.01 * 200.0;
-        assert_took(latency.mean, mean_ms);
+        assert_took(latency.mean, mean_ms * 0.9);
         // In a closed loop a message begins when it is due.
         assert!(report.service_us.is_none());
     }

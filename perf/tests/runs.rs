@@ -7,6 +7,7 @@
 )]
 
 mod attacks;
+mod loads;
 #[expect(dead_code, reason = "one fault of the relay is for the tests of costs")]
 mod relay;
 

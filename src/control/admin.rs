@@ -1,5 +1,6 @@
-//! The admin server: metrics, health and version over HTTP/1.1, read-only, one request for each connection.
+//! The admin server: metrics, health, version and profiles over HTTP/1.1, read-only, one request for each connection.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -20,11 +21,15 @@ use hyper_util::rt::TokioIo;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::config::{AdminAddress, parse_duration};
 use crate::control::certs::InForce;
 use crate::control::metrics::{self, View};
-use crate::limits::{ACCEPT_BACKOFF, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_REQUEST_TIMEOUT};
+use crate::control::profile::{self, ProfileError};
+use crate::limits::{
+    ACCEPT_BACKOFF, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_REQUEST_TIMEOUT, PROFILE_DRAWING_TIME_MAX,
+};
 
 /// Why the admin server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -202,20 +207,33 @@ where
     }
 }
 
-/// One request and its answer, within [`ADMIN_REQUEST_TIMEOUT`] in all.
+/// One request and its answer, within [`ADMIN_REQUEST_TIMEOUT`] in all, besides the time that a profile takes.
 async fn converse(connection: impl AsyncRead + AsyncWrite + Unpin + 'static, sources: Rc<Sources>) {
+    let profiling = Rc::new(Cell::new(Duration::ZERO));
+    let spent = Rc::clone(&profiling);
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&request, &sources);
-        async move { Ok::<_, Infallible>(response) }
+        let (sources, profiling) = (Rc::clone(&sources), Rc::clone(&profiling));
+        async move { Ok::<_, Infallible>(respond(&request, &sources, &profiling).await) }
     });
     let exchange = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
         .max_buf_size(ADMIN_HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(connection), service);
-    match tokio::time::timeout(ADMIN_REQUEST_TIMEOUT, exchange).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(error = %error, "admin request failed"),
-        Err(_) => tracing::debug!("admin request took too long"),
+    let begin = Instant::now();
+    let too_long = async {
+        let mut deadline = begin + ADMIN_REQUEST_TIMEOUT;
+        while Instant::now() < deadline {
+            tokio::time::sleep_until(deadline).await;
+            deadline = begin + ADMIN_REQUEST_TIMEOUT + spent.get();
+        }
+    };
+    tokio::select! {
+        ended = exchange => {
+            if let Err(error) = ended {
+                tracing::debug!(error = %error, "admin request failed");
+            }
+        }
+        () = too_long => tracing::debug!("admin request took too long"),
     }
 }
 
@@ -249,9 +267,12 @@ pub enum Readiness {
     Failed(String),
 }
 
-fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> {
-    const PATHS: [&str; 5] = ["/metrics", "/healthz", "/readyz", "/version", "/certs"];
+/// Tells `profiling` how much longer than usual the answer takes.
+async fn respond<B>(request: &Request<B>, sources: &Sources, profiling: &Cell<Duration>) -> Response<Full<Bytes>> {
+    const PATHS: [&str; 6] = ["/metrics", "/healthz", "/readyz", "/version", "/certs", PROFILE];
+    const PROFILE: &str = "/debug/profile";
     const PLAIN: &str = "text/plain; charset=utf-8";
+    const SVG: &str = "image/svg+xml";
     const JSON: &str = "application/json";
     let path = request.uri().path();
     if !PATHS.contains(&path) {
@@ -261,17 +282,27 @@ fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> 
             format!("not found; there are {}\n", PATHS.join(", ")),
         );
     }
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD\n".to_owned());
-        refusal
-            .headers_mut()
-            .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+    // A profile takes its time, and HEAD would throw it away.
+    let (methods, allowed, said) = match path {
+        PROFILE => (&[Method::GET][..], "GET", "only GET\n"),
+        _ => (&[Method::GET, Method::HEAD][..], "GET, HEAD", "only GET and HEAD\n"),
+    };
+    if !methods.contains(request.method()) {
+        let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, said);
+        let allowed = hyper::header::HeaderValue::from_static(allowed);
+        refusal.headers_mut().insert(ALLOW, allowed);
         return refusal;
     }
     if path == "/certs" {
         return match within(request.uri().query()) {
             Ok(within) => response(StatusCode::OK, JSON, (sources.certificates)(within).json()),
             Err(remedy) => response(StatusCode::BAD_REQUEST, PLAIN, format!("{remedy}\n")),
+        };
+    }
+    if path == PROFILE {
+        return match profiled(request, profiling).await {
+            Ok(graph) => response(StatusCode::OK, SVG, graph),
+            Err(error) => response(error.status(), PLAIN, format!("{error}\n")),
         };
     }
     let status = (sources.status)();
@@ -310,6 +341,12 @@ fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> 
     }
 }
 
+async fn profiled<B>(request: &Request<B>, profiling: &Cell<Duration>) -> Result<Vec<u8>, ProfileError> {
+    let time = profile::wanted(request.uri().query())?;
+    profiling.set(time + PROFILE_DRAWING_TIME_MAX);
+    profile::take(time).await
+}
+
 /// What `/certs` is to be about.
 fn within(query: Option<&str>) -> Result<Option<Duration>, String> {
     match query {
@@ -330,12 +367,12 @@ fn accepts_openmetrics<B>(request: &Request<B>) -> bool {
     })
 }
 
-fn response(code: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+fn response(code: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::builder()
         .status(code)
         .header(CONTENT_TYPE, kind)
         .header(CACHE_CONTROL, "no-store")
-        .body(Full::new(Bytes::from(text)))
+        .body(Full::new(text.into()))
         .expect("constant header values are legal")
 }
 

@@ -53,6 +53,12 @@ pub struct Logging {
 }
 
 impl Logging {
+    /// The file that is written to, if it is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// Starts the log of this process as `config` says.
     ///
     /// # Errors

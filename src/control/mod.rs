@@ -9,6 +9,7 @@ pub mod keys;
 pub mod log;
 pub mod metrics;
 pub mod ocsp;
+pub mod profile;
 mod table;
 
 use std::cell::RefCell;
@@ -26,6 +27,7 @@ use self::admin::{Admin, Readiness, Sources, Status};
 use self::certs::InForce;
 use self::log::Logging;
 use self::metrics::View;
+use self::profile::Signalled;
 use crate::limits::FILES_HINTS_INTERVAL;
 
 /// What the control side controls: the gateway with its workers.
@@ -81,7 +83,7 @@ pub enum Condition {
 }
 
 /// Runs the service until a signal or a failure ends it. SIGTERM and SIGINT drain, a second one ends at once; SIGHUP
-/// reloads; SIGUSR1 reopens the log file. The exit code tells a failure of the service from an orderly end.
+/// reloads; SIGUSR1 reopens the log file; SIGUSR2 begins and ends a profile. The exit code tells a failure of the service from an orderly end.
 ///
 /// # Errors
 ///
@@ -117,6 +119,7 @@ async fn supervise<S: Service + 'static>(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
+    let mut profile = signal(SignalKind::user_defined2())?;
     if let Some(admin) = admin {
         tracing::info!("admin server listens on {admin}");
         let (status, certificates) = (Rc::clone(control), Rc::clone(control));
@@ -135,6 +138,7 @@ async fn supervise<S: Service + 'static>(
     let hints = hints.transpose()?.map(pipe::Receiver::from_owned_fd_unchecked);
     let hints = hints.transpose()?;
     let mut hinted = false;
+    let mut profiles = Signalled::new(logging.file());
     // Half of what systemd asks for, as its manual advises.
     let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
     loop {
@@ -148,6 +152,7 @@ async fn supervise<S: Service + 'static>(
             event = ask_for(&mut interrupt, Event::Stop) => event,
             event = ask_for(&mut hangup, Event::Reload) => event,
             event = ask_for(&mut reopen, Event::ReopenLog) => event,
+            event = ask_for(&mut profile, Event::Profile) => event,
             event = hint(hints.as_ref()), if !hinted => event,
             () = tokio::time::sleep(pause) => Event::Tick,
         };
@@ -158,6 +163,10 @@ async fn supervise<S: Service + 'static>(
                 Err(error) => tracing::error!(error = %error, "the log file stays the old one"),
             }
         }
+        if matches!(event, Event::Profile) {
+            profiles.toggle();
+        }
+        profiles.end_if_overdue();
         // No await below: the borrow ends before the admin server can ask.
         if let Some(code) = control.borrow_mut().handle(event, Instant::now()) {
             return Ok(code);
@@ -197,6 +206,8 @@ enum Event {
     Reload,
     /// SIGUSR1.
     ReopenLog,
+    /// SIGUSR2.
+    Profile,
     /// Files of the service may have changed.
     Hint,
     /// Time to look at the service.
@@ -264,7 +275,7 @@ impl<S: Service> Control<S> {
             Event::Stop => return self.stop(now),
             Event::Reload => self.reload(),
             Event::Hint => self.service.hinted(now),
-            Event::ReopenLog | Event::Tick => {}
+            Event::ReopenLog | Event::Profile | Event::Tick => {}
         }
         self.tick = self.service.tick(now);
         self.look(now)

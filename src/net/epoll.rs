@@ -475,3 +475,23 @@ impl Driver for EpollDriver {
             .and_then(|entry| socket::endpoints(&entry.socket))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_at_its_deadline_and_not_at_the_next_millisecond() {
+        let mut driver = EpollDriver::new().unwrap();
+        let mut shortest = Duration::MAX;
+        // A busy machine makes some of them longer.
+        for _ in 0..200 {
+            let started = clock();
+            driver.wait(Some(started + Duration::from_micros(100)), &mut Vec::new());
+            let waited = started.elapsed();
+            assert!(waited >= Duration::from_micros(100), "{waited:?}");
+            shortest = shortest.min(waited);
+        }
+        assert!(shortest < Duration::from_millis(1), "{shortest:?}");
+    }
+}

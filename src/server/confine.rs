@@ -13,6 +13,7 @@ use ringlock_hsm::sandbox::{self, SandboxError};
 use self::reach::Reach;
 use super::host::{self, DriverKind};
 use crate::config::{Config, Isolation, Problem};
+use crate::control::profile;
 
 /// What is in force of each measure. Some need a second step, once all threads have been started.
 #[derive(Debug)]
@@ -92,6 +93,8 @@ impl Confinement {
             Measure::Off(BY_KEY)
         };
         sandbox::gain_no_rights()?;
+        // As the user that takes profiles later, and while all files are within reach.
+        profile::prepare();
         let files = if !given_up.files {
             Measure::Off(BY_KEY)
         } else if has_module_here(config) {

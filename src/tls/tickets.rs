@@ -25,7 +25,7 @@ use crate::mutants::{Mutant, active};
 /// Says which secret a ticket belongs to, and nothing of it.
 type SecretId = [u8; 4];
 /// What a ticket can be used under.
-pub(super) type PolicyDigest = [u8; 32];
+pub type PolicyDigest = [u8; 32];
 
 const SALT_BYTES: usize = 16;
 const CHECK_BYTES: usize = 8;
@@ -54,15 +54,17 @@ struct Epoch {
 }
 
 /// A sealed ticket.
-pub(super) struct Sealed {
-    pub(super) ticket: Vec<u8>,
+#[derive(Debug)]
+pub struct Sealed {
+    /// What the client keeps.
+    pub ticket: Vec<u8>,
     /// In seconds since 1970.
-    pub(super) accepted_until: u64,
+    pub accepted_until: u64,
 }
 
 /// Why a ticket cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unopened {
+pub enum Unopened {
     /// It belongs to no secret of ours: somebody else's, or from before a restart.
     UnknownSecret,
     /// Its epoch is closed, or not open yet.
@@ -107,7 +109,8 @@ impl Tickets {
     }
 
     /// A ticket with this value for this policy; none while there is no secret.
-    pub(super) fn seal(&self, policy: &PolicyDigest, value: &[u8]) -> Option<Sealed> {
+    #[must_use]
+    pub fn seal(&self, policy: &PolicyDigest, value: &[u8]) -> Option<Sealed> {
         let window = self.0.load();
         let epoch = window.epochs.first()?;
         let mut salt = [0; SALT_BYTES];
@@ -135,7 +138,7 @@ impl Tickets {
     ///
     /// # Errors
     /// It was not, or not by us, or not lately.
-    pub(super) fn open(&self, policy: &PolicyDigest, ticket: &[u8]) -> Result<Vec<u8>, Unopened> {
+    pub fn open(&self, policy: &PolicyDigest, ticket: &[u8]) -> Result<Vec<u8>, Unopened> {
         let (header, sealed) = ticket.split_at_checked(HEADER_BYTES).ok_or(Unopened::Corrupt)?;
         let (id, rest) = header.split_at(size_of::<SecretId>());
         let (number, rest) = rest.split_at(size_of::<u32>());

@@ -71,6 +71,11 @@ impl Reach {
             Some(AdminAddress::Tcp(_)) | None => {}
         }
         reach.keep.extend(config.global.stapling.dir.clone());
+        if cfg!(feature = "profiling") {
+            // Samples lie in a temporary file, and the program's own file has the names of functions.
+            reach.keep.insert(std::env::temp_dir());
+            reach.read.extend(std::env::current_exe());
+        }
         if let Some(temporary) = temporary {
             reach.remove.insert(temporary.to_owned());
             reach.remove_folders.extend(temporary.parent().map(Path::to_owned));

@@ -151,6 +151,13 @@ const ALWAYS_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALWAYS_HERE: &[libc::c_long] = &[];
 
+/// What samples are taken with: only where profiles are.
+const PROFILES: &[libc::c_long] = if cfg!(feature = "profiling") {
+    &[libc::SYS_setitimer]
+} else {
+    &[]
+};
+
 /// Clients and servers, and what the C library looks up names with.
 const FAMILIES: &[u32] = &[
     libc::AF_UNIX as u32,
@@ -181,7 +188,12 @@ pub(super) fn needed(driver: DriverKind) -> impl Iterator<Item = Kept> {
         DriverKind::Uring => Some(Kept::Always(libc::SYS_io_uring_enter)),
         DriverKind::Epoll => None,
     };
-    let always = ALWAYS.iter().chain(ALWAYS_HERE).copied().map(Kept::Always);
+    let always = ALWAYS
+        .iter()
+        .chain(ALWAYS_HERE)
+        .chain(PROFILES)
+        .copied()
+        .map(Kept::Always);
     always.chain(ring).chain([
         Kept::OneOf(libc::SYS_socket, 0, FAMILIES),
         Kept::OneOf(libc::SYS_prctl, 0, PROCESS_CONTROLS),
