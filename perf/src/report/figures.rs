@@ -2,7 +2,7 @@
 //! which is the better one.
 
 use super::numbers::{count, figure, time_unit};
-use super::{MemoryPerConnection, Report, Unit};
+use super::{Report, Unit};
 
 /// Below this difference none is called the better one.
 const DIFFERENCE_LEAST: f64 = 0.01;
@@ -58,13 +58,12 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
     let (unit, units) = (first.unit, units(first.unit));
     let per_second = || Kind::Number(format!("{units}/s"));
     let bytes = || Kind::Number("bytes".to_owned());
-    let number = || Kind::Number(String::new());
     // A table is easier to read in lines.
     #[rustfmt::skip]
     let rows: Vec<(String, Kind, Better, Value)> = vec![
         ("Capacity".into(), per_second(), Better::Higher, |run| Some(run.capacity.as_ref()?.rate_per_s)),
         ("Rate".into(), per_second(), Better::Higher, |run| Some(run.rate_per_s)),
-        ("Rate asked for".into(), per_second(), Better::Neither, |run| Some(f64::from(run.open_loop?.rate_per_s))),
+        ("Rate asked for".into(), per_second(), Better::Neither, |run| Some(f64::from(run.open_loop.as_ref()?.rate_per_s))),
         (latency("Latency, mean"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.mean)),
         (latency("Latency, p50"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.p50)),
         (latency("Latency, p90"), Kind::Time, Better::Lower, |run| Some(run.latency_us?.p90)),
@@ -74,20 +73,22 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
         ("Service time, p50".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p50)),
         ("Service time, p99".into(), Kind::Time, Better::Lower, |run| Some(run.service_us?.p99)),
         (format!("Server CPU per {unit}"), Kind::Time, Better::Lower, |run| Some(run.server.as_ref()?.cpu_us_per_unit)),
+        (format!("Server system calls per {unit}"), Kind::Number(String::new()), Better::Lower, |run| Some(run.server.as_ref()?.system_calls.as_ref()?.per_unit)),
+        (format!("Server context switches per {unit}, it waited"), Kind::Number(String::new()), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.voluntary)),
+        (format!("Server context switches per {unit}, it was preempted"), Kind::Number(String::new()), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.involuntary)),
         ("Server CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.server.as_ref()?.cpu_share)),
-        (format!("System calls of the server per {unit}"), number(), Better::Lower, |run| Some(run.server.as_ref()?.system_calls.as_ref()?.per_unit)),
-        (format!("Voluntary context switches of the server per {unit}"), number(), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.voluntary)),
-        (format!("Involuntary context switches of the server per {unit}"), number(), Better::Lower, |run| Some(run.server.as_ref()?.context_switches_per_unit.involuntary)),
-        ("Established connections, p99 alone".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established?.alone.p99)),
-        ("Established connections, p99 beside the work".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established?.beside.p99)),
+        ("Established connections, p99 alone".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established.as_ref()?.alone.p99)),
+        ("Established connections, p99 beside the work".into(), Kind::Time, Better::Lower, |run| Some(run.probe_established.as_ref()?.beside.p99)),
         ("Client CPU in use".into(), Kind::Share, Better::Neither, |run| Some(run.client.cpu_share)),
         (format!("Client CPU per {unit}"), Kind::Time, Better::Neither, |run| Some(run.client.cpu_us_per_unit)),
-        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(per_connection(run)?.pss)),
-        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(per_connection(run)?.rss)),
-        ("Memory per connection (private)".into(), bytes(), Better::Lower, |run| Some(run.idle?.memory?.private_per_connection)),
-        ("Connections lost while held".into(), Kind::Count, Better::Lower, |run| Some(run.idle?.lost as f64)),
+        ("Memory per connection (PSS)".into(), bytes(), Better::Lower, |run| Some(memory(run)?.0)),
+        ("Memory per connection (RSS)".into(), bytes(), Better::Lower, |run| Some(memory(run)?.1)),
+        ("Memory per connection (private)".into(), bytes(), Better::Lower, |run| Some(run.idle.as_ref()?.memory.as_ref()?.private_per_connection)),
+        ("Connections lost while held".into(), Kind::Count, Better::Lower, |run| Some(run.idle.as_ref()?.lost as f64)),
         ("Resumed handshakes".into(), Kind::Share, Better::Neither, resumed),
-        ("Due and not started".into(), Kind::Count, Better::Lower, |run| Some(run.open_loop?.not_started as f64)),
+        ("Due and not started".into(), Kind::Count, Better::Lower, |run| Some(run.open_loop.as_ref()?.not_started as f64)),
+        ("Begun late, all connections busy".into(), Kind::Count, Better::Lower, |run| Some(run.open_loop.as_ref()?.held as f64)),
+        ("Begun late by the client, p99".into(), Kind::Time, Better::Neither, |run| Some(run.open_loop.as_ref()?.late_p99_us)),
         ("Failed connections".into(), Kind::Count, Better::Lower, |run| Some(failed(run) as f64)),
         (format!("Measured {units}"), Kind::Count, Better::Neither, |run| Some(run.units)),
         ("Connections at a time".into(), Kind::Count, Better::Neither, |run| Some(run.connections as f64)),
@@ -121,16 +122,6 @@ pub(super) fn figures(runs: &[&Report]) -> Vec<Figure> {
     rows.into_iter().filter_map(row).collect()
 }
 
-/// Of works with standing connections.
-fn per_connection(run: &Report) -> Option<MemoryPerConnection> {
-    let idle = run.idle.and_then(|idle| idle.memory).map(|memory| MemoryPerConnection {
-        rss: memory.rss_per_connection,
-        pss: memory.bytes_per_connection,
-    });
-    let standing = run.server.as_ref().and_then(|server| server.memory);
-    standing.map(|memory| memory.per_connection).or(idle)
-}
-
 /// Failed connections of all kinds.
 fn failed(run: &Report) -> u64 {
     run.errors
@@ -144,6 +135,16 @@ pub(super) fn units(unit: Unit) -> String {
         Unit::Megabyte => unit.to_string(),
         Unit::Handshake | Unit::Message | Unit::Request | Unit::Connection => format!("{unit}s"),
     }
+}
+
+/// Bytes of the server for each connection, where it was measured: proportional and resident set size.
+pub(super) fn memory(run: &Report) -> Option<(f64, f64)> {
+    let idle = run.idle.as_ref().and_then(|idle| idle.memory.as_ref());
+    if let Some(memory) = idle {
+        return Some((memory.bytes_per_connection, memory.rss_per_connection));
+    }
+    let memory = run.server.as_ref()?.memory.as_ref()?.per_connection;
+    Some((memory.pss, memory.rss))
 }
 
 fn resumed(run: &Report) -> Option<f64> {

@@ -14,6 +14,8 @@ use crate::error::PerfError;
 /// Far more than a result has.
 const FILE_MAX: u64 = 64 << 20;
 
+const EXPECTED: &str = "expected what `ringlock-perf … --json` or `scripts/compare --json` writes";
+
 /// What tells the two kinds of files apart.
 #[derive(Deserialize)]
 struct Head<'a> {
@@ -53,16 +55,23 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Option<String>, Report)>, PerfErr
 }
 
 fn parse(text: &str) -> Result<Vec<(Option<String>, Report)>, String> {
-    let head: Head<'_> = serde_json::from_str(text).map_err(|error| format!("not the JSON of a result: {error}"))?;
+    if text.trim().is_empty() {
+        return Err("it is empty: the run that should have written it had no result".into());
+    }
+    let head: Head<'_> =
+        serde_json::from_str(text).map_err(|error| format!("found no result ({error}), {EXPECTED}"))?;
     match head {
-        Head { records: Some(records), .. } => compared(records),
-        Head { work: Some(_), schema, .. } => {
-            let report = report(text, schema)?;
-            Ok(vec![(None, report)])
-        }
-        Head { work: None, records: None, .. } => {
-            Err("found neither `work` nor `records`, expected what `ringlock-perf … --json` or `scripts/compare --json` writes".into())
-        }
+        Head {
+            records: Some(records), ..
+        } => compared(records),
+        Head {
+            work: Some(_), schema, ..
+        } => Ok(vec![(None, report(text, schema)?)]),
+        Head {
+            work: None,
+            records: None,
+            ..
+        } => Err(format!("found neither `work` nor `records`, {EXPECTED}")),
     }
 }
 
@@ -111,7 +120,10 @@ fn compared(records: Vec<Record<'_>>) -> Result<Vec<(Option<String>, Report)>, S
 }
 
 fn cost(report: &Report) -> f64 {
-    match (report.idle.and_then(|idle| idle.memory), &report.server) {
+    match (
+        report.idle.as_ref().and_then(|idle| idle.memory.as_ref()),
+        &report.server,
+    ) {
         (Some(memory), _) => memory.bytes_per_connection,
         (None, Some(server)) => server.cpu_us_per_unit,
         (None, None) => report.rate_per_s,

@@ -10,7 +10,8 @@ use crate::sample::{self, run};
 const LIGHT: &str = "1";
 const DARK: &str = "0";
 
-/// Of a small telephone.
+/// Widths of a screen, and of a small telephone's.
+const WIDE: u32 = 1280;
 const NARROW: u32 = 360;
 
 /// What is measured in the page, as one text: the scheme, the width that would have to be scrolled, the plots, and texts
@@ -40,10 +41,12 @@ addEventListener('load', () => {
         found.push(`not drawn: ${name}: ${line.outerHTML}`);
   }
   const result = document.createElement('pre');
-  result.id = 'result';
+  result.className = 'result';
+  result.title = window.name;
   result.textContent = [
     matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light',
     getComputedStyle(document.body).backgroundColor,
+    `width=${innerWidth}`,
     `plots=${plots.length}`,
     `beyond=${document.documentElement.scrollWidth - document.documentElement.clientWidth}`,
     `found=${found.length}`, ...found,
@@ -103,7 +106,7 @@ fn shown(folder: &Path, page: &str, scheme: &str) -> (String, Vec<String>) {
             "--disable-sync",
         ])
         .arg(format!("--blink-settings=preferredColorScheme={scheme}"))
-        .arg("--window-size=1280,2000")
+        .arg("--window-size=1400,2000")
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(format!("file://{}", file.display()))
         .output()
@@ -117,69 +120,65 @@ fn shown(folder: &Path, page: &str, scheme: &str) -> (String, Vec<String>) {
 #[test]
 fn chromium_has_nothing_to_complain_of_in_a_page() {
     let folder = tempfile::tempdir().unwrap();
-    for page in pages() {
-        let (document, complaints) = shown(folder.path(), &page, LIGHT);
-        assert!(document.contains("Made by ringlock-perf"), "{document}");
-        assert_eq!(complaints, [""; 0]);
-    }
+    let page = &pages()[0];
+    let (document, complaints) = shown(folder.path(), page, LIGHT);
+    assert!(document.contains("Made by ringlock-perf"), "{document}");
+    assert_eq!(complaints, [""; 0]);
     // The page's policy holds back what should not be there, and the test would hear of it.
-    let (document, complaints) = shown(folder.path(), &with_measuring(&pages()[1], ""), LIGHT);
-    assert!(!document.contains("id=\"result\""), "{document}");
-    assert!(
-        complaints.iter().any(|line| line.contains("Content Security Policy")),
-        "{complaints:?}"
-    );
+    let (document, complaints) = shown(folder.path(), &with_measuring(page, ""), LIGHT);
+    assert!(!document.contains("class=\"result\""), "{document}");
+    let blocked = |line: &String| line.contains("Content Security Policy");
+    assert!(complaints.iter().any(blocked), "{complaints:?}");
 }
 
 #[test]
 fn plots_are_whole_in_light_and_in_dark_and_on_a_narrow_screen() {
     let folder = tempfile::tempdir().unwrap();
-    for page in pages() {
-        let plots = page.matches("<svg class=\"plot\"").count();
-        let open = with_measuring(&page, "; script-src 'unsafe-inline'");
-        // A window has a least width; a frame has none.
-        let narrow = format!(
-            "<body><iframe width='{NARROW}' height='900' srcdoc='{}'></iframe>",
-            quoted(&open)
-        );
-        for (shown_page, scheme, name, back) in [
-            (&open, LIGHT, "light", "rgb(255, 255, 255)"),
-            (&open, DARK, "dark", "rgb(20, 23, 26)"),
-            (&narrow, LIGHT, "light", "rgb(255, 255, 255)"),
-        ] {
-            let result = measured(folder.path(), shown_page, scheme);
-            let expected = [name, back, &format!("plots={plots}"), "beyond=0", "found=0"];
-            assert_eq!(result, expected, "{scheme}, {} bytes", shown_page.len());
-        }
+    let pages = pages();
+    let frames: Vec<_> = pages
+        .iter()
+        .flat_map(|page| [WIDE, NARROW].map(|width| (page, width)))
+        .collect();
+    for (scheme, name, back) in [
+        (LIGHT, "light", "rgb(255, 255, 255)"),
+        (DARK, "dark", "rgb(20, 23, 26)"),
+    ] {
+        let expected = |(page, width): &(&String, u32)| {
+            let plots = page.matches("<svg class=\"plot\"").count();
+            format!("{name}|{back}|width={width}|plots={plots}|beyond=0|found=0")
+        };
+        let expected: Vec<_> = frames.iter().map(expected).collect();
+        assert_eq!(measured(folder.path(), &frames, scheme), expected);
     }
     // What is not in its place is found.
     let texts = "<text x='-90' y='30'>outside</text><text x='90' y='300'>one</text><text x='95' y='300'>other</text>";
-    let wrong = pages()[1].replacen("</title>\n", &format!("</title>{texts}"), 1);
-    let result = measured(
-        folder.path(),
-        &with_measuring(&wrong, "; script-src 'unsafe-inline'"),
-        LIGHT,
-    );
+    let wrong = pages[1].replacen("</title>\n", &format!("</title>{texts}"), 1);
+    let result = measured(folder.path(), &[(&wrong, WIDE)], LIGHT).concat();
     for found in [
         "clipped: Latency by percentile: outside",
         "overlap: Latency by percentile: one, other",
     ] {
-        assert!(result.iter().any(|line| line == found), "{result:?}");
+        assert!(result.contains(found), "{result}");
     }
 }
 
-/// What the script has measured in a page.
-fn measured(folder: &Path, page: &str, scheme: &str) -> Vec<String> {
-    let (document, complaints) = shown(folder, page, scheme);
-    let result = document.split_once("<pre id=\"result\">");
-    let (_, result) = result.unwrap_or_else(|| panic!("no result: {complaints:?} {document}"));
-    let result = result.split_once("</pre>").unwrap().0;
-    result.split('|').map(str::to_owned).collect()
-}
-
-/// As the value of an attribute.
-fn quoted(page: &str) -> String {
-    page.replace('&', "&amp;").replace('\'', "&#39;")
+/// What the script has measured in pages as wide as this, in their order.
+fn measured(folder: &Path, pages: &[(&String, u32)], scheme: &str) -> Vec<String> {
+    // A window has a least width; a frame has none.
+    let frame = |(number, (page, width)): (usize, &(&String, u32))| {
+        let page = with_measuring(page, "; script-src 'unsafe-inline'");
+        let quoted = page.replace('&', "&amp;").replace('\'', "&#39;");
+        format!("<iframe name='{number}' width='{width}' height='900' frameborder='0' srcdoc='{quoted}'></iframe>")
+    };
+    let frames: String = pages.iter().enumerate().map(frame).collect();
+    let (document, complaints) = shown(folder, &format!("<!DOCTYPE html><body>{frames}"), scheme);
+    assert_eq!(complaints, [""; 0]);
+    let result = |number: usize| {
+        let found = document.split_once(&format!("<pre class=\"result\" title=\"{number}\">"));
+        let (_, result) = found.unwrap_or_else(|| panic!("no result of {number}"));
+        result.split_once("</pre>").unwrap().0.to_owned()
+    };
+    (0..pages.len()).map(result).collect()
 }
 
 /// The page with the script in it, and with this in its policy.

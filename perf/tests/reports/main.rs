@@ -45,6 +45,7 @@ fn a_closed_loop_has_its_plots_and_tables() {
             "Failed connections over time",
             "Server CPU per handshake over time",
             "CPU in use over time",
+            "Server system calls per handshake",
             "Handshakes by kind",
         ]
     );
@@ -56,6 +57,9 @@ fn a_closed_loop_has_its_plots_and_tables() {
         "A processor of this kind @ 2.10GHz",
         "ringlock-perf handshake --target 127.0.0.1:8443 --server-name &#39;a b&#39;",
         "resumed by ticket",
+        "resumed by session id",
+        "14.5",
+        "epoll_wait",
         "2026-11-22T06:00:00Z",
     ] {
         let text = text.replace("&#39;", "'");
@@ -73,7 +77,11 @@ fn an_open_loop_shows_both_latencies() {
         key.contains("from when it was due") && key.contains("service time"),
         "{key}"
     );
-    assert!(page.contains("Due and not started") && page.contains("Service time, p99"));
+    assert!(
+        page.contains("Begun late, all connections busy")
+            && page.contains("Due and not started")
+            && page.contains("Service time, p99")
+    );
     assert!(!plots(&page).contains(&"Failed connections by cause"));
 }
 
@@ -89,12 +97,29 @@ fn a_search_shows_its_steps_with_bound_and_capacity() {
     // A cross is two lines.
     assert_eq!(plot.matches("class=\"line-failure\"").count(), 4, "{plot}");
     assert!(page.contains("no: p99 31 ms, more than 5 ms"));
+    assert!(plots(&page).contains(&"99th percentile of established connections"));
+    assert!(page.contains("Established connections, p99 beside the work"));
+}
+
+#[test]
+fn http_responses_are_told_by_status() {
+    let mut value = sample::open(1.0);
+    value["statuses"] = json!({"200": 599_000, "503": 1_000});
+    let page = page(&[run("a", value)]).unwrap();
+    assert!(page.contains("<td>503</td><td class=\"number\">1,000</td>"));
 }
 
 #[test]
 fn idle_connections_have_memory_and_nothing_else() {
     let page = page(&[run("ringlock", sample::idle(1.0))]).unwrap();
-    assert_eq!(plots(&page), ["Server memory per connection", "Handshakes by kind"]);
+    assert_eq!(
+        plots(&page),
+        [
+            "Server system calls per connection",
+            "Server memory per connection",
+            "Handshakes by kind"
+        ]
+    );
     assert!(page.contains("3,712 bytes"));
 }
 
@@ -321,15 +346,15 @@ fn what_is_no_result_is_named_with_what_was_expected() {
         (
             "text.json",
             "hello".to_owned(),
-            vec!["not the JSON of a result", "line 1"],
+            vec!["found no result", "line 1", "--json"],
         ),
-        ("empty.json", String::new(), vec!["not the JSON of a result"]),
+        ("empty.json", "\n".into(), vec!["it is empty"]),
         (
             "other.json",
             json!({"name": "x"}).to_string(),
             vec!["neither `work` nor `records`", "--json"],
         ),
-        ("list.json", json!([1, 2]).to_string(), vec!["not the JSON of a result"]),
+        ("list.json", json!([1, 2]).to_string(), vec!["found no result"]),
         (
             "old.json",
             old.to_string(),

@@ -8,9 +8,9 @@ pub(crate) fn closed(scale: f64) -> Value {
     json!({
         "schema": SCHEMA, "work": "handshake", "target": "127.0.0.1:8443", "connections": 64,
         "duration_s": 30.0, "unit": "handshake", "units": 90_000.0 / scale, "rate_per_s": 3_000.0 / scale, "bytes": 0,
-        "handshakes": {"full": 60_000, "resumed": 30_000},
+        "handshakes": {"full": 60_000, "resumed": 30_000, "by_ticket": 25_000, "by_session_id": 5_000},
         "latency_us": latencies(scale), "percentiles": percentiles(scale, 1.0), "series": series(30, scale, true),
-        "server": {"cpu_us_per_unit": 310.5 * scale, "cpu_share": 0.97, "user_part": 0.61},
+        "server": server(scale),
         "client": {"cpu_us_per_unit": 111.25, "cpu_share": 0.45},
         "negotiated": [
             {"version": "TLSv1_3", "suite": "TLS13_AES_128_GCM_SHA256", "group": "X25519", "handshake": "Full", "count": 60_000},
@@ -36,7 +36,9 @@ pub(crate) fn open(scale: f64) -> Value {
         "work": "echo", "unit": "message", "units": 600_000.0, "rate_per_s": 20_000.0, "handshakes": null,
         "service_us": latencies(scale / 8.0), "percentiles": percentiles(scale, 0.02), "errors": {},
         "series": series(30, scale, false),
-        "open_loop": {"rate_per_s": 20_000, "due": 601_000, "started": 600_900, "not_started": 100},
+        "open_loop": {
+            "rate_per_s": 20_000, "due": 601_000, "started": 600_900, "not_started": 100, "held": 40,
+            "late_p50_us": 3.0, "late_p99_us": 55.0},
     });
     merge(&mut value, more);
     value
@@ -57,6 +59,11 @@ pub(crate) fn search(scale: f64) -> Value {
     };
     let more = json!({
         "errors": {},
+        "probe_established": {
+            "connections": 64, "rate_per_s": 1_000, "messages_alone": 5_000, "messages_beside": 30_000,
+            "alone": latencies(0.1), "beside": latencies(scale / 2.0), "p99_ratio": 5.0 * scale, "failed": 0, "unanswered": 0,
+            "late_p99_us": 12.0,
+        },
         "steps": [
             step(1_000.0, 700.0, None),
             step(2_000.0, 900.0, None),
@@ -102,6 +109,18 @@ fn merge(value: &mut Value, more: Value) {
             value.insert(key, one);
         }
     }
+}
+
+fn server(scale: f64) -> Value {
+    json!({
+        "cpu_us_per_unit": 310.5 * scale, "cpu_share": 0.97, "user_part": 0.61,
+        "context_switches_per_unit": {"voluntary": 1.25 * scale, "involuntary": 0.125},
+        "page_faults_per_unit": {"minor": 0.5, "major": 0.0},
+        "system_calls": {
+            "per_unit": 14.5 * scale, "by_name": {"read": 8.0 * scale, "write": 4.5 * scale, "epoll_wait": 2.0 * scale},
+            "tool": "perf stat", "units": 12_000.0,
+        },
+    })
 }
 
 fn latencies(scale: f64) -> Value {

@@ -152,6 +152,7 @@ fn section(group: &Group<'_>) -> Result<Markup, PerfError> {
         (steps(runs))
         (percentiles(runs))
         (negotiated(runs))
+        (statuses(runs))
         (setting(runs))
     })
 }
@@ -366,6 +367,20 @@ fn negotiated(runs: &[Run<'_>]) -> Markup {
         (run_head(runs)) th { "Version" } th { "Cipher suite" } th { "Group" } th { "Handshake" } th .number { "Connections" }
     };
     optional_table("Negotiated", all.len(), &head, &body)
+}
+
+fn statuses(runs: &[Run<'_>]) -> Markup {
+    let all: Vec<_> = runs
+        .iter()
+        .flat_map(|run| run.report.statuses.iter().map(move |status| (run, status)))
+        .collect();
+    let body = html! { @for (run, (status, number)) in all.iter().take(ROWS_MAX) { tr {
+        (run_cell(runs, run))
+        td { (clipped(status)) }
+        td .number { (count(**number as f64)) }
+    } } };
+    let head = html! { (run_head(runs)) th { "Status" } th .number { "Responses" } };
+    optional_table("HTTP responses", all.len(), &head, &body)
 }
 
 fn setting(runs: &[Run<'_>]) -> Markup {

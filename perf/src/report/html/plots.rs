@@ -1,14 +1,19 @@
 //! Which plots a page has, and what each shows: only those that runs have something for.
 
+use std::collections::BTreeMap;
+
 use super::axis::Axis;
 use super::course::thinned;
-use super::draw::{Bar, Chart, Ink, Line, Points, Rule, RuleAt};
-use crate::report::figures::units;
+use super::draw::{Bar, Chart, Ink, Line, Points, Rule, RuleAt, SERIES};
+use crate::report::figures::{memory as memory_per_connection, units};
 use crate::report::numbers::{count, figure, time};
-use crate::report::{Interval, NegotiatedCount, Report, Step};
+use crate::report::{Handshakes, Interval, ProbeEstablished, Report, Step};
 
 /// Bars of one plot at most.
 const BARS_MAX: usize = 40;
+
+/// Kinds of system calls of one plot at most.
+const CALLS_MAX: usize = 8;
 
 /// One of the runs that are compared.
 #[derive(Clone, Copy)]
@@ -48,6 +53,8 @@ pub(super) fn plots(runs: &[Run<'_>]) -> Vec<Plot> {
         failures(runs),
         server_cpu(runs),
         cpu_over_time(runs),
+        established(runs),
+        system_calls(runs),
         memory(runs),
         handshakes(runs),
     ];
@@ -346,30 +353,29 @@ fn cpu_over_time(runs: &[Run<'_>]) -> Option<Plot> {
 }
 
 fn handshakes(runs: &[Run<'_>]) -> Option<Plot> {
-    let mut kinds: Vec<String> = runs.iter().flat_map(|run| &run.report.negotiated).map(kind).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    // Each work opens connections; how many is of interest where handshakes are the work, or differ.
-    if kinds.is_empty() || kinds.len() == 1 && runs.iter().all(|run| run.report.handshakes.is_none()) {
+    let counted: Vec<_> = runs.iter().map(|run| (run, kinds(run.report))).collect();
+    let mut names: Vec<String> = counted.iter().flat_map(|(_, kinds)| kinds.keys().cloned()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.truncate(SERIES);
+    // Each work opens connections; how is of interest where handshakes are the work, or differ.
+    if names.len() == 1 && runs.iter().all(|run| run.report.handshakes.is_none()) {
         return None;
     }
-    let bar = |run: &Run<'_>| {
-        let counts: Vec<f64> = kinds
+    let bar = |(run, kinds): &(&Run<'_>, BTreeMap<String, f64>)| {
+        let counts: Vec<f64> = names
             .iter()
-            .map(|name| {
-                let same = run.report.negotiated.iter().filter(|one| kind(one) == *name);
-                same.map(|one| one.count as f64).sum()
-            })
+            .map(|name| kinds.get(name).copied().unwrap_or(0.0))
             .collect();
         let all: f64 = counts.iter().sum();
         let share = |of: &f64| of / all;
         let percent = |of: &f64| figure(share(of) * 100.0);
-        let figure = match kinds.len() {
+        let figure = match names.len() {
             // As many as there is room for.
             1..=3 => format!("{} %", counts.iter().map(percent).collect::<Vec<_>>().join(" / ")),
             _ => count(all),
         };
-        let label = if runs.len() > 1 { run.label } else { "all connections" }.to_owned();
+        let label = if runs.len() > 1 { run.label } else { "all handshakes" }.to_owned();
         let parts = counts
             .iter()
             .enumerate()
@@ -377,29 +383,53 @@ fn handshakes(runs: &[Run<'_>]) -> Option<Plot> {
             .collect();
         (all > 0.0).then_some(Bar { label, figure, parts })
     };
-    let bars: Vec<Bar> = runs.iter().filter_map(bar).take(BARS_MAX).collect();
-    let key = kinds
+    let bars: Vec<Bar> = counted.iter().filter_map(bar).take(BARS_MAX).collect();
+    let key = names
         .iter()
         .enumerate()
         .map(|(number, name)| (name.clone(), Ink::Series(number)))
         .collect();
     (!bars.is_empty()).then(|| Plot {
         title: "Handshakes by kind".into(),
-        note: "Parts of all handshakes of the run, in the order of the key.",
+        note: "Parts of all handshakes, in the order of the key.",
         drawing: Drawing::Bars { bars, key },
     })
 }
 
-/// Kinds of handshakes as people call them.
-fn kind(parameters: &NegotiatedCount) -> String {
-    match (parameters.handshake.as_str(), parameters.version.as_str()) {
-        ("Full", _) => "full".into(),
-        ("FullWithHelloRetryRequest", _) => "full, after a HelloRetryRequest".into(),
-        // TLS 1.3 has no other resumption.
-        ("Resumed", "TLSv1_3") => "resumed by ticket".into(),
-        ("Resumed", _) => "resumed".into(),
-        (other, _) => other.to_owned(),
+/// How many handshakes of each kind there were: in the window where handshakes are the work, else in the whole run.
+fn kinds(report: &Report) -> BTreeMap<String, f64> {
+    let mut kinds = BTreeMap::new();
+    let mut add = |name: &str, number: u64| {
+        if number > 0 {
+            *kinds.entry(name.to_owned()).or_insert(0.0) += number as f64;
+        }
+    };
+    if let Some(Handshakes {
+        full,
+        resumed,
+        by_ticket,
+        by_session_id,
+    }) = report.handshakes
+    {
+        add("full", full);
+        add("resumed by ticket", by_ticket);
+        add("resumed by session id", by_session_id);
+        add(
+            "resumed",
+            resumed.saturating_sub(by_ticket).saturating_sub(by_session_id),
+        );
+        return kinds;
     }
+    for parameters in &report.negotiated {
+        let name = match parameters.handshake.as_str() {
+            "Full" => "full",
+            "FullWithHelloRetryRequest" => "full, after a HelloRetryRequest",
+            "Resumed" => "resumed",
+            other => other,
+        };
+        add(name, parameters.count);
+    }
+    kinds
 }
 
 fn memory(runs: &[Run<'_>]) -> Option<Plot> {
@@ -408,25 +438,72 @@ fn memory(runs: &[Run<'_>]) -> Option<Plot> {
         figure: format!("{} bytes", figure(bytes)),
         parts: vec![(bytes, ink)],
     };
-    let found = runs.iter().filter_map(|run| Some((run, run.report.idle?.memory?)));
+    let found = runs
+        .iter()
+        .filter_map(|run| Some((run, memory_per_connection(run.report)?)));
     let all = match runs {
         [_] => found
-            .flat_map(|(_, memory)| {
+            .flat_map(|(_, (pss, rss))| {
                 [
-                    bar("proportional set size", memory.bytes_per_connection, Ink::Series(0)),
-                    bar("resident set size", memory.rss_per_connection, Ink::Series(1)),
-                    bar("private pages", memory.private_per_connection, Ink::Series(2)),
+                    bar("proportional set size", pss, Ink::Series(0)),
+                    bar("resident set size", rss, Ink::Series(1)),
                 ]
             })
             .collect(),
-        _ => found
-            .map(|(run, memory)| bar(run.label, memory.bytes_per_connection, run.ink))
-            .collect(),
+        _ => found.map(|(run, (pss, _))| bar(run.label, pss, run.ink)).collect(),
     };
     bars(
         "Server memory per connection",
         "Without the kernel's. Where several runs are compared: the proportional set size.",
         all,
+    )
+}
+
+fn system_calls(runs: &[Run<'_>]) -> Option<Plot> {
+    let title = format!("Server system calls per {}", runs.first()?.report.unit);
+    let bar = |label: &str, calls: f64, ink: Ink| Bar {
+        label: label.to_owned(),
+        figure: figure(calls),
+        parts: vec![(calls, ink)],
+    };
+    let counted = |run: &Run<'_>| {
+        run.report
+            .server
+            .as_ref()
+            .and_then(|server| server.system_calls.clone())
+    };
+    if let [run] = runs {
+        let mut calls: Vec<_> = counted(run)?.by_name.into_iter().collect();
+        calls.sort_by(|one, other| other.1.total_cmp(&one.1));
+        let all = calls.iter().take(CALLS_MAX);
+        let all = all.map(|(name, calls)| bar(name, *calls, run.ink)).collect();
+        return bars(&title, "The most frequent ones.", all);
+    }
+    let all = runs
+        .iter()
+        .filter_map(|run| Some(bar(run.label, counted(run)?.per_unit, run.ink)));
+    bars(&title, "Of all kinds.", all.collect())
+}
+
+fn established(runs: &[Run<'_>]) -> Option<Plot> {
+    let found = runs
+        .iter()
+        .filter_map(|run| Some((run, run.report.probe_established.as_ref()?)));
+    let both = |(run, probe): (&Run<'_>, &ProbeEstablished)| {
+        [("alone", probe.alone.p99), ("beside", probe.beside.p99)].map(|(when, p99)| Bar {
+            label: if runs.len() > 1 {
+                format!("{when}: {}", run.label)
+            } else {
+                when.to_owned()
+            },
+            figure: time(p99),
+            parts: vec![(p99, run.ink)],
+        })
+    };
+    bars(
+        "99th percentile of established connections",
+        "Messages over connections that stand, before the work began and beside it.",
+        found.flat_map(both).collect(),
     )
 }
 
