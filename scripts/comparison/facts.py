@@ -51,16 +51,22 @@ def drivers(records):
             yield f"{driver['name']}: {driver['reason']}"
 
 
-def all_facts(place, options, congestion, priority, records, arguments):
+def load():
+    """Of the last minute, before anything is measured."""
+    return f"{os.getloadavg()[0]:.1f} before it began: others that wanted these CPUs (below 1 is quiet)"
+
+
+def all_facts(place, options, congestion, priority, load_before, records, arguments):
     lines = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": processor(),
         "kernel": platform.release(),
         "mitigations": mitigations(),
         "congestion": congestion,
+        "load": load_before,
         "commit": output_of("git", "-C", ROOT, "describe", "--always", "--dirty").strip(),
         "setting": f"loopback in a namespace; one worker on CPU {place.server_cpu}, client and origin on CPU {place.client_cpu}; "
-                   f"{options.rounds} rounds of {options.duration}, servers in an order shuffled with seed {options.seed}; "
+                   f"{options.rounds} round{'s' * (options.rounds > 1)} of {options.duration}, servers in an order shuffled with seed {options.seed}; "
                    f"{options.connections} in flight, bulk 16, idle {options.idle}"
                    + (f"; an endless loop has half of CPU {cpu_list(place.cpus(1))}" if options.contend else ""),
     }
