@@ -179,6 +179,8 @@ mod counts {
         Secrets::new(Arc::clone(&tickets))
             .replace(&[7; 32], Duration::from_secs(3600), now)
             .expect("there is memory");
+        // The first random bytes of a process have AWS-LC gather entropy, which takes a thousand times as long as a ticket.
+        assert!(tickets.seal(&POLICY, &[]).is_some());
         let value = of(&tickets, vec![0x5a; 250]);
         (tickets, value)
     }
