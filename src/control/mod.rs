@@ -10,7 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod ocsp;
 pub mod profile;
-mod table;
+pub mod table;
 
 use std::cell::RefCell;
 use std::io;

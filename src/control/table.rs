@@ -3,7 +3,8 @@
 use comfy_table::{CellAlignment, Table};
 
 /// Rows under a head, indented by so many spaces; from the column `numbers` on, to the right.
-pub(super) fn table(head: &[&str], rows: Vec<Vec<String>>, indent: u16, numbers: usize) -> String {
+#[must_use]
+pub fn table(head: &[&str], rows: Vec<Vec<String>>, indent: u16, numbers: usize) -> String {
     let mut table = Table::new();
     table
         .load_style(comfy_table::presets::NOTHING)
@@ -19,7 +20,8 @@ pub(super) fn table(head: &[&str], rows: Vec<Vec<String>>, indent: u16, numbers:
 }
 
 /// What others have written (a certificate, a token), without what would do something to a terminal.
-pub(super) fn printable(text: &str) -> String {
+#[must_use]
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
+use ringlock::control::table::table;
 
 use super::figures::figures;
 use super::numbers::printable;
@@ -31,7 +31,7 @@ pub struct ReportArgs {
 pub fn report(args: &ReportArgs) -> Result<String, PerfError> {
     let runs = runs(args)?;
     let Some(path) = &args.html else {
-        return Ok(table(&runs));
+        return Ok(compared(&runs));
     };
     // A forgotten FILE would make the shell's next word the page, and that word may be a result.
     if args.files.iter().any(|file| same_file(file, path)) {
@@ -97,7 +97,7 @@ fn unused(runs: &[(String, Report)], report: &Report, label: String) -> String {
 }
 
 /// One table for each work.
-fn table(runs: &[(String, Report)]) -> String {
+fn compared(runs: &[(String, Report)]) -> String {
     let mut text = String::new();
     for (label, report) in runs {
         for warning in &report.warnings {
@@ -117,10 +117,9 @@ fn table(runs: &[(String, Report)]) -> String {
             .iter()
             .filter(|(_, report)| report.work == *work && report.unit == unit)
             .collect();
-        let mut table = Table::new();
-        let labels = same.iter().map(|(label, _)| label.clone());
-        let head: Vec<String> = [work.clone(), String::new()].into_iter().chain(labels).collect();
-        table.load_style(comfy_table::presets::NOTHING).set_header(head);
+        let labels = same.iter().map(|(label, _)| label.as_str());
+        let head: Vec<&str> = [work.as_str(), ""].into_iter().chain(labels).collect();
+        let mut rows = Vec::new();
         for figure in figures(&same.iter().map(|(_, report)| report).collect::<Vec<_>>()) {
             let cells = figure.cells.into_iter().map(|cell| {
                 cell.map_or_else(
@@ -131,15 +130,9 @@ fn table(runs: &[(String, Report)]) -> String {
                     },
                 )
             });
-            table.add_row([figure.name, figure.unit].into_iter().chain(cells));
+            rows.push([figure.name, figure.unit].into_iter().chain(cells).collect());
         }
-        for (position, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((if position == 0 { 0 } else { 2 }, 0));
-            if position >= 2 {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        text.push_str(&format!("{}\n\n", table.trim_fmt()));
+        text.push_str(&format!("{}\n", table(&head, rows, 0, 2)));
     }
     if runs.len() > 1 {
         text.push_str(

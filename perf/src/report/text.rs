@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Cpu, Handshakes, IdleMemory, Latency, NegotiatedCount, OpenLoop, Report, Totals, Unit};
+use ringlock::control::table::table;
+
+use super::{Capacity, Cpu, Handshakes, IdleMemory, Latency, NegotiatedCount, OpenLoop, Report, Totals, Unit};
 
 impl Display for Unit {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -46,8 +48,25 @@ impl Display for Report {
             "  rate        {:.1} {unit}/s ({:.1} in all)",
             self.rate_per_s, self.units
         )?;
-        if let Some(Handshakes { full, resumed, .. }) = self.handshakes {
-            writeln!(f, "  handshakes  {full} full, {resumed} resumed")?;
+        if let Some(Handshakes {
+            full,
+            by_ticket,
+            by_session_id,
+            ..
+        }) = self.handshakes
+        {
+            writeln!(
+                f,
+                "  handshakes  {full} full, {by_ticket} resumed by ticket, {by_session_id} by session id"
+            )?;
+        }
+        if !self.statuses.is_empty() {
+            let statuses: Vec<_> = self
+                .statuses
+                .iter()
+                .map(|(status, count)| format!("{count} × {status}"))
+                .collect();
+            writeln!(f, "  responses   {}", statuses.join(", "))?;
         }
         if let Some(OpenLoop {
             rate_per_s,
@@ -62,20 +81,7 @@ impl Display for Report {
                 "  open loop   {rate_per_s}/s asked: {due} due, {started} started, {not_started} not started"
             )?;
         }
-        if let Some(Latency {
-            mean,
-            p50,
-            p90,
-            p99,
-            p999,
-            max,
-        }) = self.latency_us
-        {
-            writeln!(
-                f,
-                "  latency µs  mean {mean} p50 {p50} p90 {p90} p99 {p99} p99.9 {p999} max {max}"
-            )?;
-        }
+        latencies(self, f)?;
         if let Some(server) = &self.server {
             server.lines(unit, f)?;
         }
@@ -114,8 +120,81 @@ impl Display for Report {
         for (kind, error) in &self.errors {
             writeln!(f, "  error       {kind}: {} ({})", error.count, error.first)?;
         }
-        Ok(())
+        steps(self, f)
     }
+}
+
+fn latencies(report: &Report, f: &mut Formatter<'_>) -> fmt::Result {
+    let Some(latency) = &report.latency_us else {
+        return Ok(());
+    };
+    let row = |name: &str, latency: &Latency| {
+        let times = [
+            latency.mean,
+            latency.p50,
+            latency.p90,
+            latency.p99,
+            latency.p999,
+            latency.max,
+        ];
+        std::iter::once(name.to_owned())
+            .chain(times.map(|time| format!("{time:.1}")))
+            .collect()
+    };
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    if let Some(service) = &report.service_us {
+        rows.push(row("since it was due", latency));
+        rows.push(row("since it began", service));
+    } else {
+        rows.push(row(&format!("per {}", report.unit), latency));
+    }
+    f.write_str(&table(
+        &["latency, µs", "mean", "p50", "p90", "p99", "p99.9", "longest"],
+        rows,
+        2,
+        1,
+    ))
+}
+
+/// Of a ramp or a search.
+fn steps(report: &Report, f: &mut Formatter<'_>) -> fmt::Result {
+    if report.steps.is_empty() {
+        return Ok(());
+    }
+    let rows = report.steps.iter().map(|step| {
+        vec![
+            format!("{:.0}", step.rate_per_s),
+            format!("{:.0}", step.done_per_s),
+            format!("{:.2}", step.p50_us / 1e3),
+            format!("{:.2}", step.p99_us / 1e3),
+            step.errors.to_string(),
+            step.server_cpu_share
+                .map_or_else(|| "–".to_owned(), |share| format!("{:.0} %", share * 100.0)),
+            format!("{:.0} %", step.client_cpu_share * 100.0),
+            (if step.refused.is_some() { "no" } else { "yes" }).to_owned(),
+        ]
+    });
+    let head = [
+        "asked/s", "done/s", "p50 ms", "p99 ms", "errors", "server", "client", "holds",
+    ];
+    f.write_str(&table(&head, rows.collect(), 2, 0))?;
+    if let Some(Capacity {
+        rate_per_s,
+        p99_max_us,
+        limited_by,
+    }) = &report.capacity
+    {
+        let why = limited_by
+            .as_deref()
+            .unwrap_or("the highest rate that was asked for held (--rate-max)");
+        let unit = report.unit;
+        writeln!(
+            f,
+            "  capacity    {rate_per_s:.0} {unit}/s with p99 below {:.1} ms and no errors; above: {why}",
+            p99_max_us / 1e3
+        )?;
+    }
+    Ok(())
 }
 
 impl Cpu {
