@@ -173,8 +173,17 @@ impl Steps {
     }
 }
 
-/// Why a rate does not hold.
+/// Why a rate does not hold, and whether that says more of this client than of the server.
 fn refusal(report: &Report, rate: f64, p99_max: Option<Duration>) -> Option<String> {
+    let why = failing(report, rate, p99_max)?;
+    // The gravest comes first.
+    Some(match report.warnings.first() {
+        Some(warning) => format!("{why}. {warning}"),
+        None => why,
+    })
+}
+
+fn failing(report: &Report, rate: f64, p99_max: Option<Duration>) -> Option<String> {
     if let Some((kind, error)) = report.errors.iter().next() {
         return Some(format!("{} connections failed: {kind} ({})", error.count, error.first));
     }
