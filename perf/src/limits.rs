@@ -195,8 +195,8 @@ fn shared_cpus(client: &BTreeSet<usize>, server: &BTreeSet<usize>, cpus_used: f6
 fn began_late(late: f64, latency_p99_us: f64) -> Option<String> {
     (late > LATE_MAX_US && late > LATE_PART_MAX * latency_p99_us).then(|| {
         format!(
-            "The client began units up to {late:.0} µs late (99th percentile) because it was busy itself; that is in their \
-             latencies (p99 {latency_p99_us:.0} µs). Ask for a lower --rate, or give it more --threads."
+            "The client began units up to {late:.0} µs late (99th percentile), because it was busy or waited for a CPU; that is in \
+             their latencies (p99 {latency_p99_us:.0} µs). Ask for a lower --rate, or give it more --threads."
         )
     })
 }

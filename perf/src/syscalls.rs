@@ -427,6 +427,32 @@ mod tests {
     }
 
     #[test]
+    fn each_tool_counts_what_the_process_calls_and_leaves_it_running() {
+        let caller = Caller::start();
+        for tool in Tool::ALL {
+            match Counter::attach(tool, &[caller.0.id()]) {
+                Ok(mut counter) => {
+                    std::thread::sleep(Duration::from_millis(200));
+                    let counted = counter.stop().unwrap();
+                    assert_eq!(counted.tool, tool);
+                    // perf has no name for the call in its list, strace knows all.
+                    let name = if tool == Tool::PerfStat { OTHER } else { "getppid" };
+                    assert!(
+                        counted.by_name.get(name).is_some_and(|&count| count > 100),
+                        "{counted:?}"
+                    );
+                }
+                // It is not installed or not permitted here.
+                Err(why) => assert!(!why.is_empty()),
+            }
+            let before = caller.processes().cpu_time().unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            let used = caller.processes().cpu_time().unwrap().since(before);
+            assert!(!used.total.is_zero(), "it runs on after {}", tool.name());
+        }
+    }
+
+    #[test]
     fn a_tool_that_cannot_attach_says_why_and_leaves() {
         let gone = Caller::start();
         let processes = gone.processes();

@@ -155,6 +155,8 @@ impl SystemCalls {
                 .by_name
                 .iter()
                 .map(|(name, &count)| (name.clone(), per_unit(count)))
+                // Calls of the program's own housekeeping, which the work did not cause.
+                .filter(|&(_, count)| count > 0.0)
                 .collect(),
             tool: counted.tool.name().to_owned(),
             units: rounded(units),
