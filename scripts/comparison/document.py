@@ -54,7 +54,7 @@ def as_markdown(result):
     rows = [[emphasised(text) for text in row] for row in rows]
     parts = [f"```\n{result.facts['command']}\n```",
              markdown([["of this run", ""], *([name, value] for name, value in result.facts["lines"].items()),
-                       *([server["name"], f"{server['version']}; {server['library']}"] for server in result.servers)]),
+                       *([server["name"], server["version"]] for server in result.servers)]),
              f"{table.MAIN_TITLE} Bold: the best of its row, whoever it is. {table.IDLE}: the server was not the limit. In "
              "parentheses Ringlock / peer: below 1 Ringlock is cheaper.",
              markdown([heading, *rows])]

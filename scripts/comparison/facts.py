@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from comparison.place import ROOT, cpu_list, shown
+from comparison.place import ROOT, shown
 from comparison.servers import output_of
 
 # What says where results go, and nothing about what is measured.
@@ -57,6 +57,7 @@ def load():
 
 
 def all_facts(place, options, congestion, priority, load_before, records, arguments):
+    rounds = "1 round" if options.rounds == 1 else f"{options.rounds} rounds"
     lines = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": processor(),
@@ -66,9 +67,9 @@ def all_facts(place, options, congestion, priority, load_before, records, argume
         "load": load_before,
         "commit": output_of("git", "-C", ROOT, "describe", "--always", "--dirty").strip(),
         "setting": f"loopback in a namespace; one worker on CPU {place.server_cpu}, client and origin on CPU {place.client_cpu}; "
-                   f"{options.rounds} round{'s' * (options.rounds > 1)} of {options.duration}, servers in an order shuffled with seed {options.seed}; "
+                   f"{rounds} of {options.duration}, servers in an order shuffled with seed {options.seed}; "
                    f"{options.connections} in flight, bulk 16, idle {options.idle}"
-                   + (f"; an endless loop has half of CPU {cpu_list(place.cpus(1))}" if options.contend else ""),
+                   + (f"; an endless loop has half of CPU {place.server_cpu}" if options.contend else ""),
     }
     driver = next(drivers(records), None)
     if driver:

@@ -166,7 +166,7 @@ class Result:
                            f"not resumed ({full / done:.2%})")
         warned = sum(bool(one["warnings"]) for one in self.summary.values())
         if warned:
-            yield (f"the client has warnings for {warned} of {len(self.summary)} cells, which --json and --html have: about rates "
+            yield (f"the client has warnings for {warned} of {len(self.summary)} cells, in --json and --html: about rates "
                    "and latencies, as client and origin share a core here; CPU time per unit is hardly touched by that")
 
     def sanity(self):
