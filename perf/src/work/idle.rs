@@ -35,6 +35,13 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
             expected: "1 for idle connections (--cpu with one CPU)".to_owned(),
         });
     }
+    if args.client.cost.syscalls {
+        return Err(PerfError::Flag {
+            flag: "--syscalls",
+            found: "idle".to_owned(),
+            expected: "a work that does something, or no --syscalls".to_owned(),
+        });
+    }
     plan.enter()?;
     let watched = Watched::new(&plan.cost)?;
     let probe = Probe::beside(&plan)?;

@@ -125,7 +125,7 @@ struct Steps {
     p99_max: Option<Duration>,
     steps: Vec<Step>,
     /// The first report, and then the last that held.
-    report: Option<(Report, bool)>,
+    report: Option<Report>,
 }
 
 impl Steps {
@@ -141,7 +141,7 @@ impl Steps {
         self.steps.is_empty()
     }
 
-    /// Says why the rate does not hold, if it does not.
+    /// Says why the rate does not hold, if it does not, and what is most doubtful about that.
     fn add(&mut self, rate: f64, report: Report) -> Option<String> {
         let refused = refusal(&report, rate, self.p99_max);
         let latency = report.latency_us;
@@ -158,32 +158,26 @@ impl Steps {
             refused: refused.clone(),
         };
         self.steps.push(step);
-        let holds = refused.is_none();
-        if holds || self.report.is_none() {
-            self.report = Some((report, holds));
+        let told = refused.map(|why| match report.warnings.first() {
+            Some(warning) => format!("{why}. {warning}"),
+            None => why,
+        });
+        if told.is_none() || self.report.is_none() {
+            self.report = Some(report);
         }
-        refused
+        told
     }
 
     fn finish(self, capacity: Option<Capacity>) -> Report {
-        let (mut report, _) = self.report.expect("a ramp or a search has a first step");
+        let mut report = self.report.expect("a ramp or a search has a first step");
         report.steps = self.steps;
         report.capacity = capacity;
         report
     }
 }
 
-/// Why a rate does not hold, and whether that says more of this client than of the server.
+/// Why a rate does not hold.
 fn refusal(report: &Report, rate: f64, p99_max: Option<Duration>) -> Option<String> {
-    let why = failing(report, rate, p99_max)?;
-    // The gravest comes first.
-    Some(match report.warnings.first() {
-        Some(warning) => format!("{why}. {warning}"),
-        None => why,
-    })
-}
-
-fn failing(report: &Report, rate: f64, p99_max: Option<Duration>) -> Option<String> {
     if let Some((kind, error)) = report.errors.iter().next() {
         return Some(format!("{} connections failed: {kind} ({})", error.count, error.first));
     }
