@@ -74,7 +74,9 @@ impl Examiner {
     /// Looks at the folders above a file, and at those above what it is a link to.
     fn examine_place(&mut self, file: &Path, replaceable: &mut Vec<PathBuf>, unreadable: &mut Vec<PathBuf>) {
         let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-        let folders = file.parent().into_iter().chain(real.ancestors().skip(1));
+        // A bare name lies in a folder that has none; what it is a link to has all of them.
+        let named = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folders = named.into_iter().chain(real.ancestors().skip(1));
         let note = |list: &mut Vec<PathBuf>, path: &Path| {
             if !list.iter().any(|known| known == path) {
                 list.push(path.to_owned());
