@@ -270,6 +270,16 @@ impl Connection {
         }
     }
 
+    /// When the unit was due that has begun and is not done, if there is one.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        let waits = match self.phase {
+            Phase::Opening => true,
+            Phase::Established => !self.state.resting && self.state.done.is_none(),
+            Phase::Closing => false,
+        };
+        waits.then_some(self.unit_due)
+    }
+
     /// By what the session was resumed that the connection offered, if it was.
     pub(crate) fn resumed_by(&self) -> Option<Offer> {
         self.is_resumed().then_some(self.offer)

@@ -8,7 +8,10 @@ use crate::args::client::Progress;
 use crate::error::PerfError;
 use crate::measure::{self, own_cpu_time};
 use crate::procfs::Processes;
-use crate::report::{Interval, Unit};
+use crate::report::{Interval, Unit, rounded};
+
+/// Shorter ends of a window belong to the interval before them.
+const LENGTH_LEAST: f64 = 0.1;
 
 /// Collects the intervals of all threads.
 pub(crate) struct Course {
@@ -21,7 +24,6 @@ pub(crate) struct Course {
     server: Option<Processes>,
     /// Up to where intervals are done.
     at: Reading,
-    begin: Instant,
     progress: bool,
 }
 
@@ -34,19 +36,15 @@ struct Reading {
 }
 
 impl Course {
-    /// The window of `threads` threads begins at `begin`, in intervals of `length`.
+    /// The window of `threads` threads, in intervals of `length`.
     pub(crate) fn new(
-        begin: Instant,
         length: Duration,
         threads: usize,
         unit: Unit,
         server: Option<Processes>,
         progress: bool,
     ) -> Result<Self, PerfError> {
-        let at = Reading {
-            when: begin,
-            ..Reading::now(server.as_ref())?
-        };
+        let at = Reading::now(server.as_ref())?;
         Ok(Self {
             unit,
             threads,
@@ -55,9 +53,14 @@ impl Course {
             length,
             server,
             at,
-            begin,
             progress,
         })
+    }
+
+    /// The window begins now.
+    pub(crate) fn begin(&mut self) -> Result<(), PerfError> {
+        self.at = Reading::now(self.server.as_ref())?;
+        Ok(())
     }
 
     /// What a thread measured in the interval with this number.
@@ -69,58 +72,66 @@ impl Course {
             && let Some((sum, _)) = self.open.remove(&number)
         {
             let now = Reading::now(self.server.as_ref())?;
-            self.close(&sum, now);
+            let interval = self.interval(number, &sum, now);
+            if self.progress {
+                self.tell(&interval);
+            }
+            self.done.push(interval);
+            self.at = now;
         }
         Ok(())
     }
 
     /// All intervals; the window was `wall` long.
     pub(crate) fn finish(mut self, wall: Duration) -> Vec<Interval> {
-        // Threads end the window at slightly different times: the last interval of some may be the last but one of others.
-        for (_, (sum, _)) in std::mem::take(&mut self.open) {
-            self.close(&sum, self.at);
+        // Threads see the end of a run by --count at slightly different times: some have an interval more.
+        for (number, (sum, _)) in std::mem::take(&mut self.open) {
+            let interval = self.interval(number, &sum, self.at);
+            self.done.push(interval);
         }
-        if self.progress {
+        if self.progress && io::stderr().is_terminal() {
             // The line ends where the report begins.
-            let _ = write!(
-                io::stderr(),
-                "{}",
-                if io::stderr().is_terminal() { "\r\x1b[2K" } else { "" }
-            );
+            let _ = write!(io::stderr(), "\r\x1b[2K");
         }
         if let Some(last) = self.done.last_mut() {
-            last.at_s = wall.as_secs_f64();
+            let begin_s = last.at_s - last.length_s;
+            last.length_s = rounded((wall.as_secs_f64() - begin_s).max(0.0));
+            last.at_s = rounded(wall.as_secs_f64());
+            // A rate of a few milliseconds is chance.
+            if last.length_s < LENGTH_LEAST * self.length.as_secs_f64() && self.done.len() > 1 {
+                let rest = self.done.pop();
+                if let (Some(rest), Some(last)) = (rest, self.done.last_mut()) {
+                    last.units += rest.units;
+                    last.bytes += rest.bytes;
+                    last.errors += rest.errors;
+                    last.length_s = rounded(last.length_s + rest.length_s);
+                    last.at_s = rest.at_s;
+                }
+            }
         }
         self.done
     }
 
-    fn close(&mut self, sum: &measure::Interval, now: Reading) {
-        let interval = self.interval(sum, now);
-        if self.progress {
-            self.tell(&interval);
-        }
-        self.done.push(interval);
-        self.at = now;
-    }
-
-    fn interval(&self, sum: &measure::Interval, now: Reading) -> Interval {
+    /// Units are of the interval by the threads' clocks, CPU time since the last reading.
+    fn interval(&self, number: u64, sum: &measure::Interval, now: Reading) -> Interval {
         let wall = now.when.saturating_duration_since(self.at.when).as_secs_f64();
         let units = self.unit.count(sum.units, sum.bytes);
-        let quantile = |at| (!sum.latency.is_empty()).then(|| sum.latency.value_at_quantile(at) as f64 / 1e3);
+        let quantile = |at| (!sum.latency.is_empty()).then(|| rounded(sum.latency.value_at_quantile(at) as f64 / 1e3));
         let server = now.server_cpu.zip(self.at.server_cpu);
         let server = server.map(|(now, before)| now.saturating_sub(before).as_secs_f64());
-        let share = |cpu: f64| if wall > 0.0 { cpu / wall } else { 0.0 };
+        let share = |cpu: f64| if wall > 0.0 { rounded(cpu / wall) } else { 0.0 };
+        let length_s = self.length.as_secs_f64();
         Interval {
-            at_s: now.when.saturating_duration_since(self.begin).as_secs_f64(),
-            length_s: wall.min(self.length.as_secs_f64() * 2.0),
-            units,
+            at_s: (number + 1) as f64 * length_s,
+            length_s,
+            units: rounded(units),
             bytes: sum.bytes,
             errors: sum.failures,
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),
-            max_us: (!sum.latency.is_empty()).then(|| sum.latency.max() as f64 / 1e3),
+            max_us: (!sum.latency.is_empty()).then(|| rounded(sum.latency.max() as f64 / 1e3)),
             server_cpu_share: server.map(share),
-            server_cpu_us_per_unit: server.filter(|_| units > 0.0).map(|cpu| cpu * 1e6 / units),
+            server_cpu_us_per_unit: server.filter(|_| units > 0.0).map(|cpu| rounded(cpu * 1e6 / units)),
             client_cpu_share: share(now.client_cpu.saturating_sub(self.at.client_cpu).as_secs_f64()),
         }
     }

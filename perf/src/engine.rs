@@ -15,6 +15,7 @@ use crate::connection::{Connection, Failure, Inbound};
 use crate::error::PerfError;
 use crate::measure::Tally;
 use crate::plan::ClientPlan;
+use crate::report::{Unanswered, rounded};
 use crate::work::{Next, Work};
 
 /// How often slots are searched for connections that take too long.
@@ -170,6 +171,32 @@ impl<'plan> Engine<'plan> {
     /// Begins work again after [`Engine::drain`].
     pub(crate) fn end_drain(&mut self) {
         self.draining = false;
+    }
+
+    /// Units that have begun and are not done.
+    pub(crate) fn unanswered(&self, now: Instant) -> Unanswered {
+        let mut unanswered = Unanswered::default();
+        for connection in self.at_work() {
+            if let Some(due) = connection.waiting_since() {
+                unanswered.add(Unanswered {
+                    units: 1,
+                    longest_us: rounded(now.saturating_duration_since(due).as_secs_f64() * 1e6),
+                });
+            }
+        }
+        unanswered
+    }
+
+    /// Counts what is still not done as failed, before it is dropped.
+    pub(crate) fn give_up(&self, tally: &mut Tally) {
+        for connection in self.at_work().filter(|connection| connection.waiting_since().is_some()) {
+            tally.failure(&Failure::Timeout(connection.activity()));
+        }
+    }
+
+    fn at_work(&self) -> impl Iterator<Item = &Connection> {
+        let clients = self.slots.iter().flatten().filter(|client| !client.over);
+        clients.map(|client| &client.connection)
     }
 
     /// Drops all connections, without a farewell.

@@ -29,6 +29,12 @@ const LATE_PART_MAX: f64 = 0.1;
 /// The part of the units of an open loop that may stay behind. With more of them the rate was another one than asked.
 const NOT_STARTED_MAX: f64 = 0.01;
 
+/// A unit that waits this long at the end of the window is one that something holds up.
+const UNANSWERED_MAX_US: f64 = 100e3;
+
+/// How many times the 99th percentile that is. Of the units under way at any time some are slow.
+const UNANSWERED_PART_MAX: f64 = 2.0;
+
 /// Ten samples beyond a quantile are the least that make it more than a single event: this times `1 / (1 - quantile)`.
 const SAMPLES_BEYOND: f64 = 10.0;
 
@@ -88,6 +94,10 @@ pub(crate) fn warnings(report: &Report, window: &Window, plan: &ClientPlan) -> V
         report
             .open_loop
             .and_then(|open_loop| not_started(open_loop.due, open_loop.not_started, open_loop.held)),
+        report
+            .unanswered
+            .zip(latency_p99_us)
+            .and_then(|(left, p99)| unanswered(left.units, left.longest_us, p99)),
         connections_failed(failed),
         report
             .probe_established
@@ -215,6 +225,18 @@ fn not_started(due: u64, not_started: u64, held: u64) -> Option<String> {
             "{not_started} of {due} units that were due did not begin ({}; {why}). They are in no latency, so the tail is worse \
              than shown.",
             percent(part)
+        )
+    })
+}
+
+/// What was under way at the end of the window.
+fn unanswered(units: u64, longest_us: f64, latency_p99_us: f64) -> Option<String> {
+    (longest_us > UNANSWERED_MAX_US && longest_us > UNANSWERED_PART_MAX * latency_p99_us).then(|| {
+        format!(
+            "{units} units were not done when the window ended, the first of them for {:.0} ms by then, far above the 99th \
+             percentile ({:.0} ms). They are in no latency, so the tail is worse than shown. Measure longer (--duration).",
+            longest_us / 1e3,
+            latency_p99_us / 1e3
         )
     })
 }
@@ -403,6 +425,9 @@ mod tests {
         says(too_few_units(999), &["p99 and p99.9", "1000"]);
         says(too_few_units(9_999), &["p99.9 is chance", "10000"]);
         assert_eq!(too_few_units(10_000), None);
+        says(unanswered(5, 800e3, 1e3), &["5 units", "800 ms", "1 ms"]);
+        assert_eq!(unanswered(64, 90e3, 1e3), None);
+        assert_eq!(unanswered(64, 900e3, 800e3), None);
         says(too_short(Duration::from_millis(250)), &["0.250 s"]);
         assert_eq!(too_short(Duration::from_secs(1)), None);
         says(connections_failed(3), &["3 connections failed"]);

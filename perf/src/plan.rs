@@ -204,6 +204,14 @@ impl ClientPlan {
         (!self.cpus.is_empty()).then(|| self.cpus[thread % self.cpus.len()])
     }
 
+    /// Keeps the calling thread on the CPUs of the plan.
+    pub(crate) fn stay(&self) -> Result<(), PerfError> {
+        if self.cpus.is_empty() {
+            return Ok(());
+        }
+        pin_to(&self.cpus)
+    }
+
     /// Pins the calling thread, which is the only one of this plan, and seeds what it draws.
     pub(crate) fn enter(&self) -> Result<(), PerfError> {
         fastrand::seed(self.seed);
@@ -226,13 +234,20 @@ fn driver(io: Io) -> Result<DriverKind, PerfError> {
 
 /// Pins the calling thread to one CPU.
 pub(crate) fn pin(cpu: usize) -> Result<(), PerfError> {
-    let refused = || flag("--cpu", &cpu, "the number of a CPU that this process may use");
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(refused());
+    pin_to(&[cpu])
+}
+
+fn pin_to(cpus: &[usize]) -> Result<(), PerfError> {
+    let refused = |cpu: usize| flag("--cpu", &cpu, "the number of a CPU that this process may use");
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        if cpu >= CpuSet::MAX_CPU {
+            return Err(refused(cpu));
+        }
+        set.set(cpu);
     }
-    let mut only = CpuSet::new();
-    only.set(cpu);
-    sched_setaffinity(None, &only).map_err(|_| refused())
+    // The kernel refuses a set of which it has none.
+    sched_setaffinity(None, &set).map_err(|_| refused(cpus[0]))
 }
 
 /// Makes room for `needed` open files.

@@ -180,3 +180,26 @@ fn the_course_of_the_run_shows_when_the_server_stood_still() {
     let units: f64 = report.series.iter().map(|interval| interval.units).sum();
     assert_eq!(units, report.units);
 }
+
+/// The server stops and does not go on before the end: no unit of that time is done, and none is in the latencies.
+#[test]
+fn a_server_that_stops_for_good_is_in_the_result() {
+    let stop = Stop {
+        begin: Duration::from_millis(800),
+        length: Duration::from_secs(20),
+        first: Mutex::new(None),
+    };
+    let target = server(Arc::new(move |_| stop.delay()));
+    let line = format!(
+        "ringlock-perf echo --size {SIZE} --target {target} --insecure --warmup 0s --sources 0 --connections 64 --rate 50 \
+         --duration 1800ms --timeout 2s"
+    );
+    let report = run(&Cli::parse_from(line.split_whitespace()).command).unwrap();
+    let unanswered = report.unanswered.unwrap();
+    assert!(unanswered.units >= 30 && unanswered.longest_us > 500e3, "{report}");
+    assert!(report.latency_us.unwrap().p99 < unanswered.longest_us, "{report}");
+    assert!(
+        report.warnings.iter().any(|warning| warning.contains("were not done")),
+        "{report}"
+    );
+}

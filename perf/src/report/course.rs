@@ -54,6 +54,22 @@ pub struct Interval {
     pub client_cpu_share: f64,
 }
 
+/// Units that had begun and were not done when the window ended. They are in no latency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Unanswered {
+    /// How many.
+    pub units: u64,
+    /// How long the first of them had waited since it was due, microseconds.
+    pub longest_us: f64,
+}
+
+impl Unanswered {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.units += other.units;
+        self.longest_us = self.longest_us.max(other.longest_us);
+    }
+}
+
 /// One rate of a ramp or of a search for the capacity.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Step {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-pub use course::{Capacity, Interval, Percentile, Step};
+pub use course::{Capacity, Interval, Percentile, Step, Unanswered};
 pub use probe::ProbeEstablished;
 pub(crate) use probe::ProbeLatencies;
 pub use server::{ContextSwitches, Memory, MemoryPerConnection, PageFaults, Server, ServerMemory, SystemCalls};
@@ -84,6 +84,9 @@ pub struct Report {
     /// With --rate: time per unit from when it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_us: Option<Latency>,
+    /// What had begun and was not done at the end of the window; absent for bulk and `idle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<Unanswered>,
     /// Both times by quantile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub percentiles: Vec<Percentile>,
@@ -301,6 +304,7 @@ impl Report {
                 .collect(),
             latency_us: (!tally.latency.is_empty()).then(|| Latency::new(&tally.latency)),
             service_us: None,
+            unanswered: None,
             percentiles: Vec::new(),
             series: Vec::new(),
             steps: Vec::new(),

@@ -1,37 +1,30 @@
 //! Runs of a steady load: warm-up, measuring window and end, with a thread for each share of the connections. The calling
 //! thread keeps the time and reads the server's clocks.
 
+mod lane;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::pace::{Pace, Paced};
+use lane::Lane;
+
+use super::pace::Paced;
 use super::probe::Probe;
-use super::think::Thinking;
 use super::{Work, remaining};
 use crate::cost::{Meter, Watched, Window};
 use crate::course::Course;
-use crate::engine::Engine;
 use crate::error::PerfError;
 use crate::limits;
 use crate::measure::{Interval, Tally};
 use crate::plan::ClientPlan;
 use crate::procfs::Memory;
-use crate::report::{Report, Unit};
+use crate::report::{Report, Unanswered, Unit};
 use crate::syscalls::{self, Counted};
-
-/// How long the last connections may take to close after a run.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-
-/// How long it may take until all connections are open, on top of the plan's timeout.
-const OPENING_MAX: Duration = Duration::from_secs(60);
 
 /// Length of the pieces of the window in the report and on the progress line.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often threads look whether they are still needed.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// How a steady run begins and ends.
 pub(super) struct Steady<'a> {
@@ -103,6 +96,7 @@ struct Seen {
 struct Done {
     tally: Tally,
     paced: Option<Paced>,
+    unanswered: Unanswered,
 }
 
 impl Steady<'_> {
@@ -112,6 +106,8 @@ impl Steady<'_> {
     /// When a thread, the server's processes or this machine fail; failed connections are in the report instead.
     pub(super) fn run(&self, plan: &ClientPlan) -> Result<Report, PerfError> {
         let shared = Shared::default();
+        // The thread that keeps the time runs where the others do, not beside the server.
+        plan.stay()?;
         let watched = Watched::new(&plan.cost)?;
         let probe = Probe::beside(plan)?;
         let memory_before = if self.standing { watched.server_memory()? } else { None };
@@ -126,6 +122,7 @@ impl Steady<'_> {
                 let share = plan.share(number);
                 let offset = plan.offset(number);
                 threads.push(scope.spawn(move || {
+                    let _farewell = Farewell { shared, tell: &tell };
                     let thread = Lane {
                         steady: self,
                         plan: share,
@@ -169,6 +166,9 @@ impl Steady<'_> {
             report.set_course(course.finish(window.wall), &sum.tally);
             if let Some(paced) = sum.paced {
                 report.set_open_loop(paced.open_loop(plan.rate.unwrap_or_default()));
+            }
+            if self.unit != Unit::Megabyte {
+                report.unanswered = Some(sum.unanswered);
             }
             report.probe_established = probed;
             report.set_server_memory(memory_before, seen.memory, plan.connections);
@@ -222,6 +222,9 @@ impl Steady<'_> {
                 Ok(News::Interval(..) | News::Measured) | Err(_) => unreachable!("a thread is ready before all else"),
             }
         }
+        let mut course = Course::new(INTERVAL, starts.len(), self.unit, watched.server()?, plan.progress)?;
+        // Without a warm-up the window begins with the first unit, and the clocks are read before.
+        let mut meter = plan.warmup.is_zero().then(|| Meter::start(watched)).transpose()?;
         let first = Instant::now();
         let schedule = Schedule {
             first,
@@ -242,9 +245,10 @@ impl Steady<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Err(failure(news)),
             }
         }
-        let server = watched.server()?;
-        let mut course = Course::new(schedule.warm, INTERVAL, starts.len(), self.unit, server, plan.progress)?;
-        let mut meter = Some(Meter::start(watched)?);
+        if meter.is_none() {
+            meter = Some(Meter::start(watched)?);
+            course.begin()?;
+        }
         if let Some(probe) = probe {
             probe.mark_begin();
         }
@@ -276,6 +280,23 @@ impl Steady<'_> {
     }
 }
 
+/// Says that a thread has panicked. Without it the others would be waited for, and they for it.
+struct Farewell<'a> {
+    shared: &'a Shared,
+    tell: &'a Sender<News>,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared.stop.store(true, Ordering::Relaxed);
+            let _ = self.tell.send(News::Failed(PerfError::GaveUp(
+                "a thread of the client panicked".to_owned(),
+            )));
+        }
+    }
+}
+
 /// What a thread said before it ended.
 fn failure(news: &Receiver<News>) -> PerfError {
     let said = news.try_iter().find_map(|told| match told {
@@ -288,205 +309,9 @@ fn failure(news: &Receiver<News>) -> PerfError {
 impl Done {
     fn add(&mut self, other: Self) {
         self.tally.merge(other.tally);
+        self.unanswered.add(other.unanswered);
         if let (Some(sum), Some(paced)) = (&mut self.paced, other.paced) {
             sum.add(&paced);
-        }
-    }
-}
-
-/// One thread's share of a run.
-struct Lane<'a> {
-    steady: &'a Steady<'a>,
-    plan: ClientPlan,
-    number: usize,
-    /// When its first unit is due, after that of the run.
-    offset: Duration,
-    shared: &'a Shared,
-    tell: &'a Sender<News>,
-}
-
-/// Begins what is to begin: by a clock, or when something else is done.
-enum Next {
-    Paced(Pace),
-    AtOnce,
-    Thinking(Thinking),
-}
-
-impl Lane<'_> {
-    fn run(&self, started: &Receiver<Schedule>) -> Result<Done, PerfError> {
-        let (plan, steady) = (&self.plan, self.steady);
-        plan.enter()?;
-        let mut work = (steady.work)(self.number);
-        let work = work.as_mut();
-        (steady.prepare)(plan, work)?;
-        let mut tally = if plan.rate.is_some() {
-            Tally::paced()
-        } else {
-            Tally::new()
-        };
-        let mut engine = Engine::new(plan)?;
-        if steady.standing {
-            self.open_all(&mut engine, work, &mut tally)?;
-        }
-        // Nobody listens when another thread has failed, and then nobody starts this one.
-        let _ = self.tell.send(News::Ready);
-        let Ok(schedule) = started.recv() else {
-            engine.abort();
-            return Err(PerfError::GaveUp("another thread failed".to_owned()));
-        };
-        let mut next = self.begin(schedule.first, &mut engine, work, &mut tally);
-        while let (false, Some(left)) = (self.shared.stop.load(Ordering::Relaxed), remaining(schedule.warm)) {
-            next.turn(&mut engine, left, work, &mut tally)?;
-        }
-        self.measure(schedule, &mut engine, &mut next, work, &mut tally)?;
-        let paced = next.paced(Instant::now());
-        self.go_on(&mut engine, &mut next, work, &mut tally)?;
-        if steady.close_in_order {
-            let drained_at = Instant::now() + DRAIN_MAX.min(plan.timeout);
-            engine.drain(work, &mut tally);
-            while let (true, Some(left)) = (engine.live() > 0, remaining(drained_at)) {
-                engine.turn(left, work, &mut tally)?;
-            }
-        }
-        engine.abort();
-        Ok(Done { tally, paced })
-    }
-
-    /// Opens every connection and waits until all are established.
-    fn open_all(&self, engine: &mut Engine<'_>, work: &mut dyn Work, tally: &mut Tally) -> Result<(), PerfError> {
-        let plan = &self.plan;
-        let opened_at = Instant::now();
-        for slot in 0..plan.connections {
-            engine.open(slot, Instant::now(), work, tally);
-        }
-        while engine.established() < plan.connections {
-            if opened_at.elapsed() > plan.timeout + OPENING_MAX || self.shared.stop.load(Ordering::Relaxed) {
-                let (established, connections) = (engine.established(), plan.connections);
-                return Err(PerfError::GaveUp(format!(
-                    "only {established} of {connections} connections opened"
-                )));
-            }
-            engine.turn(Duration::MAX, work, tally)?;
-            for slot in engine.take_freed() {
-                engine.open(slot, Instant::now(), work, tally);
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&self, first: Instant, engine: &mut Engine<'_>, work: &mut dyn Work, tally: &mut Tally) -> Next {
-        let plan = &self.plan;
-        let first = first + self.offset;
-        match (plan.rate, self.steady.standing) {
-            (Some(rate), true) => return Next::Paced(Pace::of_messages(first, rate)),
-            (Some(rate), false) => return Next::Paced(Pace::of_connections(first, rate, plan.connections)),
-            (None, true) => {}
-            (None, false) => {
-                for slot in 0..plan.connections {
-                    engine.open(slot, Instant::now(), work, tally);
-                }
-            }
-        }
-        match plan.think_time {
-            Some(time) => Next::Thinking(Thinking::new(time, self.steady.standing)),
-            None => Next::AtOnce,
-        }
-    }
-
-    fn measure(
-        &self,
-        schedule: Schedule,
-        engine: &mut Engine<'_>,
-        next: &mut Next,
-        work: &mut dyn Work,
-        tally: &mut Tally,
-    ) -> Result<(), PerfError> {
-        let (shared, steady) = (self.shared, self.steady);
-        tally.set_measuring(true);
-        let mut interval = 0;
-        let mut interval_end = schedule.warm + INTERVAL;
-        let mut told = (0, 0);
-        while let (false, Some(left)) = (shared.stop.load(Ordering::Relaxed), remaining(schedule.end)) {
-            if let Some(left) = remaining(interval_end) {
-                next.turn(engine, left, work, tally)?;
-            } else {
-                next.turn(engine, left.min(INTERVAL), work, tally)?;
-                self.tell_interval(interval, tally, false);
-                interval += 1;
-                interval_end += INTERVAL;
-            }
-            let (units, bytes) = tally.measured();
-            let units_all = shared.units.fetch_add(units - told.0, Ordering::Relaxed) + units - told.0;
-            let bytes_all = shared.bytes.fetch_add(bytes - told.1, Ordering::Relaxed) + bytes - told.1;
-            told = (units, bytes);
-            if steady.units_max.is_some_and(|most| units_all >= most)
-                || steady.bytes_max.is_some_and(|most| bytes_all >= most)
-            {
-                shared.stop.store(true, Ordering::Relaxed);
-            }
-        }
-        // Nobody listens when another thread has failed.
-        let _ = self.tell.send(News::Measured);
-        self.tell_interval(interval, tally, true);
-        tally.set_measuring(false);
-        Ok(())
-    }
-
-    /// Keeps the connections until the server has been looked at. Only to count system calls the work goes on.
-    fn go_on(
-        &self,
-        engine: &mut Engine<'_>,
-        next: &mut Next,
-        work: &mut dyn Work,
-        tally: &mut Tally,
-    ) -> Result<(), PerfError> {
-        let shared = self.shared;
-        let mut told = (tally.units_total, tally.bytes_total);
-        while !shared.close.load(Ordering::Relaxed) {
-            if self.plan.cost.syscalls {
-                next.turn(engine, LOOK, work, tally)?;
-            } else {
-                engine.turn(LOOK, work, tally)?;
-            }
-            let (units, bytes) = (tally.units_total, tally.bytes_total);
-            shared.units_after.fetch_add(units - told.0, Ordering::Relaxed);
-            shared.bytes_after.fetch_add(bytes - told.1, Ordering::Relaxed);
-            told = (units, bytes);
-        }
-        Ok(())
-    }
-
-    fn tell_interval(&self, number: u64, tally: &mut Tally, last: bool) {
-        let _ = self.tell.send(News::Interval(number, Box::new(tally.interval()), last));
-    }
-}
-
-impl Next {
-    /// One turn of the engine, with what is to begin before it.
-    fn turn(
-        &mut self,
-        engine: &mut Engine<'_>,
-        timeout: Duration,
-        work: &mut dyn Work,
-        tally: &mut Tally,
-    ) -> Result<(), PerfError> {
-        match self {
-            Self::Paced(pace) => pace.turn(engine, timeout, work, tally),
-            Self::Thinking(thinking) => thinking.turn(engine, timeout, work, tally),
-            Self::AtOnce => {
-                engine.turn(timeout, work, tally)?;
-                for slot in engine.take_freed() {
-                    engine.open(slot, Instant::now(), work, tally);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn paced(&self, now: Instant) -> Option<Paced> {
-        match self {
-            Self::Paced(pace) => Some(pace.so_far(now)),
-            Self::AtOnce | Self::Thinking(_) => None,
         }
     }
 }
