@@ -161,6 +161,23 @@ fn warnings_come_first() {
     assert!(at("Read this first") < at("the client was the limit") && at("the client was the limit") < at("Summary"));
 }
 
+#[test]
+fn warnings_that_differ_by_numbers_are_said_once() {
+    let warned = |label: &str, warning: &str| {
+        let mut value = sample::closed(1.0);
+        value["warnings"] = json!([warning]);
+        run(label, value)
+    };
+    let page = page(&[
+        warned("first", "It waited for 8 % of the window."),
+        warned("second", "It waited for 12.5 % of the window."),
+        warned("third", "It was late."),
+    ])
+    .unwrap();
+    assert!(page.contains("It waited for 8 %") && !page.contains("12.5 %") && page.contains("It was late."));
+    assert!(page.contains("and 1 more") && page.contains("second"));
+}
+
 /// Every text of a report, replaced by this one.
 fn with_texts(value: &mut Value, text: &str) {
     match value {

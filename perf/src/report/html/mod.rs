@@ -123,23 +123,55 @@ fn warnings(groups: &[Group<'_>]) -> Markup {
             .flat_map(|group| group.runs.iter().map(move |run| (group, run)))
     };
     let several = runs().count() > 1;
-    let all: Vec<_> = runs()
-        .flat_map(|(group, run)| run.report.warnings.iter().map(move |text| (group, run, text)))
-        .collect();
-    html! {
-        @if !all.is_empty() {
-            section .warnings aria-label="Warnings" {
-                h2 { "Read this first" }
-                ul { @for (group, run, text) in all.iter().take(ROWS_MAX) {
-                    li {
-                        @if several { strong { (clipped(run.label)) @if groups.len() > 1 { ", " (clipped(group.work)) } ": " } }
-                        (clipped(text))
-                    }
-                } }
-                (more(all.len()))
+    // What differs by its numbers only is said once, with the runs that it is about.
+    let mut alike: Vec<(String, &str, Vec<String>)> = Vec::new();
+    for (group, run) in runs() {
+        let mut name = run.label.to_owned();
+        if groups.len() > 1 {
+            name = format!("{name}, {}", group.work);
+        }
+        for text in &run.report.warnings {
+            let kind = without_numbers(text);
+            match alike.iter_mut().find(|(known, ..)| *known == kind) {
+                Some((_, _, names)) => names.push(name.clone()),
+                None => alike.push((kind, text, vec![name.clone()])),
             }
         }
     }
+    html! {
+        @if !alike.is_empty() {
+            section .warnings aria-label="Warnings" {
+                h2 { "Read this first" }
+                ul { @for (_, text, names) in alike.iter().take(ROWS_MAX) {
+                    li {
+                        @if several { strong { (clipped(&names[0])) } ": " }
+                        (clipped(text))
+                        @if names.len() > 1 {
+                            details {
+                                summary { "and " (names.len() - 1) " more, with other numbers" }
+                                (clipped(&names[1..].join("; ")))
+                            }
+                        }
+                    }
+                } }
+                (more(alike.len()))
+            }
+        }
+    }
+}
+
+/// What warnings of the same kind have in common.
+fn without_numbers(text: &str) -> String {
+    let mut kind = String::with_capacity(text.len());
+    for c in text.chars() {
+        let of_a_number = c.is_ascii_digit() || c == '.' && kind.ends_with('#');
+        if !of_a_number {
+            kind.push(c);
+        } else if !kind.ends_with('#') {
+            kind.push('#');
+        }
+    }
+    kind
 }
 
 fn section(group: &Group<'_>) -> Result<Markup, PerfError> {
