@@ -93,7 +93,31 @@ fn messages_that_are_never_answered_count_with_the_time_they_waited() {
     let probe = report.probe_established.unwrap();
     assert!(probe.failed >= 2 && probe.unanswered >= 2, "{probe:?}");
     assert!(probe.beside.max >= 500_000.0, "{probe:?}");
+    let warned = report.warnings.iter().any(|warning| warning.contains("never answered"));
+    assert!(warned, "{report}");
     server.finish();
+}
+
+#[test]
+fn a_run_that_fails_leaves_no_probe_behind() {
+    let server = Server::start(Fault::None);
+    // Nobody listens there.
+    let line = format!(
+        "ringlock-perf echo --connections 1 --errors-max 3 --duration 100ms --target 127.0.0.1:1 --insecure \
+         --probe-established 2 --probe-target {}",
+        server.relay.address
+    );
+    let error = run(&Cli::parse_from(line.split_whitespace()).command)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("gave up"), "{error}");
+    // Waits until the probe's connections have ended.
+    let (tell, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        server.finish();
+        tell.send(()).unwrap();
+    });
+    finished.recv_timeout(Duration::from_secs(20)).unwrap();
 }
 
 #[test]
