@@ -33,7 +33,11 @@ impl Watched {
         found(&self.args.server_pid, self.args.server_children)
     }
 
-    /// The server's memory now; taken before connections are opened, and with them standing.
+    /// The server's memory now; taken before connections are opened, and with them standing. It is no error of most works that
+    /// it may not be read: [`crate::report::Report::set_server_memory`] tells why.
+    ///
+    /// # Errors
+    /// As [`Processes::memory`].
     pub(crate) fn server_memory(&self) -> Result<Option<Memory>, PerfError> {
         self.server()?.as_ref().map(Processes::memory).transpose()
     }

@@ -102,6 +102,9 @@ pub(crate) fn warnings(report: &Report, window: &Window, plan: &ClientPlan) -> V
         report
             .probe_established
             .and_then(|probe| probe_late(probe.late_p99_us, probe.beside.p99)),
+        report
+            .probe_established
+            .and_then(|probe| probe_failed(probe.failed, probe.unanswered)),
         latency_p99_us.and_then(|_| too_few_units(report.units as u64)),
         too_short(wall),
         stolen(window.host.stolen_part),
@@ -255,6 +258,15 @@ fn probe_late(late_us: f64, latency_p99_us: f64) -> Option<String> {
         format!(
             "The probe of established connections began messages up to {late_us:.0} µs late (99th percentile): its latencies \
              (p99 {latency_p99_us:.0} µs) contain waiting in the client. Leave a CPU of the client less busy."
+        )
+    })
+}
+
+fn probe_failed(failed: u64, unanswered: u64) -> Option<String> {
+    (failed > 0 || unanswered > 0).then(|| {
+        format!(
+            "The probe of established connections lost {failed} connections, and {unanswered} of its messages were never answered: \
+             its latencies hold only how long those waited. Look into the server's log for why, or wait longer (--timeout)."
         )
     })
 }
@@ -432,6 +444,12 @@ mod tests {
         assert_eq!(too_short(Duration::from_secs(1)), None);
         says(connections_failed(3), &["3 connections failed"]);
         assert_eq!(connections_failed(0), None);
+        says(probe_failed(2, 0), &["lost 2 connections", "log"]);
+        says(
+            probe_failed(0, 7),
+            &["7 of its messages were never answered", "--timeout"],
+        );
+        assert_eq!(probe_failed(0, 0), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use nix::time::ClockId;
@@ -146,14 +147,15 @@ impl Processes {
         Ok(all)
     }
 
-    /// Memory in use now.
+    /// Memory in use now. Only root may read that of others' processes, and of those that nobody may dump, as Ringlock's.
     ///
     /// # Errors
     /// When a process has ended or its `smaps_rollup` may not be read.
     pub fn memory(&self) -> Result<Memory, PerfError> {
         let mut sum = Memory::default();
         for &pid in &self.pids {
-            let text = read(pid, "smaps_rollup")?;
+            let text =
+                fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).map_err(|error| unread_memory(pid, error))?;
             let one = parse_smaps_rollup(&text)
                 .ok_or_else(|| process_error(pid, "smaps_rollup lacks Rss, Pss or Private lines".to_owned()))?;
             sum.rss += one.rss;
@@ -364,6 +366,15 @@ fn read(pid: u32, file: &str) -> Result<String, PerfError> {
     fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(|error| process_error(pid, format!("{file}: {error}")))
 }
 
+fn unread_memory(pid: u32, error: io::Error) -> PerfError {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let why = "only root may, or the owner of a process that may be dumped: run as root";
+        PerfError::io(format!("read /proc/{pid}/smaps_rollup ({why})"), error)
+    } else {
+        process_error(pid, format!("smaps_rollup: {error}"))
+    }
+}
+
 fn ticks(count: u64, per_second: u64) -> Duration {
     Duration::from_nanos(count.saturating_mul(1_000_000_000) / per_second.max(1))
 }
@@ -508,6 +519,18 @@ mod tests {
         // Pages of the program itself may turn from private to shared meanwhile, when it is started once more.
         assert!(after.private >= before.private + (12 << 20), "{before:?} {after:?}");
         drop(pages);
+    }
+
+    #[test]
+    fn memory_that_may_not_be_read_is_told_apart_from_a_process_that_has_ended() {
+        let told = |kind: io::ErrorKind| unread_memory(7, kind.into()).to_string();
+        let denied = told(io::ErrorKind::PermissionDenied);
+        assert!(
+            denied.contains("/proc/7/smaps_rollup") && denied.contains("run as root"),
+            "{denied}"
+        );
+        let ended = told(io::ErrorKind::NotFound);
+        assert!(ended.contains("process 7") && !ended.contains("root"), "{ended}");
     }
 
     #[test]

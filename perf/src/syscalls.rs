@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::PerfError;
@@ -155,12 +155,14 @@ pub(crate) fn count(
 struct Counter {
     tool: Tool,
     child: Child,
+    answers: Said,
+    messages: Said,
 }
 
 impl Counter {
     /// Returns when the tool counts. What it says when it may not is the error.
     fn attach(tool: Tool, pids: &[u32]) -> Result<Self, String> {
-        let child = tool
+        let mut child = tool
             .command(pids)?
             // Numbers and messages are read.
             .env("LC_ALL", "C")
@@ -169,7 +171,14 @@ impl Counter {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| format!("does not start ({error})"))?;
-        let mut counter = Self { tool, child };
+        let answers = Said::by(child.stdout.take().expect("standard output is a pipe"));
+        let messages = Said::by(child.stderr.take().expect("standard error is a pipe"));
+        let mut counter = Self {
+            tool,
+            child,
+            answers,
+            messages,
+        };
         let attached = match tool {
             Tool::PerfStat => counter.order("enable"),
             Tool::Strace => counter.wait_attached(pids.len()),
@@ -183,7 +192,7 @@ impl Counter {
             self.order("disable")?;
         }
         self.interrupt();
-        let text = self.said();
+        let text = self.messages.rest();
         let counted = match self.tool {
             Tool::PerfStat => parse_perf(&text),
             Tool::Strace => parse_strace(&text),
@@ -200,28 +209,18 @@ impl Counter {
     fn order(&mut self, order: &str) -> Result<(), String> {
         let stdin = self.child.stdin.as_mut().expect("standard input is a pipe");
         let told = writeln!(stdin, "{order}").is_ok();
-        let stdout = self.child.stdout.as_mut().expect("standard output is a pipe");
-        if told && read_until(stdout, |text| text.contains("ack")).1 {
+        if told && self.answers.until(|text| text.contains("ack")).1 {
             return Ok(());
         }
-        Err(self.complaint())
+        self.interrupt();
+        Err(one_line(&self.messages.rest()))
     }
 
     fn wait_attached(&mut self, processes: usize) -> Result<(), String> {
-        let stderr = self.child.stderr.as_mut().expect("standard error is a pipe");
-        let (said, attached) = read_until(stderr, |text| text.matches(" attached").count() >= processes);
+        let (said, attached) = self
+            .messages
+            .until(|text| text.matches(" attached").count() >= processes);
         if attached { Ok(()) } else { Err(one_line(&said)) }
-    }
-
-    fn complaint(&mut self) -> String {
-        self.interrupt();
-        one_line(&self.said())
-    }
-
-    /// What it says until it ends.
-    fn said(&mut self) -> String {
-        let stderr = self.child.stderr.as_mut().expect("standard error is a pipe");
-        read_until(stderr, |_| false).0
     }
 
     fn interrupt(&self) {
@@ -239,7 +238,7 @@ impl Drop for Counter {
         self.interrupt();
         let end = Instant::now() + TOOL_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
         // An error says that it has ended.
         let _ = self.child.kill();
@@ -247,26 +246,42 @@ impl Drop for Counter {
     }
 }
 
-/// Reads until the text is enough (true), or there is no more, or it takes too long (false).
-fn read_until(pipe: &mut (impl Read + AsFd), enough: impl Fn(&str) -> bool) -> (String, bool) {
-    let end = Instant::now() + TOOL_TIMEOUT;
-    let mut bytes = Vec::new();
-    loop {
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        if enough(&text) {
-            return (text, true);
+/// What a program says, read by a thread of its own until it ends: strace tells each new thread of the server, and a pipe that
+/// nobody empties would stop it, and with it the server.
+struct Said(Receiver<Vec<u8>>);
+
+impl Said {
+    fn by(mut pipe: impl Read + Send + 'static) -> Self {
+        let (tell, said) = channel();
+        thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut piece) {
+                // Nobody listens when the count is over; the pipe is still emptied.
+                let _ = tell.send(piece[..count].to_vec());
+            }
+        });
+        Self(said)
+    }
+
+    /// Waits until what comes from now on is enough (true), or there is no more, or it takes too long (false).
+    fn until(&self, enough: impl Fn(&str) -> bool) -> (String, bool) {
+        let end = Instant::now() + TOOL_TIMEOUT;
+        let mut bytes = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if enough(&text) {
+                return (text, true);
+            }
+            match self.0.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(piece) => bytes.extend(piece),
+                Err(_) => return (text, false),
+            }
         }
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).expect("seconds of the timeout fit");
-        let readable = poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&timeout));
-        let mut piece = [0; 4096];
-        match readable {
-            Ok(1..) => match pipe.read(&mut piece) {
-                Ok(count) if count > 0 => bytes.extend(&piece[..count]),
-                Ok(_) | Err(_) => return (text, false),
-            },
-            Ok(0) | Err(_) => return (text, false),
-        }
+    }
+
+    /// All that comes until its end.
+    fn rest(&self) -> String {
+        self.until(|_| false).0
     }
 }
 
@@ -355,7 +370,7 @@ mod tests {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            let ready = read_until(child.stdout.as_mut().unwrap(), |text| text.contains("ready"));
+            let ready = Said::by(child.stdout.take().unwrap()).until(|text| text.contains("ready"));
             assert!(ready.1, "{}", ready.0);
             Self(child)
         }
@@ -411,7 +426,7 @@ mod tests {
         let caller = Caller::start();
         let mut worked = None;
         let result = count(&caller.processes(), Duration::from_millis(200), |time| {
-            std::thread::sleep(time);
+            thread::sleep(time);
             worked = Some(time);
             Ok(10.0)
         });
@@ -432,7 +447,7 @@ mod tests {
         for tool in Tool::ALL {
             match Counter::attach(tool, &[caller.0.id()]) {
                 Ok(mut counter) => {
-                    std::thread::sleep(Duration::from_millis(200));
+                    thread::sleep(Duration::from_millis(200));
                     let counted = counter.stop().unwrap();
                     assert_eq!(counted.tool, tool);
                     // perf has no name for the call in its list, strace knows all.
@@ -446,7 +461,7 @@ mod tests {
                 Err(why) => assert!(!why.is_empty()),
             }
             let before = caller.processes().cpu_time().unwrap();
-            std::thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(100));
             let used = caller.processes().cpu_time().unwrap().since(before);
             assert!(!used.total.is_zero(), "it runs on after {}", tool.name());
         }
@@ -461,5 +476,25 @@ mod tests {
             .unwrap()
             .unwrap_err();
         assert!(why.contains("perf stat: ") && why.contains("strace -c: "), "{why}");
+    }
+
+    #[test]
+    fn a_tool_that_says_a_lot_while_nobody_asks_is_not_held_up() {
+        // More than a pipe takes.
+        let mut talker = Command::new("sh")
+            .args(["-c", "head -c 300000 /dev/zero >&2"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = Said::by(talker.stderr.take().unwrap());
+        let end = Instant::now() + TOOL_TIMEOUT;
+        while talker.try_wait().unwrap().is_none() {
+            if Instant::now() > end {
+                talker.kill().unwrap();
+                panic!("it waits until somebody reads");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(said.rest().len(), 300_000);
     }
 }

@@ -170,6 +170,16 @@ fn a_stop_of_the_server_is_in_every_message_that_was_due_meanwhile() {
 }
 
 #[test]
+fn a_server_that_is_a_little_too_slow_for_the_rate_is_not_taken_for_a_slow_client() {
+    // Each message is due a little before the one before it has been answered.
+    let delay: Delay = Arc::new(|_| Duration::from_millis(200));
+    let report = measure(&server(delay), "--connections 1 --rate 6 --duration 1s");
+    let loops = report.open_loop.unwrap();
+    assert!(loops.started >= 4 && loops.held + 1 >= loops.started, "{loops:?}");
+    assert!(loops.late_p50_us < 20e3, "{loops:?}");
+}
+
+#[test]
 fn the_course_of_the_run_shows_when_the_server_stood_still() {
     let report = measure(&server(stopping()), "--connections 4 --rate 200 --duration 4s");
     assert_eq!(report.series.len(), 4, "{:?}", report.series);

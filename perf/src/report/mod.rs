@@ -171,10 +171,10 @@ pub struct OpenLoop {
     pub started: u64,
     /// Units that were due and did not begin, because as many as may be were in flight: `due` - `started`.
     pub not_started: u64,
-    /// Units that began late for the same reason.
+    /// Units that began late for the same reason, until something could take them.
     #[serde(default)]
     pub held: u64,
-    /// By how much the others began late, because the client was busy: median, microseconds.
+    /// By how much units began late though something could take them, because the client was busy: median, microseconds.
     #[serde(default)]
     pub late_p50_us: f64,
     /// 99th percentile.

@@ -26,7 +26,9 @@ pub struct ProbeEstablished {
     pub p99_ratio: f64,
     /// Connections that failed and were opened anew, from the first one on.
     pub failed: u64,
-    /// Messages without an answer. They are in the latencies with the time that they waited for one.
+    /// Messages without an answer, of all that were due from the first to the end of the measuring window. Those that were due in
+    /// one of the two windows are in its latencies, with the time that they waited; those of the time between, as the
+    /// warm-up, are only here.
     pub unanswered: u64,
     /// By how much messages began late because the probe itself was not there in time: 99th percentile, microseconds.
     pub late_p99_us: f64,

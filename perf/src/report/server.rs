@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Report, Unit, quotient, ratio, rounded};
 use crate::cost::Used;
+use crate::error::PerfError;
 use crate::procfs;
 use crate::syscalls::Counted;
 
@@ -121,15 +122,23 @@ impl Server {
 }
 
 impl Report {
-    /// The server's memory before the first connection and with `connections` of them standing.
+    /// The server's memory before the first connection and with `connections` of them standing, or a warning why it is not
+    /// known.
     pub(crate) fn set_server_memory(
         &mut self,
-        before: Option<procfs::Memory>,
-        end: Option<procfs::Memory>,
+        before: Result<Option<procfs::Memory>, PerfError>,
+        end: Result<Option<procfs::Memory>, PerfError>,
         connections: usize,
     ) {
-        if let (Some(server), Some(before), Some(end)) = (&mut self.server, before, end) {
-            server.memory = Some(ServerMemory::new(before, end, connections));
+        let both = before.and_then(|before| Ok(before.zip(end?)));
+        match (&mut self.server, both) {
+            (Some(server), Ok(Some((before, end)))) => {
+                server.memory = Some(ServerMemory::new(before, end, connections));
+            }
+            (Some(_) | None, Ok(_)) => {}
+            (_, Err(why)) => self
+                .warnings
+                .push(format!("The server's memory is not in this report: {why}")),
         }
     }
 

@@ -76,7 +76,7 @@ pub(super) fn run(args: &IdleArgs) -> Result<Report, PerfError> {
     record(&mut memory, watched.server_memory()?, IdleMemory::closed);
     let mut report = Report::new("idle", Unit::Connection, &plan, &tally, &window);
     report.set_idle(held, lost, memory);
-    report.set_server_memory(memory_before, memory_holding, held);
+    report.set_server_memory(Ok(memory_before), Ok(memory_holding), held);
     report.probe_established = probed;
     report.warnings = limits::warnings(&report, &window, &plan);
     Ok(report)

@@ -5,6 +5,7 @@
 //! shows, also when nothing is answered until the window is over.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -15,11 +16,12 @@ use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
 use super::echo::EchoWork;
+use super::pace::Pace;
 use super::{Next, Work};
 use crate::connection::{Connection, Failure, Progress};
 use crate::engine::Engine;
 use crate::error::PerfError;
-use crate::measure::{Tally, histogram};
+use crate::measure::{Tally, histogram, nanoseconds};
 use crate::plan::ClientPlan;
 use crate::report::{ProbeEstablished, ProbeLatencies};
 
@@ -41,17 +43,21 @@ const REOPEN_AFTER: Duration = Duration::from_millis(50);
 /// The probe's thread before those that make the load: it hardly runs, and its waiting for a CPU would look like the server's.
 const PRIORITY: i32 = -10;
 
-/// Established connections that are asked for their echo.
+/// Established connections that are asked for their echo. Dropping it ends them.
 pub(crate) struct Probe {
     marks: Arc<Marks>,
-    thread: JoinHandle<Result<ProbeEstablished, PerfError>>,
+    /// `None` exactly when it has been waited for.
+    thread: Option<JoinHandle<Result<ProbeEstablished, PerfError>>>,
 }
 
-/// The window in which the work is measured.
+/// What the probe's thread is told.
 #[derive(Default)]
 struct Marks {
+    /// The window in which the work is measured.
     begin: OnceLock<Instant>,
     end: OnceLock<Instant>,
+    /// Nobody waits for the result.
+    given_up: AtomicBool,
 }
 
 impl Probe {
@@ -77,7 +83,10 @@ impl Probe {
             .name("probe".to_owned())
             .spawn(move || Prober::open(&plan, seen)?.run(alone, ready));
         let thread = spawned.map_err(|error| PerfError::io("start the probe's thread", error))?;
-        let probe = Self { marks, thread };
+        let probe = Self {
+            marks,
+            thread: Some(thread),
+        };
         match wait(&measured_alone) {
             Ok(()) => Ok(probe),
             Err(ended) => Err(probe.finish().err().unwrap_or(ended)),
@@ -99,12 +108,22 @@ impl Probe {
     ///
     /// # Errors
     /// When the probe's thread failed.
-    pub(crate) fn finish(self) -> Result<ProbeEstablished, PerfError> {
+    pub(crate) fn finish(mut self) -> Result<ProbeEstablished, PerfError> {
         self.mark_begin();
         self.mark_end();
-        self.thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let thread = self.thread.take().expect("it is waited for here or when it is dropped");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Probe {
+    /// A run that failed leaves no load behind.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.marks.given_up.store(true, Ordering::Relaxed);
+            // Why the run failed is said already.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -120,16 +139,9 @@ struct Prober<'plan> {
     engine: Engine<'plan>,
     work: ProbeWork,
     tally: Tally,
-    /// Connections at rest, with when they came to it. The one that waited longest is first.
-    resting: VecDeque<(usize, Instant)>,
+    pace: Pace,
     /// Connections to be opened anew, and not before.
     failed: VecDeque<(usize, Instant)>,
-    /// When message 0 is due; number `n` is `n / rate` seconds later.
-    first: Instant,
-    /// Messages that began.
-    begun: u64,
-    /// Nanoseconds by which messages began late though a connection was at rest.
-    late: Histogram<u64>,
 }
 
 impl<'plan> Prober<'plan> {
@@ -137,21 +149,16 @@ impl<'plan> Prober<'plan> {
         plan.enter()?;
         // Without the right to it the probe is as good as the others.
         let _ = setpriority_process(Some(gettid()), PRIORITY);
+        let now = Instant::now();
         let mut prober = Self {
             plan,
             engine: Engine::new(plan)?,
             work: ProbeWork::new(marks),
             tally: Tally::new(),
-            resting: VecDeque::new(),
-            failed: VecDeque::new(),
-            first: Instant::now(),
-            begun: 0,
-            late: histogram(),
+            pace: Pace::of_messages(now, f64::from(plan.cost.probe_rate)),
+            failed: (0..plan.connections).map(|slot| (slot, now)).collect(),
         };
-        let end = Instant::now() + plan.timeout + OPENING_MAX;
-        prober
-            .failed
-            .extend((0..plan.connections).map(|slot| (slot, prober.first)));
+        let end = now + plan.timeout + OPENING_MAX;
         while prober.engine.established() < plan.connections {
             if Instant::now() > end {
                 let (established, failures) = (prober.engine.established(), prober.tally.failure_kinds());
@@ -166,44 +173,32 @@ impl<'plan> Prober<'plan> {
     }
 
     fn run(mut self, alone: Duration, ready: Sender<()>) -> Result<ProbeEstablished, PerfError> {
-        self.first = Instant::now();
-        let alone_end = self.first + alone;
-        self.work.alone = Some((self.first, alone_end));
+        let first = Instant::now();
+        let alone_end = first + alone;
+        self.pace.begin_at(first);
+        self.work.alone = Some((first, alone_end));
         let mut ready = Some(ready);
-        loop {
+        while !self.work.marks.given_up.load(Ordering::Relaxed) {
             let now = Instant::now();
             if now >= alone_end
                 && let Some(ready) = ready.take()
             {
-                // Nobody listens when the run was given up; the end then comes as ever.
+                // Nobody listens when the run was given up.
                 let _ = ready.send(());
             }
             let end = self.work.marks.end.get().copied();
-            self.begin_due(now, end);
-            if end.is_some_and(|end| self.is_over(now, end)) {
-                break;
-            }
-            let next = self.due(self.begun).saturating_duration_since(now);
-            let idle = if self.resting.is_empty() { LOOK } else { next.min(LOOK) };
+            // None begins that is due after the end.
+            let last = end.map_or(now, |end| end.min(now));
+            self.pace
+                .begin_due(last, &mut self.engine, &mut self.work, &mut self.tally);
+            let idle = match end {
+                Some(end) if self.is_over(now, end) => break,
+                Some(_) => LOOK,
+                None => self.pace.idle().min(LOOK),
+            };
             self.turn(idle)?;
         }
         Ok(self.finish(Instant::now()))
-    }
-
-    /// Begins the messages that are due, but none that is due after the end.
-    fn begin_due(&mut self, now: Instant, end: Option<Instant>) {
-        let last = end.unwrap_or(now).min(now);
-        while self.due(self.begun) <= last
-            && let Some((slot, since)) = self.resting.pop_front()
-        {
-            let due = self.due(self.begun);
-            if self.engine.resume(slot, due, &mut self.work, &mut self.tally) {
-                let could_begin = due.max(since);
-                let late = now.saturating_duration_since(could_begin).as_nanos();
-                self.late.saturating_record(u64::try_from(late).unwrap_or(u64::MAX));
-                self.begun += 1;
-            }
-        }
     }
 
     /// One turn of the engine; connections that failed are opened anew, but not as fast as they fail.
@@ -217,17 +212,15 @@ impl<'plan> Prober<'plan> {
         }
         self.engine.turn(timeout, &mut self.work, &mut self.tally)?;
         let now = Instant::now();
-        let freed = self.engine.take_freed();
+        let freed = self.pace.take(&mut self.engine, now);
         self.failed
             .extend(freed.into_iter().map(|slot| (slot, now + REOPEN_AFTER)));
-        let rested = self.engine.take_rested();
-        self.resting.extend(rested.into_iter().map(|slot| (slot, now)));
         Ok(())
     }
 
     /// Everything that was due has been answered, or has had its time.
     fn is_over(&self, now: Instant, end: Instant) -> bool {
-        let answered = self.due(self.begun) >= end && self.work.unanswered.is_empty();
+        let answered = self.pace.next_due() >= end && self.work.unanswered.is_empty();
         answered || now >= end + self.plan.timeout
     }
 
@@ -235,10 +228,7 @@ impl<'plan> Prober<'plan> {
     fn finish(mut self, now: Instant) -> ProbeEstablished {
         let end = self.work.marks.end.get().copied().unwrap_or(now);
         let mut waiting = std::mem::take(&mut self.work.unanswered);
-        while self.due(self.begun) < end {
-            waiting.insert(self.due(self.begun));
-            self.begun += 1;
-        }
+        waiting.extend(self.pace.not_begun(end));
         waiting.iter().for_each(|&due| self.work.record(due, now));
         self.engine.abort();
         ProbeEstablished::new(&ProbeLatencies {
@@ -246,14 +236,10 @@ impl<'plan> Prober<'plan> {
             rate_per_s: self.plan.cost.probe_rate,
             alone: &self.work.latency_alone,
             beside: &self.work.latency_beside,
-            late: &self.late,
+            late: self.pace.late(),
             failed: self.tally.failures_total(),
             unanswered: waiting.len() as u64,
         })
-    }
-
-    fn due(&self, number: u64) -> Instant {
-        self.first + Duration::from_secs_f64(number as f64 / f64::from(self.plan.cost.probe_rate))
     }
 }
 
@@ -282,9 +268,8 @@ impl ProbeWork {
     }
 
     fn record(&mut self, due: Instant, done: Instant) {
-        let latency = done.saturating_duration_since(due).as_nanos();
-        let latency = u64::try_from(latency).unwrap_or(u64::MAX);
-        let Marks { begin, end } = &*self.marks;
+        let latency = nanoseconds(due, done);
+        let Marks { begin, end, .. } = &*self.marks;
         if self.alone.is_some_and(|(begin, end)| begin <= due && due < end) {
             self.latency_alone.saturating_record(latency);
         } else if begin.get().is_some_and(|begin| *begin <= due) && end.get().is_none_or(|end| due < *end) {

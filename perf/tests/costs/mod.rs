@@ -93,7 +93,31 @@ fn messages_that_are_never_answered_count_with_the_time_they_waited() {
     let probe = report.probe_established.unwrap();
     assert!(probe.failed >= 2 && probe.unanswered >= 2, "{probe:?}");
     assert!(probe.beside.max >= 500_000.0, "{probe:?}");
+    let warned = report.warnings.iter().any(|warning| warning.contains("never answered"));
+    assert!(warned, "{report}");
     server.finish();
+}
+
+#[test]
+fn a_run_that_fails_leaves_no_probe_behind() {
+    let server = Server::start(Fault::None);
+    // Nobody listens there.
+    let line = format!(
+        "ringlock-perf echo --connections 1 --errors-max 3 --duration 100ms --target 127.0.0.1:1 --insecure \
+         --probe-established 2 --probe-target {}",
+        server.relay.address
+    );
+    let error = run(&Cli::parse_from(line.split_whitespace()).command)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("gave up"), "{error}");
+    // Waits until the probe's connections have ended.
+    let (tell, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        server.finish();
+        tell.send(()).unwrap();
+    });
+    finished.recv_timeout(Duration::from_secs(20)).unwrap();
 }
 
 #[test]
@@ -159,6 +183,43 @@ fn memory_is_told_for_standing_connections_and_only_for_those() {
     assert!((memory.per_connection.rss - expected).abs() < 1.0, "{memory:?}");
     let handshake = server.drive("handshake --connections 1 --count 3 --duration 30s");
     assert!(handshake.server.unwrap().memory.is_none());
+    server.finish();
+}
+
+#[test]
+fn memory_that_cannot_be_read_is_a_warning_but_for_idle() {
+    let server = Server::start(Fault::None);
+    // A process that has ended and is not waited for has clocks, but no memory.
+    let mut ended = std::process::Command::new("true").spawn().unwrap();
+    let pid = ended.id();
+    let stat = format!("/proc/{pid}/stat");
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+        assert!(std::time::Instant::now() < end, "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let drive = |work: &str| {
+        let (target, ca) = (&server.relay.address, server.relay.ca());
+        let line = format!("ringlock-perf {work} --target {target} --ca {ca} --warmup 0s --server-pid {pid}");
+        run(&Cli::parse_from(line.split(' ')).command)
+    };
+    let echo = drive("echo --connections 2 --duration 200ms").unwrap();
+    assert!(
+        echo.is_clean() && echo.server.as_ref().unwrap().memory.is_none(),
+        "{echo}"
+    );
+    let why = format!("memory is not in this report: process {pid}");
+    assert!(echo.warnings.iter().any(|warning| warning.contains(&why)), "{echo}");
+    let handshake = drive("handshake --connections 1 --count 3 --duration 30s").unwrap();
+    assert!(
+        !handshake.warnings.iter().any(|warning| warning.contains(&why)),
+        "{handshake}"
+    );
+    let error = drive("idle --connections 2 --settle 0s --hold 0s")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("smaps_rollup"), "{error}");
+    ended.wait().unwrap();
     server.finish();
 }
 

@@ -88,7 +88,7 @@ struct Measured {
 
 /// What was read of the server after the window, with the connections still there.
 struct Seen {
-    memory: Option<Memory>,
+    memory: Result<Option<Memory>, PerfError>,
     system_calls: Option<Result<(Counted, f64), String>>,
 }
 
@@ -110,7 +110,11 @@ impl Steady<'_> {
         plan.stay()?;
         let watched = Watched::new(&plan.cost)?;
         let probe = Probe::beside(plan)?;
-        let memory_before = if self.standing { watched.server_memory()? } else { None };
+        let memory_before = if self.standing {
+            watched.server_memory()
+        } else {
+            Ok(None)
+        };
         thread::scope(|scope| {
             let (tell, news) = channel();
             let mut starts = Vec::new();
@@ -171,8 +175,8 @@ impl Steady<'_> {
                 report.unanswered = Some(sum.unanswered);
             }
             report.probe_established = probed;
-            report.set_server_memory(memory_before, seen.memory, plan.connections);
             report.warnings = limits::warnings(&report, &window, plan);
+            report.set_server_memory(memory_before, seen.memory, plan.connections);
             if let Some(calls) = seen.system_calls {
                 report.set_system_calls(calls);
             }
@@ -182,7 +186,11 @@ impl Steady<'_> {
 
     /// Looks at the server after the window, with the connections still there.
     fn look(&self, plan: &ClientPlan, watched: &Watched, shared: &Shared) -> Result<Seen, PerfError> {
-        let memory = if self.standing { watched.server_memory()? } else { None };
+        let memory = if self.standing {
+            watched.server_memory()
+        } else {
+            Ok(None)
+        };
         let done = || {
             (
                 shared.units_after.load(Ordering::Relaxed),
