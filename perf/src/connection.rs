@@ -2,21 +2,20 @@
 //!
 //! `Opening` (connect and handshake) → `Established` → `Closing` (close_notify and FIN are out) → finished.
 
-use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::io::{self, BufRead, IoSlice, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use ringlock::buffers::{Outbox, SendBuffer, SendPool, Sink};
 use ringlock::error::IoError;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
 use rustls::{CipherSuite, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion};
 
 use crate::args::Offer;
 use crate::measure::Times;
 use crate::plan::ClientPlan;
+use crate::socket::{Cause, start_connect};
 use crate::tls::name;
 use crate::work::http::ResponseReader;
 
@@ -196,17 +195,12 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        let kind = error.kind();
-        if kind == ErrorKind::ConnectionRefused {
-            Self::Refused
-        } else if matches!(kind, ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse) {
-            Self::NoLocalPort
-        } else if is_reset(&error) {
-            Self::Reset
-        } else if kind == ErrorKind::TimedOut {
-            Self::Timeout("connecting")
-        } else {
-            Self::Io(error)
+        match Cause::of(&error) {
+            Cause::Refused => Self::Refused,
+            Cause::NoLocalPort => Self::NoLocalPort,
+            Cause::Reset => Self::Reset,
+            Cause::TimedOut => Self::Timeout("connecting"),
+            Cause::NoDescriptor | Cause::Other => Self::Io(error),
         }
     }
 }
@@ -516,33 +510,10 @@ impl Write for Appended<'_> {
     }
 }
 
-fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
-}
-
-fn start_connect(target: SocketAddr, source: Option<Ipv4Addr>) -> Result<OwnedFd, Failure> {
-    let family = if target.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).map_err(io::Error::from)?;
-    // Otherwise the first application bytes wait for the acknowledgement of Finished.
-    sockopt::set_tcp_nodelay(&socket, true).map_err(io::Error::from)?;
-    if let Some(source) = source {
-        // The port is chosen by connect, which may use one port for many destinations.
-        setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from)?;
-        bind(&socket, &SocketAddrV4::new(source, 0)).map_err(io::Error::from)?;
-    }
-    match connect(&socket, &target) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
-        Err(errno) => Err(io::Error::from(errno).into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
 
     #[test]

@@ -1,6 +1,8 @@
 //! Why a run could not start or could not be measured. What happens to single connections is a
 //! [`crate::connection::Failure`] and is counted, not returned.
 
+use std::fmt::Display;
+
 /// An error of the operator's or of this machine: the run has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum PerfError {
@@ -60,12 +62,24 @@ pub enum PerfError {
     /// The run was given up because nothing but errors came back.
     #[error("gave up: {0}")]
     GaveUp(String),
+    /// An attack came to nothing: its result would say nothing of the server.
+    #[error("nothing was attacked: {0}")]
+    NotAttacked(String),
     /// Connections should have resumed sessions and did not.
     #[error("not resumed: {0}")]
     NotResumed(String),
 }
 
 impl PerfError {
+    /// A flag has a value that cannot be used.
+    pub(crate) fn flag(flag: &'static str, found: impl Display, expected: impl Into<String>) -> Self {
+        Self::Flag {
+            flag,
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
     /// Wraps a system error with what was being done.
     pub(crate) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Self::Io {

@@ -24,6 +24,7 @@ pub mod procfs;
 pub mod report;
 pub mod scenario;
 mod sessions;
+mod socket;
 mod syscalls;
 mod tls;
 mod work;

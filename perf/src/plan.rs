@@ -14,7 +14,7 @@ use crate::error::PerfError;
 use crate::personas::Personas;
 
 /// A run always ends by itself; this is the longest it may be asked to take.
-const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// As many as file descriptors can be had on a generous machine.
 const CONNECTIONS_MAX: usize = 1_000_000;
@@ -23,7 +23,7 @@ const CONNECTIONS_MAX: usize = 1_000_000;
 const THREADS_MAX: usize = 1024;
 
 /// More than the cores of a large machine can begin.
-const RATE_MAX: u32 = 1_000_000;
+pub(crate) const RATE_MAX: u32 = 1_000_000;
 
 /// A probe is no load.
 const PROBE_RATE_MAX: u32 = 10_000;
@@ -32,7 +32,7 @@ const PROBE_RATE_MAX: u32 = 10_000;
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
 /// File descriptors that are not connections: the driver's, standard streams, files being read.
-const DESCRIPTORS_SPARE: u64 = 64;
+pub(crate) const DESCRIPTORS_SPARE: u64 = 64;
 
 /// What all connections of a run have in common.
 pub(crate) struct ClientPlan {
@@ -67,7 +67,11 @@ impl ClientPlan {
     /// Checks the flags, raises the descriptor limit, resolves the target, reads certificates and keys.
     pub(crate) fn new(args: &ClientArgs, connections: usize, mix: &[Weighted<Offer>]) -> Result<Self, PerfError> {
         if connections == 0 || connections > CONNECTIONS_MAX {
-            return Err(flag("--connections", &connections, &format!("1 to {CONNECTIONS_MAX}")));
+            return Err(PerfError::flag(
+                "--connections",
+                connections,
+                format!("1 to {CONNECTIONS_MAX}"),
+            ));
         }
         for (name, time, least) in [
             ("--duration", args.duration, Duration::from_nanos(1)),
@@ -76,17 +80,17 @@ impl ClientPlan {
         ] {
             if time < least || time > DURATION_MAX {
                 let more = if least.is_zero() { "" } else { "more than 0 and " };
-                return Err(flag(name, &format!("{time:?}"), &format!("{more}at most 24h")));
+                return Err(PerfError::flag(name, format!("{time:?}"), format!("{more}at most 24h")));
             }
         }
         let cpus = args.cpu.as_ref().map_or_else(Vec::new, |list| list.0.clone());
         let threads = args.threads.unwrap_or(cpus.len().clamp(1, connections));
         if threads == 0 || threads > THREADS_MAX.min(connections) {
             let most = THREADS_MAX.min(connections);
-            return Err(flag(
+            return Err(PerfError::flag(
                 "--threads",
-                &threads,
-                &format!("1 to {most}, as many as there are connections at most"),
+                threads,
+                format!("1 to {most}, as many as there are connections at most"),
             ));
         }
         let target = resolve(&args.target)?;
@@ -131,12 +135,12 @@ impl ClientPlan {
             if let Some(rate) = rate
                 && !(1..=RATE_MAX).contains(&rate)
             {
-                return Err(flag(name, &rate, &format!("1 to {RATE_MAX}")));
+                return Err(PerfError::flag(name, rate, format!("1 to {RATE_MAX}")));
             }
         }
         if load.find_capacity && load.rate_min > load.rate_max {
             let expected = format!("at most --rate-max ({})", load.rate_max);
-            return Err(flag("--rate-min", &load.rate_min, &expected));
+            return Err(PerfError::flag("--rate-min", load.rate_min, expected));
         }
         plan.rate = load.rate.map(f64::from);
         plan.think_time = load.think_time.filter(|time| !time.is_zero());
@@ -147,7 +151,7 @@ impl ClientPlan {
     fn of_probe(args: &ClientArgs, connections: usize) -> Result<Arc<Self>, PerfError> {
         let rate = args.cost.probe_rate;
         if !(1..=PROBE_RATE_MAX).contains(&rate) {
-            return Err(flag("--probe-rate", &rate, &format!("1 to {PROBE_RATE_MAX}")));
+            return Err(PerfError::flag("--probe-rate", rate, format!("1 to {PROBE_RATE_MAX}")));
         }
         let mut args = args.clone();
         args.threads = Some(1);
@@ -228,7 +232,7 @@ fn driver(io: Io) -> Result<DriverKind, PerfError> {
     });
     chosen.map(|(kind, _)| kind).map_err(|refusal| {
         let expected = format!("{}; {}", refusal.expected, refusal.remedy);
-        flag("--io", &refusal.found, &expected)
+        PerfError::flag("--io", refusal.found, expected)
     })
 }
 
@@ -238,7 +242,7 @@ pub(crate) fn pin(cpu: usize) -> Result<(), PerfError> {
 }
 
 fn pin_to(cpus: &[usize]) -> Result<(), PerfError> {
-    let refused = |cpu: usize| flag("--cpu", &cpu, "the number of a CPU that this process may use");
+    let refused = |cpu: usize| PerfError::flag("--cpu", cpu, "the number of a CPU that this process may use");
     let mut set = CpuSet::new();
     for &cpu in cpus {
         if cpu >= CpuSet::MAX_CPU {
@@ -276,7 +280,7 @@ pub(crate) fn raise_descriptor_limit(needed: u64) -> Result<(), PerfError> {
 }
 
 fn resolve(target: &str) -> Result<SocketAddr, PerfError> {
-    let failed = |why: &str| flag("--target", &target, &format!("host:port ({why})"));
+    let failed = |why: &str| PerfError::flag("--target", target, format!("host:port ({why})"));
     let mut addresses = target.to_socket_addrs().map_err(|error| failed(&error.to_string()))?;
     addresses.next().ok_or_else(|| failed("the name has no address"))
 }
@@ -285,7 +289,13 @@ fn sources(asked: Option<u8>, target: SocketAddr, connections: usize) -> Result<
     let loopback = matches!(target, SocketAddr::V4(v4) if v4.ip().is_loopback());
     let count = match asked {
         Some(0) => 0,
-        Some(_) if !loopback => return Err(flag("--sources", &target, "a target in 127.0.0.0/8, or --sources 0")),
+        Some(_) if !loopback => {
+            return Err(PerfError::flag(
+                "--sources",
+                target,
+                "a target in 127.0.0.0/8, or --sources 0",
+            ));
+        }
         Some(count) => usize::from(count),
         // Four even for few connections: short ones leave their ports in TIME_WAIT.
         None if loopback => connections.div_ceil(CONNECTIONS_PER_SOURCE).max(4),
@@ -294,14 +304,6 @@ fn sources(asked: Option<u8>, target: SocketAddr, connections: usize) -> Result<
     Ok((1..=count)
         .filter_map(|last| Some(Ipv4Addr::new(127, 0, 0, u8::try_from(last).ok()?)))
         .collect())
-}
-
-fn flag(flag: &'static str, found: &dyn std::fmt::Display, expected: &str) -> PerfError {
-    PerfError::Flag {
-        flag,
-        found: found.to_string(),
-        expected: expected.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -36,9 +36,9 @@ pub struct AttackArgs {
     /// How long one connection is kept at most.
     #[arg(long, default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// In slow-hello: the time between two bytes.
-    #[arg(long, default_value = "100ms", value_parser = parse_duration)]
-    pub pause: Duration,
+    /// In slow-hello: the time between two bytes; without it 100ms.
+    #[arg(long, value_parser = parse_duration)]
+    pub pause: Option<Duration>,
     /// Name sent as SNI. Neither certificate nor signature is checked.
     #[arg(long, default_value = "localhost")]
     pub server_name: String,
@@ -93,6 +93,20 @@ impl Mode {
             .to_possible_value()
             .expect("no mode is left out of the command line");
         value.get_name().to_owned()
+    }
+
+    /// What a server must do for the mode to begin.
+    pub(super) fn needs(self) -> &'static str {
+        match self {
+            Mode::KeyUpdate => "a handshake of TLS 1.3 with AES that asks for no client certificate",
+            Mode::Renegotiation => "a handshake of TLS 1.2 with AES-GCM that asks for no client certificate",
+            Mode::StalledHello
+            | Mode::SlowHello
+            | Mode::HalfOpen
+            | Mode::HugeHello
+            | Mode::TicketReplay
+            | Mode::Reset => "a server that takes connections",
+        }
     }
 
     /// Ways to do it, which the connections take in turn.

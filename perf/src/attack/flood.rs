@@ -3,19 +3,17 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+use rustix::net::sockopt;
 
 use super::script::{Next, Script};
 use super::tally::Tally;
 use crate::error::PerfError;
+use crate::socket::{Cause, start_connect};
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 1024;
@@ -25,6 +23,10 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// What one connection may read or write in a turn, in calls: a storm does not hold up the others.
 const CALLS_PER_TURN: usize = 16;
+
+/// Nothing is read while more bytes than this wait to be sent: a server that only talks does not fill the memory with answers. What
+/// scripts send by themselves is no more at a time.
+const WAITING_MAX: usize = 64 * 1024;
 
 /// Connections that are opened in a turn.
 const OPENED_PER_TURN: usize = 64;
@@ -225,7 +227,9 @@ impl<N: FnMut(u64) -> Result<Box<dyn Script>, PerfError>> Flood<N> {
     }
 
     fn connect(&self, slot: usize, number: u64) -> io::Result<TcpStream> {
-        let mut stream = open(self.bounds.target, number)?;
+        let target = self.bounds.target;
+        let socket = start_connect(target, source(target, number))?;
+        let mut stream = TcpStream::from_std(std::net::TcpStream::from(socket));
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(slot), interest)?;
         Ok(stream)
@@ -301,9 +305,14 @@ impl Attempt {
         if !self.connected && !self.is_connected(tally)? {
             return Ok(Turn::Idle);
         }
+        // Not each time, as what is left is moved.
+        if self.written > self.out.len() / 2 {
+            self.out.drain(..self.written);
+            self.written = 0;
+        }
         let mut calls = 0;
         let all_read = loop {
-            if calls == CALLS_PER_TURN {
+            if calls == CALLS_PER_TURN || self.too_much_waits() {
                 break false;
             }
             calls += 1;
@@ -352,7 +361,9 @@ impl Attempt {
                     self.written += length;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(if all_read { Turn::Idle } else { Turn::More });
+                    // When there is room again, the kernel says so.
+                    let idle = all_read || self.too_much_waits();
+                    return Ok(if idle { Turn::Idle } else { Turn::More });
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -362,6 +373,10 @@ impl Attempt {
             }
         }
         Ok(Turn::More)
+    }
+
+    fn too_much_waits(&self) -> bool {
+        self.out.len() - self.written > WAITING_MAX
     }
 
     fn is_connected(&mut self, tally: &mut Tally) -> Result<bool, End> {
@@ -408,36 +423,91 @@ impl Attempt {
     }
 }
 
-/// A connection in the making.
-fn open(target: SocketAddr, number: u64) -> io::Result<TcpStream> {
-    let family = match target {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket: OwnedFd = socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_tcp_nodelay(&socket, true)?;
-    if let IpAddr::V4(address) = target.ip()
-        && address.is_loopback()
-    {
-        let last = u8::try_from(number % u64::from(SOURCES)).expect("below SOURCES") + 1;
-        // The port is chosen at the connect, when the kernel knows where to.
-        setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from)?;
-        bind(&socket, &SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)))?;
-    }
-    match connect(&socket, &target) {
-        Ok(()) | Err(Errno::INPROGRESS) => Ok(TcpStream::from_std(std::net::TcpStream::from(socket))),
-        Err(error) => Err(error.into()),
-    }
+/// Where a connection comes from; nothing: the system chooses.
+fn source(target: SocketAddr, number: u64) -> Option<Ipv4Addr> {
+    let loopback = matches!(target, SocketAddr::V4(v4) if v4.ip().is_loopback());
+    let last = u8::try_from(number % u64::from(SOURCES)).expect("below SOURCES") + 1;
+    loopback.then_some(Ipv4Addr::new(127, 0, 0, last))
 }
 
 fn failure(error: &io::Error) -> End {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::CONNREFUSED) => "refused",
-        Some(Errno::CONNRESET | Errno::PIPE | Errno::CONNABORTED) => "reset_by_server",
-        Some(Errno::TIMEDOUT) => "timed_out",
-        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => "no_local_port",
-        Some(Errno::MFILE | Errno::NFILE) => "no_descriptor",
-        Some(_) | None => "io",
+    match Cause::of(error) {
+        Cause::Refused => "refused",
+        Cause::Reset => "reset_by_server",
+        Cause::TimedOut => "timed_out",
+        Cause::NoLocalPort => "no_local_port",
+        Cause::NoDescriptor => "no_descriptor",
+        Cause::Other => "io",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Answers each byte by one.
+    struct Echo {
+        /// The longest that `out` was.
+        longest: Arc<AtomicUsize>,
+    }
+
+    impl Script for Echo {
+        fn variant(&self) -> &'static str {
+            "echo"
+        }
+
+        fn ready(&mut self, _: &mut Vec<u8>) -> Next {
+            Next::Wait
+        }
+
+        fn received(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Next {
+            out.extend_from_slice(bytes);
+            self.longest.fetch_max(out.len(), Ordering::SeqCst);
+            Next::Wait
+        }
+
+        fn alert(&self) -> Option<String> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_read_is_not_read_from() {
+        const BYTES: usize = 32 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut sending = stream.try_clone().unwrap();
+            let sender = std::thread::spawn(move || sending.write_all(&vec![7; BYTES]).unwrap());
+            std::thread::sleep(Duration::from_millis(500));
+            stream.read_exact(&mut vec![0; BYTES]).unwrap();
+            sender.join().unwrap();
+        });
+        let bounds = Bounds {
+            target,
+            connections: 1,
+            connections_max: 1,
+            rate: None,
+            duration: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
+            pause: Duration::ZERO,
+        };
+        let longest = Arc::new(AtomicUsize::new(0));
+        let script = |_| -> Result<Box<dyn Script>, PerfError> {
+            Ok(Box::new(Echo {
+                longest: longest.clone(),
+            }))
+        };
+        let tally = Flood::new(bounds, script).unwrap().run(|| false).unwrap();
+        server.join().unwrap();
+        // What was held back comes as soon as there is room.
+        assert_eq!((tally.received, tally.sent), (BYTES as u64, BYTES as u64));
+        let longest = longest.load(Ordering::SeqCst);
+        assert!(longest < 1 << 20, "{longest} bytes waited");
     }
 }

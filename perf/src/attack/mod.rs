@@ -29,35 +29,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::time::ClockId;
 use rustls::version::{TLS12, TLS13};
 use rustls_pki_types::ServerName;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::PerfError;
-use crate::plan::raise_descriptor_limit;
+use crate::measure::own_cpu_time;
+use crate::plan::{DESCRIPTORS_SPARE, DURATION_MAX, RATE_MAX, raise_descriptor_limit};
 use crate::procfs::Processes;
-use args::AttackArgs;
+use args::{AttackArgs, Mode};
 use flood::{Bounds, Flood};
 use modes::Scripts;
 use report::{AttackReport, EndedBy, EndingCount, Kept, SCHEMA, WitnessReport};
 use server::Meter;
 pub use server::ServerCost;
 pub use tally::Ending;
+use tally::Tally;
 pub use witness::Observed;
-use witness::Witness;
-
-/// Longest attack, and longest of its parts.
-const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+use witness::{CLIENTS_MAX, Witness};
 
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 100_000;
 
-/// Most connections per second that can be asked for.
-const RATE_MAX: u32 = 1_000_000;
-
-/// Open files besides the attack's connections.
-const DESCRIPTORS_SPARE: u64 = 64;
+/// Between two bytes, unless said otherwise.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Attacks until SIGINT or SIGTERM at the latest; there is a result then, too.
 ///
@@ -74,7 +69,8 @@ pub fn run_until_signal(args: &AttackArgs) -> Result<AttackReport, PerfError> {
 /// Attacks until its time is over or `stop` is set.
 ///
 /// # Errors
-/// When the target may not be attacked, a flag cannot be used, or the server does not serve even before.
+/// When the target may not be attacked, a flag cannot be used, the server does not serve even before, or no connection comes to
+/// do what the mode is about.
 pub fn run(args: &AttackArgs, stop: &AtomicBool) -> Result<AttackReport, PerfError> {
     let plan = Plan::new(args)?;
     let stopped = || stop.load(Ordering::Relaxed);
@@ -116,6 +112,9 @@ pub fn run(args: &AttackArgs, stop: &AtomicBool) -> Result<AttackReport, PerfErr
         let during = watching.map(|thread| thread.join().expect("the witness does not panic"));
         tally.map(|tally| (tally, during))
     })?;
+    if !tally.attacked(args.mode) {
+        return Err(nothing_attacked(args, &tally, server_lost.as_ref()));
+    }
     let measured = tally.wall;
     let client_cpu = own_cpu_time()?.saturating_sub(own);
     let ended = meter.as_mut().map_or(Ok(()), Meter::attack_ends);
@@ -183,6 +182,17 @@ pub fn run(args: &AttackArgs, stop: &AtomicBool) -> Result<AttackReport, PerfErr
     })
 }
 
+/// What came instead of an attack.
+fn nothing_attacked(args: &AttackArgs, tally: &Tally, server_lost: Option<&PerfError>) -> PerfError {
+    let lost = server_lost.map_or(String::new(), |error| format!("; the server has gone: {error}"));
+    PerfError::NotAttacked(format!(
+        "found {}{lost}, expected {}; check the server at {}, and --connections and `ulimit -n` if ports or descriptors are wanting",
+        tally.in_words(),
+        args.mode.needs(),
+        args.target
+    ))
+}
+
 /// Legal settings of an attack.
 struct Plan {
     bounds: Bounds,
@@ -199,27 +209,49 @@ impl Plan {
         within("--connections-max", args.connections_max, 1..=u64::MAX)?;
         within("--rate", args.rate.unwrap_or(1), 1..=RATE_MAX)?;
         within("--witness-rate", args.witness_rate, 0..=1000)?;
+        let pause = args.pause.unwrap_or(PAUSE);
         let parts = [
             ("--duration", args.duration),
             ("--timeout", args.timeout),
-            ("--pause", args.pause),
+            ("--pause", pause),
             ("--witness-timeout", args.witness_timeout),
         ];
         for (name, value) in parts {
             if value.is_zero() || value > DURATION_MAX {
-                return Err(flag(name, format!("{value:?}"), "more than 0 and at most 24h"));
+                return Err(PerfError::flag(
+                    name,
+                    format!("{value:?}"),
+                    "more than 0 and at most 24h",
+                ));
             }
         }
         if args.baseline > DURATION_MAX {
-            return Err(flag("--baseline", format!("{:?}", args.baseline), "at most 24h"));
+            return Err(PerfError::flag(
+                "--baseline",
+                format!("{:?}", args.baseline),
+                "at most 24h",
+            ));
         }
         let name = ServerName::try_from(args.server_name.clone())
-            .map_err(|_| flag("--server-name", args.server_name.clone(), "a DNS name or an IP address"))?;
+            .map_err(|_| PerfError::flag("--server-name", &args.server_name, "a DNS name or an IP address"))?;
         let server = match args.server_pid.as_slice() {
             [] => None,
             pids => Some(Processes::find(pids, args.server_children)?),
         };
-        raise_descriptor_limit(args.connections as u64 + DESCRIPTORS_SPARE)?;
+        if let Some(most) = args.witness_p99_max
+            && args.witness_rate == 0
+        {
+            let expected = "a --witness-rate above 0, or no bound: without a witness nothing is measured against it";
+            return Err(PerfError::flag("--witness-p99-max", format!("{most:?}"), expected));
+        }
+        if let Some(pause) = args.pause
+            && args.mode != Mode::SlowHello
+        {
+            let expected = "no such flag: only slow-hello pauses";
+            return Err(PerfError::flag("--pause", format!("{pause:?}"), expected));
+        }
+        let witnesses = if args.witness_rate > 0 { CLIENTS_MAX } else { 0 };
+        raise_descriptor_limit((args.connections + witnesses) as u64 + DESCRIPTORS_SPARE)?;
         Ok(Self {
             bounds: Bounds {
                 target,
@@ -228,7 +260,7 @@ impl Plan {
                 rate: args.rate,
                 duration: args.duration,
                 timeout: args.timeout,
-                pause: args.pause,
+                pause,
             },
             name,
             variants: variants(args)?,
@@ -243,7 +275,11 @@ fn variants(args: &AttackArgs) -> Result<Vec<&'static str>, PerfError> {
         None => Ok(all.to_vec()),
         Some(wanted) => match all.iter().find(|name| *name == wanted) {
             Some(name) => Ok(vec![name]),
-            None => Err(flag("--variant", wanted.clone(), &format!("one of {}", all.join(", ")))),
+            None => Err(PerfError::flag(
+                "--variant",
+                wanted,
+                format!("one of {}", all.join(", ")),
+            )),
         },
     }
 }
@@ -257,21 +293,5 @@ fn within<N: Copy + PartialOrd + Display>(
         return Ok(());
     }
     let (least, most) = (legal.start(), legal.end());
-    Err(flag(name, value.to_string(), &format!("{least} to {most}")))
-}
-
-fn flag(flag: &'static str, found: String, expected: &str) -> PerfError {
-    PerfError::Flag {
-        flag,
-        found,
-        expected: expected.to_owned(),
-    }
-}
-
-/// CPU time of this process so far.
-fn own_cpu_time() -> Result<Duration, PerfError> {
-    let used = ClockId::CLOCK_PROCESS_CPUTIME_ID.now();
-    Ok(used
-        .map_err(|errno| PerfError::io("read this process's CPU clock", errno))?
-        .into())
+    Err(PerfError::flag(name, value, format!("{least} to {most}")))
 }

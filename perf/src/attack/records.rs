@@ -20,8 +20,10 @@ const ENCRYPTED_ALERT: usize = 2 + 1 + 16;
 /// Bytes of a stream, cut into records.
 #[derive(Debug, Default)]
 pub(super) struct Records {
-    /// At most one incomplete record and what came with its last byte.
+    /// What came last, behind the begin of a record if there was one.
     buffer: Vec<u8>,
+    /// Bytes of it that were handed out, 0 <= taken <= buffer.len()
+    taken: usize,
     /// True as soon as something came that is no record. Nothing is kept from there on.
     nonsense: bool,
 }
@@ -30,27 +32,32 @@ impl Records {
     /// Takes what was received.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         if !self.nonsense {
+            // Once for all records that came before: there may be thousands of them in one piece.
+            self.buffer.drain(..self.taken);
+            self.taken = 0;
             self.buffer.extend_from_slice(bytes);
         }
     }
 
     /// The next whole record, with its header.
     pub(super) fn next(&mut self) -> Option<Vec<u8>> {
-        if let Some(kind) = self.buffer.first()
+        let left = &self.buffer[self.taken..];
+        if let Some(kind) = left.first()
             && !(CHANGE_CIPHER_SPEC..=APPLICATION_DATA).contains(kind)
         {
-            self.nonsense = true;
-            self.buffer = Vec::new();
+            *self = Self {
+                nonsense: true,
+                ..Self::default()
+            };
+            return None;
         }
-        let &[_, _, _, high, low, ..] = self.buffer.as_slice() else {
+        let &[_, _, _, high, low, ..] = left else {
             return None;
         };
-        let end = HEADER + usize::from(u16::from_be_bytes([high, low]));
-        if self.buffer.len() < end {
-            return None;
-        }
-        let rest = self.buffer.split_off(end);
-        Some(std::mem::replace(&mut self.buffer, rest))
+        let length = HEADER + usize::from(u16::from_be_bytes([high, low]));
+        let record = left.get(..length)?.to_vec();
+        self.taken += length;
+        Some(record)
     }
 }
 
@@ -74,6 +81,8 @@ pub(super) fn plain_alert(record: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -96,6 +105,19 @@ mod tests {
             plain_alert(&record(APPLICATION_DATA, [3, 3], &[0; 19])).unwrap(),
             "encrypted"
         );
+    }
+
+    #[test]
+    fn many_records_in_one_piece_take_no_longer_each() {
+        const COUNT: usize = 350_000;
+        let begin = Instant::now();
+        let mut records = Records::default();
+        records.push(&record(ALERT, [3, 3], &[0]).repeat(COUNT));
+        assert_eq!(std::iter::from_fn(|| records.next()).count(), COUNT);
+        // If each moved all that is behind it, that would be 370 GB.
+        assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+        records.push(&[]);
+        assert!(records.buffer.is_empty());
     }
 
     #[test]

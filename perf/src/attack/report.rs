@@ -56,7 +56,7 @@ pub struct AttackReport {
     /// The well-behaved client beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub witness: Option<WitnessReport>,
-    /// What the exit status 2 is about; empty when the server has survived.
+    /// What the exit status 2 is about; empty when nothing spoke against the server.
     pub verdict: Vec<String>,
 }
 
@@ -161,7 +161,7 @@ impl WitnessReport {
 }
 
 impl AttackReport {
-    /// The server has survived for others.
+    /// Nothing speaks against the server. That it has survived is known only if the witness was served after the attack, too.
     pub fn is_clean(&self) -> bool {
         self.verdict.is_empty()
     }
@@ -193,15 +193,7 @@ impl Display for AttackReport {
             writeln!(f, "  left out        {}: {}", left_out.variant, left_out.why)?;
         }
         for EndingCount { ending, count } in &self.endings {
-            let alert = ending
-                .alert
-                .as_ref()
-                .map_or(String::new(), |alert| format!(", alert {alert}"));
-            writeln!(
-                f,
-                "  ended           {count} {} {}{alert}",
-                ending.variant, ending.ending
-            )?;
+            writeln!(f, "  ended           {count} {ending}")?;
         }
         let kept = self.kept_ms;
         writeln!(
@@ -256,8 +248,15 @@ impl Display for AttackReport {
         for complaint in &self.verdict {
             writeln!(f, "  NOT SURVIVED    {complaint}")?;
         }
-        if self.verdict.is_empty() && self.witness.is_some() {
-            writeln!(f, "  survived        the witness was served all the time")?;
+        if self.verdict.is_empty()
+            && let Some(witness) = &self.witness
+        {
+            let line = if witness.after.succeeded > 0 {
+                "survived        the witness was served all the time"
+            } else {
+                "not known       nothing was observed after the attack: it was stopped, or --baseline is too short"
+            };
+            writeln!(f, "  {line}")?;
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! What the connections of an attack came to.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// Connections are kept for a day at most: as long as an attack.
-const KEPT_MAX: Duration = Duration::from_secs(24 * 3600);
+use super::args::Mode;
+use crate::plan::DURATION_MAX;
 
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -23,6 +24,13 @@ pub struct Ending {
     pub alert: Option<String>,
 }
 
+impl Display for Ending {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.variant, self.ending)?;
+        self.alert.as_ref().map_or(Ok(()), |alert| write!(f, ", alert {alert}"))
+    }
+}
+
 /// Counts of a whole attack.
 pub(super) struct Tally {
     /// Connections that were begun.
@@ -31,7 +39,7 @@ pub(super) struct Tally {
     pub(super) connected: u64,
     pub(super) open_most: usize,
     pub(super) endings: BTreeMap<Ending, u64>,
-    /// Microseconds from connect to end.
+    /// Microseconds from connect to end: none is kept for longer than the attack.
     pub(super) kept: Histogram<u64>,
     pub(super) sent: u64,
     pub(super) received: u64,
@@ -48,13 +56,34 @@ impl Tally {
             connected: 0,
             open_most: 0,
             endings: BTreeMap::new(),
-            kept: Histogram::new_with_bounds(1, KEPT_MAX.as_micros() as u64, 3)
+            kept: Histogram::new_with_bounds(1, DURATION_MAX.as_micros() as u64, 3)
                 .expect("bounds and digits are constants in range"),
             sent: 0,
             received: 0,
             messages: 0,
             wall: Duration::ZERO,
         }
+    }
+
+    /// Whether any connection came to do what the mode is about.
+    pub(super) fn attacked(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::KeyUpdate | Mode::Renegotiation => self.messages > 0,
+            Mode::StalledHello | Mode::SlowHello | Mode::HalfOpen | Mode::HugeHello | Mode::TicketReplay => {
+                self.sent > 0
+            }
+            // Before the RST behind a connect nothing is sent.
+            Mode::Reset => self.sent > 0 || self.endings.keys().any(|ending| ending.ending == "reset_by_client"),
+        }
+    }
+
+    /// How the connections ended, in words.
+    pub(super) fn in_words(&self) -> String {
+        if self.endings.is_empty() {
+            return "no connection, as it ended before the first".to_owned();
+        }
+        let words = |(ending, count): (&Ending, &u64)| format!("{count} {ending}");
+        self.endings.iter().map(words).collect::<Vec<_>>().join("; ")
     }
 
     /// A connection is over.

@@ -9,18 +9,17 @@ use crate::error::PerfError;
 /// # Errors
 /// When one of its addresses is not loopback and `own` is not its host; when `own` is another host; when it has no address.
 pub(super) fn permitted(target: &str, own: Option<&str>) -> Result<SocketAddr, PerfError> {
-    let flag = |flag, found: &str, expected: String| PerfError::Flag {
-        flag,
-        found: found.to_owned(),
-        expected,
-    };
-    let failed = |why: &str| flag("--target", target, format!("host:port ({why})"));
+    let failed = |why: &str| PerfError::flag("--target", target, format!("host:port ({why})"));
     let (host, _) = target.rsplit_once(':').ok_or_else(|| failed("the port is missing"))?;
     let host = bare(host);
     if let Some(own) = own
         && !bare(own).eq_ignore_ascii_case(host)
     {
-        return Err(flag("--i-own", own, format!("`{host}`, the host of --target")));
+        return Err(PerfError::flag(
+            "--i-own",
+            own,
+            format!("`{host}`, the host of --target"),
+        ));
     }
     let addresses = target.to_socket_addrs().map_err(|error| failed(&error.to_string()))?;
     let addresses: Vec<SocketAddr> = addresses.collect();
@@ -37,14 +36,11 @@ fn all_are_loopback(target: &str, host: &str, addresses: &[SocketAddr]) -> Resul
         .iter()
         .find(|address| !address.ip().to_canonical().is_loopback());
     let Some(elsewhere) = elsewhere else { return Ok(()) };
-    Err(PerfError::Flag {
-        flag: "--target",
-        found: target.to_owned(),
-        expected: format!(
-            "a loopback address: {} is not one. If the server is yours and you may attack it, say so with --i-own {host}",
-            elsewhere.ip()
-        ),
-    })
+    let expected = format!(
+        "a loopback address: {} is not one. If the server is yours and you may attack it, say so with --i-own {host}",
+        elsewhere.ip()
+    );
+    Err(PerfError::flag("--target", target, expected))
 }
 
 /// An IPv6 address without its brackets.

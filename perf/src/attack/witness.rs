@@ -18,7 +18,7 @@ use crate::error::PerfError;
 const TRIAL: Duration = Duration::from_millis(500);
 
 /// Connections of the witness at a time.
-const CLIENTS_MAX: usize = 256;
+pub(super) const CLIENTS_MAX: usize = 256;
 
 /// Latencies are kept up to this; longer ones count as this.
 const LATENCY_MAX: Duration = Duration::from_secs(3600);
@@ -80,8 +80,8 @@ impl Witness {
             exchange: false,
         };
         let served = witness
-            .connect()
-            .and_then(|connection| connection.answers(TRIAL.min(timeout)));
+            .connect(Instant::now() + timeout)
+            .and_then(|connection| connection.answers(Instant::now() + TRIAL.min(timeout)));
         witness.exchange = served
             .map_err(|error| PerfError::GaveUp(format!("{target} does not serve even without an attack: {error}")))?;
         Ok(witness)
@@ -125,17 +125,17 @@ impl Witness {
     }
 
     fn visit(&self) -> io::Result<()> {
-        let connection = self.connect()?;
-        if self.exchange && !connection.answers(self.timeout)? {
+        let deadline = Instant::now() + self.timeout;
+        let connection = self.connect(deadline)?;
+        if self.exchange && !connection.answers(deadline)? {
             return Err(io::Error::new(ErrorKind::TimedOut, "no answer in time"));
         }
         Ok(())
     }
 
     /// A full handshake.
-    fn connect(&self) -> io::Result<Visit> {
-        let deadline = Instant::now() + self.timeout;
-        let stream = TcpStream::connect_timeout(&self.target, self.timeout)?;
+    fn connect(&self, deadline: Instant) -> io::Result<Visit> {
+        let stream = TcpStream::connect_timeout(&self.target, left(deadline)?)?;
         stream.set_nodelay(true)?;
         let tls = ClientConnection::new(self.config.clone(), self.name.clone()).map_err(io::Error::other)?;
         let mut visit = Visit { stream, tls };
@@ -189,9 +189,8 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Sends a byte; whether any byte comes back in this time. Then says goodbye.
-    fn answers(mut self, patience: Duration) -> io::Result<bool> {
-        let deadline = Instant::now() + patience;
+    /// Sends a byte; whether any byte comes back in time. Then says goodbye.
+    fn answers(mut self, deadline: Instant) -> io::Result<bool> {
         self.tls.writer().write_all(b"w")?;
         self.flush(deadline)?;
         let answered = loop {
@@ -270,6 +269,57 @@ pub(super) fn visit_until(
         timeout,
         exchange: false,
     };
-    witness.connect()?.read_until(patience, done);
+    witness.connect(Instant::now() + timeout)?.read_until(patience, done);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use rustls::crypto::aws_lc_rs;
+    use rustls::version::TLS13;
+    use rustls::{ServerConfig, ServerConnection};
+    use rustls_pki_types::PrivateKeyDer;
+
+    use super::*;
+    use crate::attack::hello;
+
+    #[test]
+    fn a_visit_has_one_timeout_for_handshake_and_answer() {
+        const EACH: Duration = Duration::from_millis(600);
+        let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut tls = ServerConnection::new(Arc::new(config)).unwrap();
+            std::thread::sleep(EACH);
+            while tls.is_handshaking() {
+                tls.complete_io(&mut stream).unwrap();
+            }
+            std::thread::sleep(EACH);
+            tls.writer().write_all(b"w").unwrap();
+            // The witness may have gone by now.
+            let _ = tls.write_tls(&mut stream);
+        });
+        let witness = Witness {
+            target,
+            name: "localhost".try_into().unwrap(),
+            config: Arc::new(hello::config(&[&TLS13]).unwrap()),
+            rate: 1,
+            timeout: EACH + EACH / 2,
+            exchange: true,
+        };
+        let late = witness.visit().unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
+        server.join().unwrap();
+    }
 }

@@ -47,11 +47,6 @@ pub(super) fn run(args: &HttpArgs) -> Result<Report, PerfError> {
 
 /// The request's bytes, which are the same each time.
 fn request(args: &HttpArgs) -> Result<Vec<u8>, PerfError> {
-    let refused = |flag, found: &str, expected: &str| PerfError::Flag {
-        flag,
-        found: found.to_owned(),
-        expected: expected.to_owned(),
-    };
     let token = |text: &str| {
         !text.is_empty()
             && text
@@ -60,17 +55,21 @@ fn request(args: &HttpArgs) -> Result<Vec<u8>, PerfError> {
     };
     let visible = |text: &str| text.bytes().all(|byte| (0x21..0x7f).contains(&byte));
     if !token(&args.method) {
-        return Err(refused("--method", &args.method, "a method, for example GET or POST"));
+        return Err(PerfError::flag(
+            "--method",
+            &args.method,
+            "a method, for example GET or POST",
+        ));
     }
     if !args.path.starts_with('/') || !visible(&args.path) {
-        return Err(refused(
+        return Err(PerfError::flag(
             "--path",
             &args.path,
             "a path that begins with / and has no spaces",
         ));
     }
     if args.body > BODY_MAX {
-        return Err(refused("--body", &args.body.to_string(), "at most 16MiB"));
+        return Err(PerfError::flag("--body", args.body, "at most 16MiB"));
     }
     let mut head = format!("{} {} HTTP/1.1\r\n", args.method, args.path);
     let mut host = false;
@@ -78,10 +77,10 @@ fn request(args: &HttpArgs) -> Result<Vec<u8>, PerfError> {
         let parts = header.split_once(':').map(|(name, value)| (name, value.trim()));
         let Some((name, value)) = parts.filter(|(name, value)| token(name) && !value.contains(['\r', '\n', '\0']))
         else {
-            return Err(refused("--header", header, "Name: value"));
+            return Err(PerfError::flag("--header", header, "Name: value"));
         };
         if name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding") {
-            return Err(refused(
+            return Err(PerfError::flag(
                 "--header",
                 header,
                 "another header: --body says how long the body is",

@@ -14,7 +14,8 @@ use ringlock_perf::attack::report::{AttackReport, EndedBy};
 use ringlock_perf::attack::run;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::crypto::aws_lc_rs;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::version::TLS12;
+use rustls::{ALL_VERSIONS, ServerConfig, ServerConnection, SupportedProtocolVersion};
 use rustls_pki_types::PrivateKeyDer;
 
 use super::relay::{Fault, Relay};
@@ -134,11 +135,20 @@ fn the_exit_status_tells_refusals_from_servers_that_do_not_survive() {
         .output()
         .unwrap();
     assert_eq!(good.status.code(), Some(0), "{good:?}");
+    assert!(
+        String::from_utf8_lossy(&good.stdout).contains("\n  survived "),
+        "{good:?}"
+    );
     let target = serving(5, &relay.address);
     let bad = program(&format!("stalled-hello {flags} --target {target}"))
         .output()
         .unwrap();
     assert_eq!(bad.status.code(), Some(2), "{bad:?}");
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nothing = program(&format!("reset --target {nobody} --connections-max 3 --witness-rate 0"))
+        .output()
+        .unwrap();
+    assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
     relay.finish();
     origin.finish();
 }
@@ -160,6 +170,60 @@ fn ctrl_c_ends_it_with_the_result() {
 }
 
 #[test]
+fn whoever_stops_it_waits_for_no_part_of_it_that_is_left() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::Slow(Duration::from_millis(100)));
+    let stop = AtomicBool::new(false);
+    let flags = "stalled-hello --connections 1 --duration 1h --baseline 200ms --witness-rate 20";
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(3));
+            stop.store(true, Ordering::Relaxed);
+        });
+        attack_until(&relay.address, flags, &stop).unwrap()
+    });
+    let witness = report.witness.as_ref().unwrap();
+    assert!(
+        witness.during.succeeded > 0 && witness.during.failed == 0,
+        "those under way come to their end: {report}"
+    );
+    assert_eq!(witness.after.succeeded + witness.after.failed, 0, "{report}");
+    let shown = report.to_string();
+    assert!(
+        shown.contains("nothing was observed after") && !shown.contains("survived "),
+        "{shown}"
+    );
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
+fn there_are_descriptors_for_the_witness_too() {
+    let origin = origin("echo", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let line = format!(
+        "ulimit -S -n 300; exec \"$0\" attack stalled-hello --connections 200 --duration 1h --target {}",
+        relay.address
+    );
+    let attack = Command::new("sh")
+        .args(["-c", &line, env!("CARGO_BIN_EXE_ringlock-perf")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let limits = format!("/proc/{}/limits", attack.id());
+    eventually("a limit above 200 and the witness' 256", || {
+        let limits = std::fs::read_to_string(&limits).unwrap();
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let soft = files.split_whitespace().nth(3).unwrap();
+        soft.parse::<u64>().unwrap() >= 200 + 256
+    });
+    kill_process(Pid::from_child(&attack), Signal::TERM).unwrap();
+    attack.wait_with_output().unwrap();
+    relay.finish();
+    origin.finish();
+}
+
+#[test]
 fn flags_out_of_bounds_are_refused_by_name() {
     for (flags, name) in [
         ("reset --connections 0", "--connections"),
@@ -171,6 +235,9 @@ fn flags_out_of_bounds_are_refused_by_name() {
         ("reset --timeout 0", "--timeout"),
         ("reset --baseline 25h", "--baseline"),
         ("reset --variant sideways", "--variant"),
+        ("reset --pause 5ms", "--pause"),
+        ("slow-hello --pause 0", "--pause"),
+        ("reset --witness-rate 0 --witness-p99-max 5ms", "--witness-p99-max"),
         ("reset --server-pid 4294967294", "--server-pid"),
     ] {
         let error = attack("127.0.0.1:1", flags).unwrap_err().to_string();
@@ -242,14 +309,31 @@ fn a_reset_is_seen_as_one_at_each_stage() {
 }
 
 #[test]
-fn the_rate_and_nobody_there_are_told() {
+fn where_nobody_listens_nothing_is_attacked() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let flags = "reset --rate 50 --duration 1s --witness-rate 0";
-    let report = attack(&address.to_string(), flags).unwrap();
+    let flags = "reset --connections-max 4 --witness-rate 0";
+    let error = attack(&address.to_string(), flags).unwrap_err().to_string();
     assert!(
-        report.ended("refused") == report.attempts && report.connected == 0,
-        "{report}"
+        error.starts_with("nothing was attacked: found 1 answered refused; 1 connected refused;"),
+        "{error}"
     );
+}
+
+#[test]
+fn a_mode_that_the_server_does_not_let_begin_is_no_attack() {
+    let (target, _) = tls_server(&[&TLS12]);
+    let flags = "key-update --connections 2 --connections-max 4 --duration 60s --witness-rate 0";
+    let error = attack(&target, flags).unwrap_err().to_string();
+    let found =
+        "2 updates closed_by_server, alert protocol_version; 2 with-data closed_by_server, alert protocol_version";
+    assert!(error.contains(found), "{error}");
+    assert!(error.contains("expected a handshake of TLS 1.3"), "{error}");
+}
+
+#[test]
+fn no_more_connections_are_opened_than_the_rate_allows() {
+    let (target, _) = raw(|_| {});
+    let report = attack(&target, "reset --rate 50 --duration 1s --witness-rate 0").unwrap();
     assert!((1..=51).contains(&report.attempts), "{report}");
     assert_eq!(report.ended_by, EndedBy::Duration);
 }
@@ -297,22 +381,27 @@ fn key_updates_are_real_ones() {
     origin.finish();
 }
 
-#[test]
-fn renegotiation_is_asked_for_until_the_server_has_enough() {
+/// A server that does handshakes of these versions, and then what rustls does.
+fn tls_server(versions: &[&'static SupportedProtocolVersion]) -> (String, Arc<Seen>) {
     let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![certified.cert.der().clone()], key)
         .unwrap();
     let config = Arc::new(config);
-    let (target, _) = raw(move |stream| {
+    raw(move |stream| {
         let mut tls = ServerConnection::new(config.clone()).unwrap();
         while tls.complete_io(stream).is_ok_and(|moved| moved != (0, 0)) {}
         stream.shutdown(Shutdown::Write).unwrap();
-    });
+    })
+}
+
+#[test]
+fn renegotiation_is_asked_for_until_the_server_has_enough() {
+    let (target, _) = tls_server(ALL_VERSIONS);
     let flags = "renegotiation --connections 2 --connections-max 6 --duration 60s --witness-rate 0";
     let report = attack(&target, flags).unwrap();
     // rustls declines once by a warning, and then gives up.
@@ -443,6 +532,11 @@ fn a_server_that_becomes_slow_has_not_survived_if_that_matters() {
     let flags = "stalled-hello --connections 1 --duration 500ms --baseline 0s --witness-rate 5";
     let report = attack(&relay.address, flags).unwrap();
     assert!(report.is_clean(), "without a bound it is told only: {report}");
+    let shown = report.to_string();
+    assert!(
+        shown.contains("nothing was observed after") && !shown.contains("survived "),
+        "{shown}"
+    );
     let report = attack(&relay.address, &format!("{flags} --witness-p99-max 10ms")).unwrap();
     assert!(
         report.verdict.iter().any(|line| line.contains("--witness-p99-max")),
