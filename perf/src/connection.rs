@@ -79,6 +79,8 @@ pub(crate) struct WorkState {
     pub(crate) done: Option<Instant>,
     /// True exactly when the last unit is done and the next one waits for its time.
     pub(crate) resting: bool,
+    /// True exactly when the server has closed it at rest, as it may: the one in its place is opened after a pause.
+    pub(crate) closed_at_rest: bool,
     /// When the unit that is to begin now was due.
     pub(crate) due: Option<Instant>,
 }
@@ -94,6 +96,8 @@ pub(crate) struct Progress {
     pub(crate) writable: bool,
     /// The peer closed before we did.
     pub(crate) peer_closed: bool,
+    /// It said so by close_notify: nobody has cut what it sent.
+    pub(crate) notified: bool,
 }
 
 /// How a connection ended that was closed in order from our side.
@@ -337,6 +341,7 @@ impl Connection {
             Phase::Closing => {}
         }
         progress.peer_closed = self.phase == Phase::Established && (self.notified || self.read_closed);
+        progress.notified = self.notified;
         Ok(progress)
     }
 

@@ -1,5 +1,6 @@
 //! The client's loop: one thread, one of the gateway's own drivers (io_uring or epoll), a fixed number of slots for connections.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -24,6 +25,10 @@ const TIMEOUT_SCAN: Duration = Duration::from_millis(250);
 /// The kernel may end a wait later than asked, by 50 µs if nothing is said. An open loop begins its units late by that.
 const TIMER_SLACK: NonZeroU64 = NonZeroU64::new(1_000).expect("not zero");
 
+/// A connection that the server has closed at rest is opened anew after this or a little more. A server that
+/// closes them all would otherwise be asked for handshakes as fast as it can do them.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long the driver may take to let go of connections that are dropped. It takes one turn.
 const ABORT_MAX: Duration = Duration::from_secs(1);
 
@@ -38,6 +43,8 @@ pub(crate) struct Engine<'plan> {
     established: usize,
     /// Slots that became free in the last turn.
     freed: Vec<usize>,
+    /// Slots that are free and to be opened at that time, in order.
+    paused: VecDeque<(Instant, usize)>,
     /// Slots whose connection has come to rest in the last turn.
     rested: Vec<usize>,
     pool: SendPool,
@@ -70,6 +77,7 @@ impl<'plan> Engine<'plan> {
             live: 0,
             established: 0,
             freed: Vec::new(),
+            paused: VecDeque::new(),
             rested: Vec::new(),
             pool: SendPool::default(),
             completions: Vec::new(),
@@ -140,9 +148,13 @@ impl<'plan> Engine<'plan> {
         Ok(())
     }
 
-    /// Slots that became free since the last call.
+    /// Slots that became free since the last call, and those whose pause is over.
     pub(crate) fn take_freed(&mut self) -> Vec<usize> {
-        std::mem::take(&mut self.freed)
+        let mut freed = std::mem::take(&mut self.freed);
+        while let Some((_, slot)) = self.paused.pop_front_if(|(at, _)| *at <= Instant::now()) {
+            freed.push(slot);
+        }
+        freed
     }
 
     /// Slots whose connection has come to rest since the last call, see [`Next::Rest`].
@@ -358,7 +370,11 @@ impl<'plan> Engine<'plan> {
         if let Some(client) = self.slots[slot].take_if(settled) {
             self.driver.close(client.socket, Close::Orderly);
             self.live -= 1;
-            self.freed.push(slot);
+            if client.connection.state.closed_at_rest {
+                self.paused.push_back((Instant::now() + REOPEN_PAUSE, slot));
+            } else {
+                self.freed.push(slot);
+            }
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Tally {
     pub(crate) orderly: u64,
     pub(crate) truncated: u64,
     pub(crate) reset: u64,
+    /// Connections that the server closed between two units, as it may.
+    pub(crate) closed_at_rest: u64,
     pub(crate) negotiated: BTreeMap<Negotiated, u64>,
     /// HTTP responses by status.
     pub(crate) statuses: BTreeMap<u16, u64>,
@@ -125,6 +127,7 @@ impl Tally {
             orderly: 0,
             truncated: 0,
             reset: 0,
+            closed_at_rest: 0,
             negotiated: BTreeMap::new(),
             statuses: BTreeMap::new(),
             failures_before: 0,
@@ -216,6 +219,7 @@ impl Tally {
         self.orderly += other.orderly;
         self.truncated += other.truncated;
         self.reset += other.reset;
+        self.closed_at_rest += other.closed_at_rest;
         for (parameters, count) in other.negotiated {
             *self.negotiated.entry(parameters).or_insert(0) += count;
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -28,6 +29,9 @@ const DESCRIPTORS_WANTED: u64 = 65_536;
 /// How often the stop flag is looked at when nothing happens.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
+/// How long nothing is accepted when there is no descriptor or memory for a connection; others end meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
 /// Bytes of an answer's body if nothing else is said.
 const RESPONSE_BYTES: usize = 64;
 
@@ -44,6 +48,8 @@ pub struct Origin {
     address: SocketAddr,
     listener: TcpListener,
     poll: Poll,
+    /// When to accept: an event has said so, or there was no descriptor.
+    accept_at: Option<Instant>,
     /// Index is the token; `None` is free.
     connections: Vec<Option<Served>>,
     free: Vec<usize>,
@@ -64,6 +70,8 @@ pub struct OriginReport {
     pub closed: u64,
     /// Connections that ended with an error, a reset as a rule.
     pub failed: u64,
+    /// Times that no connection could be accepted for want of a descriptor or of memory, and was later.
+    pub accept_pauses: u64,
     /// Bytes read.
     pub received: u64,
     /// Bytes written.
@@ -72,8 +80,12 @@ pub struct OriginReport {
 
 struct Served {
     stream: TcpStream,
-    /// Mode `echo` and `http`: bytes that could not be written yet.
+    /// Mode `echo`: bytes that could not be written yet.
     pending: Vec<u8>,
+    /// Mode `http`: answers that are still to be written. Nothing is read while there are any.
+    owed: usize,
+    /// Mode `http`: bytes of the first of them that are written.
+    written: usize,
     /// Mode `http`: a request's head that has not all come.
     head: Vec<u8>,
     /// Mode `http`: bytes of a request's body that are still to come.
@@ -114,6 +126,7 @@ impl Origin {
             address,
             listener,
             poll,
+            accept_at: None,
             connections: Vec::new(),
             free: Vec::new(),
             ready: VecDeque::new(),
@@ -131,13 +144,14 @@ impl Origin {
     /// Serves until `stop` is set or the duration is over.
     ///
     /// # Errors
-    /// When epoll or accept fails; errors of single connections are counted.
+    /// When epoll fails, or accept for another reason than want of descriptors or memory; errors of single connections are counted.
     pub fn run(&mut self, stop: &AtomicBool) -> Result<OriginReport, PerfError> {
         let end = self.duration.map(|duration| Instant::now() + duration);
         let mut events = Events::with_capacity(1024);
         while !stop.load(Ordering::Relaxed) && end.is_none_or(|end| Instant::now() < end) {
             let timeout = if self.ready.is_empty() {
-                STOP_CHECK
+                self.accept_at
+                    .map_or(STOP_CHECK, |at| at.saturating_duration_since(Instant::now()))
             } else {
                 Duration::ZERO
             };
@@ -149,7 +163,7 @@ impl Origin {
             let continued = self.ready.len();
             for event in &events {
                 if event.token() == LISTENER {
-                    self.accept()?;
+                    self.accept_at.get_or_insert_with(Instant::now);
                 } else {
                     self.step(event.token().0, event.is_read_closed() || event.is_error());
                 }
@@ -158,6 +172,9 @@ impl Origin {
                 if let Some(index) = self.ready.pop_front() {
                     self.step(index, true);
                 }
+            }
+            if self.accept_at.take_if(|at| *at <= Instant::now()).is_some() {
+                self.accept()?;
             }
         }
         Ok(self.report)
@@ -173,6 +190,11 @@ impl Origin {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 // The peer went away while it waited.
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(error) if passes(&error) => {
+                    self.report.accept_pauses += 1;
+                    self.accept_at = Some(Instant::now() + ACCEPT_PAUSE);
+                    return Ok(());
+                }
                 Err(error) => return Err(PerfError::io("accept a connection", error)),
             }
         }
@@ -206,6 +228,8 @@ impl Origin {
         self.connections[index] = Some(Served {
             stream,
             pending: Vec::new(),
+            owed: 0,
+            written: 0,
             head: Vec::new(),
             body_left: 0,
             left,
@@ -281,13 +305,15 @@ impl Served {
         report: &mut OriginReport,
     ) -> io::Result<State> {
         for _ in 0..TRANSFERS_PER_TURN {
-            if !self.pending.is_empty() {
-                let written = write_some(&mut self.stream, &self.pending)?;
+            if self.owed > 0 {
+                let written = write_some(&mut self.stream, &response[self.written..])?;
                 report.sent += written as u64;
-                self.pending.drain(..written);
-                if !self.pending.is_empty() {
+                self.written += written;
+                if self.written < response.len() {
                     return Ok(State::Waiting);
                 }
+                (self.owed, self.written) = (self.owed - 1, 0);
+                continue;
             }
             let length = match self.stream.read(buffer) {
                 Ok(0) => return Ok(State::Closed),
@@ -296,10 +322,8 @@ impl Served {
                 Err(error) => return Err(error),
             };
             report.received += length as u64;
-            for _ in 0..self.requests(&buffer[..length])? {
-                self.pending.extend_from_slice(response);
-            }
-            if self.pending.is_empty() && length < buffer.len() && !peer_closing {
+            self.owed = self.requests(&buffer[..length])?;
+            if self.owed == 0 && length < buffer.len() && !peer_closing {
                 return Ok(State::Waiting);
             }
         }
@@ -378,7 +402,7 @@ impl Served {
                         return Ok(State::Waiting);
                     }
                 }
-                Err(rustix::io::Errno::AGAIN) => return Ok(State::Waiting),
+                Err(Errno::AGAIN) => return Ok(State::Waiting),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -392,6 +416,14 @@ fn response(bytes: usize) -> Vec<u8> {
         format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {bytes}\r\n\r\n").into_bytes();
     response.resize(response.len() + bytes, b'x');
     response
+}
+
+/// True for what other connections that end, or other programs, give back.
+fn passes(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+    )
 }
 
 /// Writes what fits; 0 when nothing does.

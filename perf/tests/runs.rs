@@ -9,6 +9,7 @@
 mod attacks;
 mod costs;
 mod loads;
+mod origins;
 mod relay;
 
 use std::net::TcpListener;

@@ -78,6 +78,8 @@ def as_markdown(result):
 
 def write_docs(file, result):
     """Replaces what is between the markers."""
+    if "--quick" in result.facts["command"].split():
+        die("--docs: found figures that were kept of --quick, expected some to quote; measure without it")
     text = Path(file).read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -10,6 +10,10 @@ import time
 from comparison.place import Failed, cpu_list, die
 
 SECOND_CHANCE = 5  # seconds that a process has to end by itself
+# Seconds that a run of the client may take beside its window, as for opening connections. It should never take that long.
+SPARE = 300
+# A server and an origin have so many runs at most, one after the other: those of a flood.
+RUNS_MAX = 3
 
 
 def milliseconds(text):
@@ -18,6 +22,23 @@ def milliseconds(text):
     if not match:
         die(f"found '{text}', expected a time like 5s or 200ms")
     return int(float(match[1]) * {"ms": 1, "m": 60_000, "h": 3_600_000}.get(match[2], 1000))
+
+
+def parsed(text, what):
+    """JSON that a program has written."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise Failed(f"{what}: found no JSON ({problem}), expected a report; it begins with {text[:80]!r}") from problem
+
+
+def sockets(*wanted):
+    """What ss lists, a line for each socket."""
+    done = subprocess.run(["ss", "-Htn", *wanted], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+                          check=False)
+    if done.returncode:
+        raise Failed(f"ss {' '.join(wanted)}: exit status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout.splitlines()
 
 
 class Lab:
@@ -30,6 +51,10 @@ class Lab:
         self.server = None
         self.origin = None
         self.shape = None
+        window = milliseconds(options.duration) + milliseconds(options.warmup)
+        # Seconds; what this program can not end, because it was killed, ends by itself.
+        self.run_max = SPARE + window // 1000 + 1
+        self.server_max = RUNS_MAX * self.run_max
         # The client's core, and those of the origin.
         self.client_cpu = place.client_cpu
         self.origin_cpus = [place.client_cpu]
@@ -72,12 +97,9 @@ class Lab:
                 pass
         self.running.remove(process)
 
-    def listening(self, port):
-        return subprocess.run(["ss", "-Hltn", f"sport = :{port}"], stdout=subprocess.PIPE, check=True).stdout.strip()
-
     def wait_for_port(self, port, process, log):
         for _ in range(200):
-            if self.listening(port):
+            if sockets("-l", f"sport = :{port}"):
                 return
             if process.poll() is not None:
                 break
@@ -100,13 +122,14 @@ class Lab:
         self.server = self.start(["nice", "-n", niceness, "taskset", "-c", cpus, *command], log)
         self.wait_for_port(self.place.port, self.server, log)
         if contend:
-            # It ends by itself when this program could not end it.
-            self.start(["taskset", "-c", self.place.server_cpu, "timeout", "300", "sh", "-c", "while :; do :; done"], "rival.log")
+            self.start(["taskset", "-c", self.place.server_cpu, "timeout", self.server_max, "sh", "-c", "while :; do :; done"],
+                       "rival.log")
 
     def start_origin(self, mode, priority=None):
         self.origin = self.start(
             [*(self.first(priority) if priority else []), "taskset", "-c", cpu_list(self.origin_cpus), self.place.perf, "origin",
-             "--listen", f"127.0.0.1:{self.place.origin_port}", "--mode", mode, "--duration", "10m"],
+             "--listen", f"127.0.0.1:{self.place.origin_port}", "--mode", mode, "--duration",
+             f"{self.server_max}s"],
             "origin.log", "origin.json")
         self.wait_for_port(self.place.origin_port, self.origin, "origin.log")
 
@@ -117,7 +140,7 @@ class Lab:
             if process is not self.origin:
                 self.end(process)
         self.end(self.origin)
-        return json.loads(self.read("origin.json"))
+        return parsed(self.read("origin.json"), "the origin")
 
     def client(self, flags):
         """The command line of the client, for the shape that was taken."""
@@ -128,7 +151,7 @@ class Lab:
         if shape.clients != "open":
             certificate = ["--client-cert", place.work / f"client-{shape.clients}.chain.pem",
                            "--client-key", place.work / f"client-{shape.clients}.key"]
-        return ["timeout", "300", place.perf, *flags, "--target", f"127.0.0.1:{place.port}", "--cpu", self.client_cpu,
+        return ["timeout", self.run_max, place.perf, *flags, "--target", f"127.0.0.1:{place.port}", "--cpu", self.client_cpu,
                 "--tls", shape.version, "--group", group, *certificate, "--json"]
 
     def begin(self, name, flags, priority=None):
@@ -142,7 +165,7 @@ class Lab:
         # 2: a result, but some connections failed.
         if status not in ((0, 2) if may_fail else (0,)):
             raise Failed(f"{' '.join(process.args)}: exit status {status}\n{self.read(f'{name}.log')}{self.read(f'{name}.json')}")
-        return json.loads(self.read(f"{name}.json"))
+        return parsed(self.read(f"{name}.json"), " ".join(process.args))
 
     def drive(self, name, flags, priority=None):
         return self.finish(name, self.begin(name, flags, priority))

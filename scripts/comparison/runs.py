@@ -1,12 +1,11 @@
 """The measurements of a comparison: what is done with one server for one work. Each makes a record."""
 
-import json
 import re
 import subprocess
 import time
 
-from comparison.lab import milliseconds
-from comparison.place import Failed, cpu_list
+from comparison.lab import milliseconds, parsed, sockets
+from comparison.place import Failed, cpu_list, say
 from comparison.works import Shape
 
 # The echo beside a flood: 1 to 2 % of a server's core.
@@ -67,8 +66,7 @@ def run_flood(lab, server, work):
     # The echo's connections are there before the flood, and its window begins and ends inside of it.
     duration, warmup = milliseconds(lab.options.duration), milliseconds(lab.options.warmup)
     echo = lab.begin("beside", [*PROBE, "--duration", f"{duration}ms", "--warmup", f"{warmup + FLOOD_SETTLES}ms"], priority=2)
-    established = ["ss", "-Htn", "state", "established", f"sport = :{lab.place.port}"]
-    while len(subprocess.run(established, stdout=subprocess.PIPE, check=True).stdout.splitlines()) < PROBE_CONNECTIONS:
+    while len(sockets("state", "established", f"sport = :{lab.place.port}")) < PROBE_CONNECTIONS:
         if echo.poll() is not None:
             raise Failed("the echo has ended before the flood")
         time.sleep(0.05)
@@ -121,5 +119,10 @@ def check_crypto(lab, server, when):
                file]
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                           check=False)
-    return {"kind": "crypto", "server": server.name, "work": when, "round": 0,
-            "report": json.loads(done.stdout) if done.returncode == 0 else None}
+    report = None
+    if done.returncode == 0:
+        try:
+            report = parsed(done.stdout, "ringlock hw --json")
+        except Failed as problem:
+            say(str(problem))
+    return {"kind": "crypto", "server": server.name, "work": when, "round": 0, "report": report}

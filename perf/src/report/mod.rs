@@ -256,6 +256,9 @@ pub struct Totals {
     pub closed_without_notify: u64,
     /// Connections that the server reset after our close.
     pub reset_after_close: u64,
+    /// Connections that the server closed between two requests, as it may; each was opened anew after a pause.
+    #[serde(default)]
+    pub closed_at_rest: u64,
 }
 
 /// Failures of one kind.
@@ -323,6 +326,7 @@ impl Report {
                 closed_in_order: tally.orderly,
                 closed_without_notify: tally.truncated,
                 reset_after_close: tally.reset,
+                closed_at_rest: tally.closed_at_rest,
             },
             errors: errors(tally),
             warnings: Vec::new(),

@@ -110,12 +110,18 @@ impl Display for Report {
             closed_in_order,
             closed_without_notify,
             reset_after_close,
+            closed_at_rest,
             ..
         } = self.totals;
+        let at_rest = if closed_at_rest > 0 {
+            format!("; {closed_at_rest} by the server between two requests")
+        } else {
+            String::new()
+        };
         writeln!(
             f,
             "  connections {opened} opened; closed {closed_in_order} in order, {closed_without_notify} without \
-             close_notify, {reset_after_close} by reset"
+             close_notify, {reset_after_close} by reset{at_rest}"
         )?;
         for (kind, error) in &self.errors {
             writeln!(f, "  error       {kind}: {} ({})", error.count, error.first)?;

@@ -150,18 +150,30 @@ impl Work for HttpWork {
         if let Some(due) = connection.state.due.take() {
             self.send(connection, Some(due), now)?;
         }
-        let response = match &mut connection.inbound {
-            Inbound::Http(reader) => reader.take_response(progress.peer_closed)?,
-            Inbound::Count | Inbound::Match { .. } => None,
+        if connection.state.resting {
+            // Between two requests a server may close, and say why (408).
+            if progress.peer_closed {
+                tally.closed_at_rest += 1;
+                connection.state.closed_at_rest = true;
+                return Ok(Next::Close);
+            }
+            return if progress.received == 0 {
+                Ok(Next::Rest)
+            } else {
+                Err(Failure::Http("an answer that nothing had asked for".to_owned()))
+            };
+        }
+        let Inbound::Http(reader) = &mut connection.inbound else {
+            unreachable!("set when the handshake was complete")
         };
-        let Some(response) = response else {
-            return match (progress.peer_closed, connection.state.resting) {
-                (false, false) => Ok(Next::Wait),
-                // Between two requests a server may close.
-                (true, true) => Ok(Next::Close),
-                (false, true) if progress.received > 0 => Err(Failure::Corrupted),
-                (false, true) => Ok(Next::Rest),
-                (true, false) => Err(Failure::ClosedByPeer),
+        if progress.peer_closed {
+            reader.end(progress.notified)?;
+        }
+        let Some(response) = reader.take_response() else {
+            return if progress.peer_closed {
+                Err(Failure::ClosedByPeer)
+            } else {
+                Ok(Next::Wait)
             };
         };
         tally.unit(connection.times(now));

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ringlock_perf::args::{Cli, Command};
@@ -268,6 +270,50 @@ fn http_requests_are_counted_by_their_status_over_connections_that_stay_or_not()
     relay.finish();
     let counts = origin.finish();
     assert!(counts.received > 50 * 10 * 1024, "{counts:?}");
+}
+
+/// A server that answers each connection's first request with a body that ends with the connection.
+fn answers_until_the_end() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            // Who asks for nothing has gone.
+            if client.read(&mut [0; 1024]).is_ok_and(|length| length > 0) {
+                let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\nwhole");
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_body_that_ends_with_the_connection_is_whole_only_with_close_notify() {
+    let work = "http --connections 1 --requests-per-connection 1 --count 3 --errors-max 3 --duration 60s";
+    let relay = Relay::start(&answers_until_the_end(), Fault::None);
+    let report = drive(&relay, work).unwrap();
+    assert!(report.is_clean() && report.bytes >= 15, "{report}");
+    relay.finish();
+    let relay = Relay::start(&answers_until_the_end(), Fault::NoCloseNotify);
+    let error = drive(&relay, work).unwrap_err().to_string();
+    assert!(error.contains("without close_notify"), "{error}");
+    relay.finish();
+}
+
+#[test]
+fn what_a_server_closes_between_two_requests_is_counted_and_opened_anew_after_a_pause() {
+    let origin = origin("close", &[]);
+    let relay = Relay::start(&origin.address, Fault::None);
+    let began = Instant::now();
+    let report = drive(&relay, "http --connections 1 --think-time 1h --duration 2s").unwrap();
+    let totals = report.totals;
+    assert!(report.errors.is_empty() && totals.closed_at_rest >= 2, "{report}");
+    // The pause is 100 ms at least.
+    let most = began.elapsed().as_millis() / 100 + 2;
+    assert!(u128::from(totals.opened) <= most, "{most} {report}");
+    relay.finish();
+    origin.finish();
 }
 
 #[test]

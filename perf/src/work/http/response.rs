@@ -11,6 +11,10 @@ const HEADERS_MAX: usize = 128;
 /// The longest line that tells the size of a chunk, extensions included.
 const CHUNK_LINE_MAX: usize = 4096;
 
+const LINE_END: &[u8] = b"\r\n";
+
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
 /// Reads one response after the other.
 pub(crate) struct ResponseReader {
     /// Requests have the method HEAD.
@@ -43,8 +47,10 @@ enum State {
     UntilClose,
     /// The line with the size of a chunk.
     ChunkLine,
-    /// So many bytes of the chunk and the line end behind it are left.
+    /// So many bytes of the chunk are left.
     Chunk(u64),
+    /// The line end behind a chunk, of which so many bytes have come.
+    ChunkEnd(usize),
     /// The lines after the last chunk.
     Trailer,
 }
@@ -60,12 +66,22 @@ impl ResponseReader {
         }
     }
 
-    /// The response that is complete, if there is one. `closed`: nothing more comes.
-    pub(crate) fn take_response(&mut self, closed: bool) -> Result<Option<Response>, Failure> {
-        if closed && self.state == State::UntilClose {
-            self.finish()?;
+    /// The response that is complete, if there is one.
+    pub(crate) fn take_response(&mut self) -> Option<Response> {
+        self.complete.take()
+    }
+
+    /// Nothing more comes. `notified`: the server said so, and nobody else has cut the connection.
+    pub(crate) fn end(&mut self, notified: bool) -> Result<(), Failure> {
+        match self.state {
+            State::UntilClose if notified => self.finish(),
+            State::UntilClose => Err(Failure::Http(
+                "a body as long as the connection, which ended without close_notify".to_owned(),
+            )),
+            State::Head | State::Body(_) | State::ChunkLine | State::Chunk(_) | State::ChunkEnd(_) | State::Trailer => {
+                Ok(())
+            }
         }
-        Ok(self.complete.take())
     }
 
     /// Takes what was received.
@@ -75,7 +91,7 @@ impl ResponseReader {
                 State::Head => self.head(bytes)?,
                 State::Body(left) => {
                     let (body, rest) = split(bytes, left);
-                    self.current.bytes += body;
+                    self.count(body);
                     self.state = State::Body(left - body as u64);
                     if left == body as u64 {
                         self.finish()?;
@@ -83,22 +99,39 @@ impl ResponseReader {
                     rest
                 }
                 State::UntilClose => {
-                    self.current.bytes += bytes.len();
+                    self.count(bytes.len());
                     &[]
                 }
                 State::ChunkLine => self.chunk_line(bytes)?,
                 State::Chunk(left) => {
                     let (taken, rest) = split(bytes, left);
+                    self.count(taken);
                     self.state = match left - taken as u64 {
-                        0 => State::ChunkLine,
+                        0 => State::ChunkEnd(0),
                         left => State::Chunk(left),
                     };
                     rest
+                }
+                State::ChunkEnd(come) => {
+                    if bytes[0] != LINE_END[come] {
+                        return Err(Failure::Http("a chunk that is not as long as it says".to_owned()));
+                    }
+                    self.state = if come + 1 == LINE_END.len() {
+                        State::ChunkLine
+                    } else {
+                        State::ChunkEnd(come + 1)
+                    };
+                    &bytes[1..]
                 }
                 State::Trailer => self.trailer(bytes)?,
             };
         }
         Ok(())
+    }
+
+    /// So many bytes of the body have come.
+    fn count(&mut self, bytes: usize) {
+        self.current.bytes = self.current.bytes.saturating_add(bytes);
     }
 
     /// The head is parsed once, when it is all there. Mostly it comes in one piece and is not copied.
@@ -107,11 +140,12 @@ impl ResponseReader {
         let (end, whole);
         if before == 0 {
             whole = bytes;
-            end = end_of_head(whole);
+            end = end_of_head(whole, 0);
         } else {
             self.partial.extend_from_slice(bytes);
             whole = &self.partial;
-            end = end_of_head(whole);
+            // Its end is not in what came before; it may have begun there.
+            end = end_of_head(whole, before.saturating_sub(HEAD_END.len() - 1));
         }
         let Some(end) = end else {
             if whole.len() > HEAD_MAX {
@@ -143,10 +177,9 @@ impl ResponseReader {
         match httparse::parse_chunk_size(&self.partial) {
             Ok(httparse::Status::Complete((used, size))) => {
                 self.partial.clear();
-                self.current.bytes += usize::try_from(size).unwrap_or(usize::MAX);
                 self.state = match size {
                     0 => State::Trailer,
-                    size => State::Chunk(size.saturating_add(2)),
+                    size => State::Chunk(size),
                 };
                 Ok(&bytes[used - before..])
             }
@@ -188,8 +221,12 @@ fn split(bytes: &[u8], left: u64) -> (usize, &[u8]) {
     (taken, &bytes[taken..])
 }
 
-fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
+/// Looks for it from a position on.
+fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
+    let found = bytes[from..]
+        .windows(HEAD_END.len())
+        .position(|window| window == HEAD_END);
+    found.map(|at| from + at + HEAD_END.len())
 }
 
 /// The response without its body, and how that ends; no state for one that only announces another.
@@ -245,7 +282,8 @@ mod tests {
         for piece in bytes.chunks(piece) {
             reader.take(piece)?;
         }
-        reader.take_response(true)
+        reader.end(true)?;
+        Ok(reader.take_response())
     }
 
     fn response(status: u16, bytes: usize, close: bool) -> Option<Response> {
@@ -280,6 +318,8 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r0\r\n\r\n",
             "HTTP/1.1 204 No\r\n\r\nHTTP/1.1 204 No\r\n\r\n",
         ] {
             for piece in [1, 7, 1000] {
@@ -288,5 +328,42 @@ mod tests {
         }
         let endless = vec![b'x'; HEAD_MAX + 2];
         assert!(matches!(read(&endless, 1000), Err(Failure::Http(_))));
+    }
+
+    #[test]
+    fn chunks_count_as_they_come_and_not_as_they_are_announced() {
+        let mut reader = ResponseReader::new(false);
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nffffffffffffffff\r\nabcd";
+        reader.take(head.as_bytes()).unwrap();
+        assert_eq!(reader.current.bytes, 7);
+    }
+
+    #[test]
+    fn a_body_as_long_as_its_connection_needs_to_be_told_where_it_ends() {
+        for (notified, whole) in [(true, true), (false, false)] {
+            let mut reader = ResponseReader::new(false);
+            reader.take(b"HTTP/1.1 200 OK\r\n\r\nhalf of it?").unwrap();
+            assert_eq!(reader.take_response(), None);
+            assert_eq!(reader.end(notified).is_ok(), whole);
+            assert_eq!(reader.take_response().is_some(), whole);
+        }
+    }
+
+    /// Searched anew with each piece, a megabyte of heads in single bytes would be 30 GB to look through.
+    #[test]
+    fn long_heads_in_small_pieces_take_no_longer_than_their_bytes() {
+        let mut text = b"HTTP/1.1 100 Wait\r\nA: ".to_vec();
+        text.resize(HEAD_MAX - 4, b'x');
+        text.extend_from_slice(HEAD_END);
+        let began = std::time::Instant::now();
+        let mut reader = ResponseReader::new(false);
+        for _ in 0..16 {
+            for byte in text.chunks(1) {
+                reader.take(byte).unwrap();
+            }
+        }
+        assert_eq!((reader.state, reader.partial.len()), (State::Head, 0));
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(20), "{took:?}");
     }
 }
