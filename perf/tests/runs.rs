@@ -9,6 +9,7 @@
 mod attacks;
 mod costs;
 mod loads;
+mod program;
 mod relay;
 
 use std::net::TcpListener;
