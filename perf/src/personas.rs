@@ -53,19 +53,26 @@ impl Personas {
         let names = Choice::new(names.collect::<Result<_, PerfError>>()?);
         let credentials = tls::credentials(args)?;
         let mut variants = Vec::new();
+        let knows_session_ids = args.tls.iter().any(|version| version.value == TlsVersion::Tls12);
         for version in &args.tls {
             let configs = tls::client_configs(args, version.value, &credentials)?;
             for offer in mix {
-                if offer.value == Offer::SessionId && version.value == TlsVersion::Tls13 {
-                    return Err(PerfError::Flag {
-                        flag: "--mix",
-                        found: "session-id".to_owned(),
-                        expected: "full or ticket: session ids are of TLS 1.2 (--tls 1.2)".to_owned(),
-                    });
+                let weight = version.weight.saturating_mul(offer.weight);
+                let mut offer = offer.value;
+                if offer == Offer::SessionId && version.value == TlsVersion::Tls13 {
+                    if !knows_session_ids {
+                        return Err(PerfError::Flag {
+                            flag: "--mix",
+                            found: "session-id".to_owned(),
+                            expected: "full or ticket: session ids are of TLS 1.2 (--tls 1.2, or both versions)"
+                                .to_owned(),
+                        });
+                    }
+                    // Clients that come back do so over TLS 1.3, too.
+                    offer = Offer::Ticket;
                 }
-                let client = |config: &ClientConfig| Client::new(config.clone(), offer.value, sessions_max);
+                let client = |config: &ClientConfig| Client::new(config.clone(), offer, sessions_max);
                 let clients = configs.iter().map(client).collect();
-                let (offer, weight) = (offer.value, version.weight.saturating_mul(offer.weight));
                 variants.push((Variant { offer, clients }, weight));
             }
         }
@@ -188,6 +195,30 @@ impl<T> Choice<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn over_tls_1_3_a_ticket_takes_the_place_of_a_session_id() {
+        use clap::Parser;
+
+        use crate::args::{Cli, Command};
+
+        let personas = |flags: &str| {
+            let line = format!("ringlock-perf handshake --target a:1 --insecure {flags}");
+            let Command::Handshake(args) = Cli::parse_from(line.split(' ')).command else {
+                panic!("handshake is a command")
+            };
+            Personas::new(&args.handshakes.client, &args.mix, 1)
+        };
+        let both = personas("--tls 1.3=3,1.2=1 --mix full=1,session-id=3").unwrap();
+        let share = |offer| both.variants.share(|variant| variant.offer == offer);
+        let shares = [Offer::Full, Offer::Ticket, Offer::SessionId].map(share);
+        assert_eq!(shares, [4.0 / 16.0, 9.0 / 16.0, 3.0 / 16.0]);
+        let alone = personas("--tls 1.3 --mix full=1,session-id=3")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(alone.contains("--mix") && alone.contains("--tls 1.2"), "{alone}");
+    }
 
     #[test]
     fn values_are_drawn_by_their_weights_and_by_the_seed() {

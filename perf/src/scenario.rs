@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, CommandFactory, FromArgMatches, ValueHint};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, ValueHint};
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
-use crate::args::{Cli, Command, RunArgs};
+use crate::args::{Cli, Command, RunArgs, WORKS};
 use crate::error::PerfError;
 
 /// Those that come with the program.
@@ -42,8 +42,10 @@ const DESCRIPTION: &str = "description";
 /// The names of the built-in scenarios, each with its description.
 pub fn list() -> String {
     let line = |(name, text): &(&str, &str)| {
-        let described = text.lines().find_map(|line| line.strip_prefix("description = "));
-        format!("{name:24} {}\n", described.unwrap_or_default().trim_matches('"'))
+        let table = DeTable::parse(text).ok();
+        let described = table.as_ref().and_then(|table| entry(table.get_ref(), DESCRIPTION));
+        let described = described.and_then(|(_, value)| value.get_ref().as_str());
+        format!("{name:24} {}\n", described.unwrap_or_default())
     };
     BUILT_IN.iter().map(line).collect()
 }
@@ -124,9 +126,13 @@ impl Source<'_> {
             if name_text == WORK || name_text == DESCRIPTION {
                 continue;
             }
-            let key = self.key(name_text, self.line(name.span().start), value, command)?;
-            let known = command.get_arguments().find(|arg| arg.get_long() == Some(&key.flag));
-            if known.is_some_and(|arg| is_overridden(arg, &given, command)) {
+            let line_number = self.line(name.span().start);
+            let flag = name_text.replace('_', "-");
+            let Some(arg) = find(command, &flag) else {
+                return Err(self.unknown(name_text, line_number, &flag, command));
+            };
+            let key = self.key(name_text, line_number, value, arg)?;
+            if is_overridden(arg, &given, command) {
                 continue;
             }
             let dashed = format!("--{}", key.flag);
@@ -150,31 +156,21 @@ impl Source<'_> {
     }
 
     fn work(&self, table: &DeTable<'_>) -> Result<String, PerfError> {
-        let expected = "expected one of handshake, resume, echo, http, bulk, idle";
-        let found = table.iter().find(|(key, _)| key.get_ref() == WORK);
-        let Some((key, value)) = found else {
+        let expected = format!("expected one of {}", WORKS.join(", "));
+        let Some((key, value)) = entry(table, WORK) else {
             return Err(self.refuse(1, &format!("`{WORK}` is missing, {expected}")));
         };
         let line = self.line(key.span().start);
-        let known = ["handshake", "resume", "echo", "http", "bulk", "idle"];
-        let work = value.get_ref().as_str().filter(|work| known.contains(work));
+        let work = value.get_ref().as_str().filter(|work| WORKS.contains(work));
         let refuse = || self.refuse(line, &format!("{WORK}: found {}, {expected}", shown(value.get_ref())));
         work.map(str::to_owned).ok_or_else(refuse)
     }
 
-    fn key(
-        &self,
-        name: &str,
-        line: usize,
-        value: &Spanned<DeValue<'_>>,
-        command: &clap::Command,
-    ) -> Result<Key, PerfError> {
-        let flag = name.replace('_', "-");
-        let is_path = command
-            .get_arguments()
-            .any(|arg| arg.get_long() == Some(&flag) && arg.get_value_hint() == ValueHint::AnyPath);
+    fn key(&self, name: &str, line: usize, value: &Spanned<DeValue<'_>>, arg: &Arg) -> Result<Key, PerfError> {
+        let is_path = arg.get_value_hint() == ValueHint::AnyPath;
+        let is_switch = !arg.get_action().takes_values();
         let mut key = Key {
-            flag,
+            flag: arg.get_long().unwrap_or(name).to_owned(),
             name: name.to_owned(),
             line,
             values: Vec::new(),
@@ -188,61 +184,62 @@ impl Source<'_> {
             DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
         };
         let refuse = |found: &DeValue<'_>| {
-            self.refuse(
-                line,
-                &format!(
-                    "{name}: found {}, expected text, a number, true or a list of texts",
-                    shown(found)
-                ),
-            )
+            let expected = if is_switch {
+                "true or false"
+            } else if matches!(arg.get_action(), ArgAction::Append) {
+                "text, a number, or a list of them that is not empty"
+            } else {
+                "text or a number"
+            };
+            self.refuse(line, &format!("{name}: found {}, expected {expected}", shown(found)))
         };
-        if let DeValue::Boolean(on) = value.get_ref() {
-            key.switch = *on;
-        } else if let Some(values) = value.get_ref().as_array() {
+        let value = value.get_ref();
+        if is_switch {
+            key.switch = value.as_bool().ok_or_else(|| refuse(value))?;
+        } else if let Some(values) = value.as_array().filter(|values| !values.is_empty()) {
             for value in values.iter() {
                 let value = value.get_ref();
                 key.values.push(plain(value).ok_or_else(|| refuse(value))?);
             }
         } else {
-            let value = value.get_ref();
             key.values.push(plain(value).ok_or_else(|| refuse(value))?);
         }
         Ok(key)
     }
 
+    /// With the flag that clap finds the nearest.
+    fn unknown(&self, name: &str, line: usize, flag: &str, command: &clap::Command) -> PerfError {
+        let only = command.clone().no_binary_name(true);
+        let error = only.try_get_matches_from([format!("--{flag}=")]).err();
+        let nearest = error
+            .as_ref()
+            .and_then(|error| text_of(error, ContextKind::SuggestedArg));
+        let expected = nearest.map_or_else(
+            || "remove it, or see the flags of its work".to_owned(),
+            |flag| {
+                let flag = flag.trim_start_matches('-').split([' ', '=']).next();
+                format!(
+                    "expected `{}` (the nearest)",
+                    flag.unwrap_or_default().replace('-', "_")
+                )
+            },
+        );
+        self.refuse(line, &format!("{name}: unknown key, {expected}"))
+    }
+
     /// An error of the command line that the scenario became, told of the line that it came from.
     fn explain(&self, error: clap::Error, keys: &[Key]) -> PerfError {
-        let text_of = |kind| match error.get(kind) {
-            Some(ContextValue::String(text)) => Some(text.as_str()),
-            Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
-            Some(_) | None => None,
-        };
-        let key = text_of(ContextKind::InvalidArg).and_then(|invalid| {
+        let key = text_of(&error, ContextKind::InvalidArg).and_then(|invalid| {
             let flag = invalid.trim_start_matches('-').split(['=', ' ']).next()?;
             keys.iter().find(|key| key.flag == flag)
         });
         let Some(key) = key else {
             return PerfError::CommandLine(error);
         };
-        let underscored = |flag: &str| {
-            flag.trim_start_matches('-')
-                .split([' ', '='])
-                .next()
-                .unwrap_or_default()
-                .replace('-', "_")
-        };
-        let problem = if error.kind() == clap::error::ErrorKind::UnknownArgument {
-            let nearest = text_of(ContextKind::SuggestedArg).map_or_else(
-                || "remove it, or see the flags of its work".to_owned(),
-                |flag| format!("expected `{}` (the nearest)", underscored(flag)),
-            );
-            format!("{}: unknown key, {nearest}", key.name)
-        } else {
-            let rendered = error.to_string();
-            let first = rendered.lines().next().unwrap_or_default();
-            format!("{}: {}", key.name, first.strip_prefix("error: ").unwrap_or(first))
-        };
-        self.refuse(key.line, &problem)
+        let rendered = error.to_string();
+        let first = rendered.lines().next().unwrap_or_default();
+        let problem = first.strip_prefix("error: ").unwrap_or(first);
+        self.refuse(key.line, &format!("{}: {problem}", key.name))
     }
 
     fn refuse(&self, line: usize, problem: &str) -> PerfError {
@@ -260,13 +257,28 @@ impl Source<'_> {
     }
 }
 
+fn entry<'t, 'i>(table: &'t DeTable<'i>, name: &str) -> Option<(&'t Spanned<DeString<'i>>, &'t Spanned<DeValue<'i>>)> {
+    table.iter().find(|(key, _)| key.get_ref() == name)
+}
+
+fn text_of(error: &clap::Error, kind: ContextKind) -> Option<&str> {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        Some(_) | None => None,
+    }
+}
+
+/// A flag by its name without dashes, or by another of its names.
+fn find<'c>(command: &'c clap::Command, flag: &str) -> Option<&'c Arg> {
+    command
+        .get_arguments()
+        .find(|arg| arg.get_long() == Some(flag) || arg.get_all_aliases().unwrap_or_default().contains(&flag))
+}
+
 /// What the command line says itself.
 fn given<'c>(flags: &[OsString], command: &'c clap::Command) -> impl Iterator<Item = &'c Arg> {
-    let names: Vec<String> = flags.iter().filter_map(|flag| long_name(flag)).collect();
-    command.get_arguments().filter(move |arg| {
-        let is_given = |name: &str| names.iter().any(|given| given == name);
-        arg.get_long().is_some_and(is_given) || arg.get_all_aliases().unwrap_or_default().into_iter().any(is_given)
-    })
+    flags.iter().filter_map(|flag| find(command, &long_name(flag)?))
 }
 
 fn long_name(flag: &OsStr) -> Option<String> {
@@ -292,6 +304,7 @@ fn shown(value: &DeValue<'_>) -> String {
         DeValue::Float(number) => number.as_str().to_owned(),
         DeValue::Boolean(on) => on.to_string(),
         DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(values) if values.is_empty() => "an empty list".to_owned(),
         DeValue::Array(_) => "a list".to_owned(),
         DeValue::Table(_) => "a table".to_owned(),
     }
@@ -300,6 +313,7 @@ fn shown(value: &DeValue<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::personas::Personas;
 
     fn source(text: &str, flags: &[&str]) -> Result<Command, String> {
         let source = Source {
@@ -342,6 +356,34 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_only_with_an_overridden_key_goes_with_it() {
+        let capacity = built_in("capacity").unwrap();
+        for flags in [["--rate", "5"], ["--ramp", "1..5/2"], ["--think-time", "5ms"]] {
+            let common = ["--target", "a:1", "--insecure"];
+            let Command::Handshake(args) = source(capacity, &[&common[..], &flags[..]].concat()).unwrap() else {
+                panic!("the work is handshake")
+            };
+            assert!(!args.handshakes.load.find_capacity, "{flags:?}");
+        }
+        let other_name = "work = \"echo\"\nconcurrency = 7\n";
+        let Command::Echo(args) = source(other_name, &["--target", "a:1", "--insecure"]).unwrap() else {
+            panic!("the work is echo")
+        };
+        assert_eq!(args.load.connections, 7);
+    }
+
+    #[test]
+    fn the_documented_scenario_is_legal() {
+        let docs = include_str!("../../docs/perf.md");
+        let example = docs.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let Command::Handshake(args) = source(example.unwrap(), &["--target", "a:1", "--insecure"]).unwrap() else {
+            panic!("the work is handshake")
+        };
+        let personas = Personas::new(&args.handshakes.client, &args.mix, 1);
+        assert!(personas.is_ok(), "{:?}", personas.err());
+    }
+
+    #[test]
     fn every_mistake_is_told_with_its_line() {
         let begin = "work = \"echo\"\ntarget = \"a:1\"\ninsecure = true\n";
         for (text, told) in [
@@ -370,6 +412,33 @@ mod tests {
                 "mine.toml:4: tls: found a list, expected text",
             ),
             (
+                format!("{begin}conections = false\n"),
+                "mine.toml:4: conections: unknown key, expected `connections` (the nearest)",
+            ),
+            (format!("{begin}no_such = []\n"), "mine.toml:4: no_such: unknown key"),
+            (format!("{begin}help = true\n"), "mine.toml:4: help: unknown key"),
+            (
+                format!("{begin}rate = true\n"),
+                "mine.toml:4: rate: found true, expected text or a number",
+            ),
+            (
+                format!("{begin}tls = false\n"),
+                "mine.toml:4: tls: found false, expected text, a number, or a list",
+            ),
+            (
+                format!("{begin}tls = []\n"),
+                "mine.toml:4: tls: found an empty list, expected text, a number, or a list of them that is not empty",
+            ),
+            (
+                format!("{begin}find_capacity = \"yes\"\n"),
+                "mine.toml:4: find_capacity: found \"yes\", expected true or false",
+            ),
+            (
+                format!("{begin}find_capacity = []\n"),
+                "mine.toml:4: find_capacity: found an empty list, expected true or false",
+            ),
+            (format!("{begin}p99_max = \"5ms\"\n"), "--find-capacity"),
+            (
                 format!("{begin}[tls]\nversion = 1\n"),
                 "mine.toml:4: tls: found a table",
             ),
@@ -390,6 +459,9 @@ mod tests {
             source(text, &["--target", "localhost:1", "--insecure"]).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert!(list().contains(name));
         }
+        assert!(list().contains(
+            "capacity                 The highest rate of full handshakes with p99 below 50 ms and no errors\n"
+        ));
         assert!(built_in("no-such").unwrap_err().to_string().contains("full-handshakes"));
     }
 }

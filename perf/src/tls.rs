@@ -9,7 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version};
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::args::{ClientArgs, TlsVersion};
@@ -20,6 +20,7 @@ pub(crate) struct Credential {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     /// Where it came from, for errors.
+    flag: &'static str,
     file: PathBuf,
 }
 
@@ -32,6 +33,7 @@ pub(crate) fn credentials(args: &ClientArgs) -> Result<Vec<Credential>, PerfErro
         return Ok(vec![Credential {
             chain: certificates("--client-cert", chain)?,
             key: private_key("--client-key", key)?,
+            flag: "--client-key",
             file: key.clone(),
         }]);
     }
@@ -58,11 +60,16 @@ fn credentials_of_folder(folder: &Path) -> Result<Vec<Credential>, PerfError> {
     let mut found = Vec::new();
     for file in files {
         let beside = file.with_extension("key");
-        let key = if beside.exists() { &beside } else { &file };
+        let mut key = if beside.exists() { key_in(FLAG, &beside)? } else { None };
+        if key.is_none() {
+            key = key_in(FLAG, &file)?;
+        }
+        let chain = certificates_in(FLAG, &file)?;
         // A file with nothing but a key, or a CA without one, is not a client's.
-        let Ok(key) = private_key(FLAG, key) else { continue };
-        let Ok(chain) = certificates(FLAG, &file) else { continue };
-        found.push(Credential { chain, key, file });
+        if let Some(key) = key.filter(|_| !chain.is_empty()) {
+            let flag = FLAG;
+            found.push(Credential { chain, key, flag, file });
+        }
     }
     if found.is_empty() {
         let expected = "a folder with NAME.pem or NAME.crt, and the key in it or in NAME.key".to_owned();
@@ -106,7 +113,7 @@ pub(crate) fn client_configs(
         let config = builder()?.with_client_auth_cert(chain, key);
         configs.push(config.map_err(|error| {
             flag_error(
-                "--client-key",
+                credential.flag,
                 &credential.file,
                 format!("the key of the client's certificate ({error})"),
             )
@@ -218,19 +225,32 @@ fn flag_error(flag: &'static str, file: &Path, expected: String) -> PerfError {
 }
 
 fn certificates(flag: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, PerfError> {
-    let certificates = CertificateDer::pem_file_iter(file)
-        .map_err(|error| flag_error(flag, file, format!("a readable PEM file ({error})")))?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| flag_error(flag, file, format!("PEM certificates ({error})")))?;
+    let certificates = certificates_in(flag, file)?;
     if certificates.is_empty() {
         return Err(flag_error(flag, file, "at least one PEM certificate".to_owned()));
     }
     Ok(certificates)
 }
 
+/// As many as there are.
+fn certificates_in(flag: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, PerfError> {
+    CertificateDer::pem_file_iter(file)
+        .map_err(|error| flag_error(flag, file, format!("a readable PEM file ({error})")))?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| flag_error(flag, file, format!("PEM certificates ({error})")))
+}
+
 fn private_key(flag: &'static str, file: &Path) -> Result<PrivateKeyDer<'static>, PerfError> {
-    PrivateKeyDer::from_pem_file(file)
-        .map_err(|error| flag_error(flag, file, format!("a readable PEM private key ({error})")))
+    key_in(flag, file)?.ok_or_else(|| flag_error(flag, file, "a PEM private key".to_owned()))
+}
+
+/// `None` when there is none.
+fn key_in(flag: &'static str, file: &Path) -> Result<Option<PrivateKeyDer<'static>>, PerfError> {
+    match PrivateKeyDer::from_pem_file(file) {
+        Ok(key) => Ok(Some(key)),
+        Err(pem::Error::NoItemsFound) => Ok(None),
+        Err(error) => Err(flag_error(flag, file, format!("a readable PEM private key ({error})"))),
+    }
 }
 
 fn trust_anchors(file: &Path) -> Result<RootCertStore, PerfError> {
@@ -288,5 +308,69 @@ impl ServerCertVerifier for TrustEverything {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.schemes.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    /// What comes of a folder with a client, and with these files beside it.
+    fn folder(files: &[(&str, &str)]) -> Result<usize, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let client = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
+        let both = client.cert.pem() + &client.signing_key.serialize_pem();
+        fs::write(folder.path().join("client.pem"), both).unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        let certs = folder.path().to_str().unwrap();
+        let line = [
+            "ringlock-perf",
+            "handshake",
+            "--target",
+            "a:1",
+            "--insecure",
+            "--client-certs",
+            certs,
+        ];
+        let Command::Handshake(args) = Cli::parse_from(line).command else {
+            panic!("handshake is a command")
+        };
+        let args = args.handshakes.client;
+        let configs = credentials(&args).and_then(|found| client_configs(&args, TlsVersion::Tls13, &found));
+        configs.map(|configs| configs.len()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn of_a_folder_only_what_is_no_client_is_left_out() {
+        let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap();
+        let (chain, key) = (other.cert.pem(), other.signing_key.serialize_pem());
+        assert_eq!(folder(&[]), Ok(1));
+        assert_eq!(
+            folder(&[("ca.pem", &chain), ("key.pem", &key), ("notes.crt", "none")]),
+            Ok(1)
+        );
+        assert_eq!(folder(&[("b.crt", &chain), ("b.key", &key)]), Ok(2));
+        assert_eq!(folder(&[("b.crt", &(chain.clone() + &key)), ("b.key", "none")]), Ok(2));
+
+        let own = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        for (files, named) in [
+            ([("b.crt", chain.as_str()), ("b.key", &key[..key.len() - 30])], "b.key"),
+            (
+                [("b.crt", &chain[..chain.len() - 30]), ("b.key", key.as_str())],
+                "b.crt",
+            ),
+            ([("b.crt", chain.as_str()), ("b.key", own.as_str())], "b.crt"),
+        ] {
+            let error = folder(&files).unwrap_err();
+            assert!(
+                error.starts_with("--client-certs: found") && error.contains(named),
+                "{error}"
+            );
+        }
     }
 }

@@ -10,6 +10,7 @@ mod attacks;
 mod costs;
 mod loads;
 mod origins;
+mod program;
 mod relay;
 
 use std::net::TcpListener;

@@ -50,7 +50,9 @@ def run_cell(lab, server, work):
     lab.start_server(server, contend=lab.options.contend)
     numbers = {"CONNECTIONS": lab.options.connections, "IDLE": lab.options.idle}
     flags = [numbers.get(word, word) for word in work.flags.split()]
-    report = lab.drive("report", [*flags, "--insecure", *lab.server_flags, *lab.window])
+    # Idle connections have no window.
+    window = [] if work.name == "idle" else lab.window
+    report = lab.drive("report", [*flags, "--insecure", *lab.server_flags, *window])
     return {"report": report, "origin": lab.stop()}
 
 

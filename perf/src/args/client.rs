@@ -153,7 +153,7 @@ pub enum Offer {
     Full,
     /// A ticket; in TLS 1.2 a session id, if that is all the server gives.
     Ticket,
-    /// A session id, and no ticket is asked for: TLS 1.2.
+    /// A session id, and no ticket is asked for: TLS 1.2. Connections over TLS 1.3 beside them offer a ticket.
     SessionId,
 }
 

@@ -23,7 +23,7 @@ pub struct CostArgs {
     #[arg(long, value_name = "N")]
     pub probe_established: Option<usize>,
     /// Messages per second over all connections of --probe-established.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "probe_established")]
     pub probe_rate: u32,
     /// Where the connections of --probe-established go (default: --target).
     #[arg(long, value_name = "HOST:PORT", requires = "probe_established")]

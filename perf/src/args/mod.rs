@@ -14,6 +14,7 @@ pub use cost::CostArgs;
 pub use values::{CpuList, Ramp, Weighted, parse_duration, parse_size};
 
 use crate::attack::args::AttackArgs;
+use crate::error::PerfError;
 use crate::report::command::ReportArgs;
 
 /// Load tester for TLS servers: drives handshakes, messages, HTTP requests, bulk data or idle connections and reports
@@ -25,6 +26,9 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// The commands that measure, as they are typed.
+pub(crate) const WORKS: [&str; 6] = ["handshake", "resume", "echo", "http", "bulk", "idle"];
 
 /// The kinds of work, and the origin helper.
 #[derive(Debug, Subcommand)]
@@ -71,10 +75,14 @@ pub struct ScenariosArgs {
     pub name: Option<String>,
 }
 
+/// What does not go with --find-capacity, nor with its own flags: one of these on the command line overrides a scenario's.
+const WITHOUT_SEARCH: [&str; 3] = ["rate", "ramp", "think_time"];
+
 /// How much load, for works whose units can have a rate.
 #[derive(Clone, Debug, Args)]
 pub struct LoadArgs {
-    /// Handshakes in flight, or standing connections with one message or request in flight each; with --rate at most.
+    /// Handshakes in flight, or standing connections with one message or request in flight each; in an open loop (--rate,
+    /// --ramp, --find-capacity) at most.
     #[arg(long, visible_alias = "concurrency", default_value_t = 64)]
     pub connections: usize,
     /// Begin this many units per second, whether or not earlier ones are done (an open loop). Latencies then count from
@@ -85,22 +93,40 @@ pub struct LoadArgs {
     #[arg(long, value_name = "FROM..TO/STEPS", conflicts_with = "rate")]
     pub ramp: Option<Ramp>,
     /// Search the highest rate at which no connection fails and the 99th percentile stays below --p99-max.
-    #[arg(long, conflicts_with_all = ["rate", "ramp"])]
+    #[arg(long, conflicts_with_all = WITHOUT_SEARCH)]
     pub find_capacity: bool,
     /// The bound on the 99th percentile of the latency for --find-capacity.
-    #[arg(long, default_value = "50ms", value_parser = parse_duration)]
+    #[arg(
+        long,
+        default_value = "50ms",
+        value_parser = parse_duration,
+        requires = "find_capacity",
+        conflicts_with_all = WITHOUT_SEARCH
+    )]
     pub p99_max: Duration,
     /// Where --find-capacity begins, units per second.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 100,
+        requires = "find_capacity",
+        conflicts_with_all = WITHOUT_SEARCH
+    )]
     pub rate_min: u32,
     /// Where it ends at the latest.
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 200_000,
+        requires = "find_capacity",
+        conflicts_with_all = WITHOUT_SEARCH
+    )]
     pub rate_max: u32,
     /// Stop when this many units are measured, if that is before --duration.
     #[arg(long)]
     pub count: Option<u64>,
     /// How long a connection rests between two units, in a closed loop.
-    #[arg(long, value_parser = parse_duration, conflicts_with_all = ["rate", "ramp", "find_capacity"])]
+    #[arg(long, value_parser = parse_duration, conflicts_with_all = ["rate", "ramp"])]
     pub think_time: Option<Duration>,
 }
 
@@ -122,7 +148,8 @@ pub struct HandshakeArgs {
     #[command(flatten)]
     pub handshakes: HandshakesArgs,
     /// What connections offer: full, ticket or session-id, with weights: full=20,ticket=70,session-id=10. Sessions are
-    /// those that earlier connections were given.
+    /// those that earlier connections were given. With both versions, connections over TLS 1.3 offer a ticket where those
+    /// over TLS 1.2 offer a session id.
     #[arg(long, value_name = "KIND[=WEIGHT],…", value_delimiter = ',', default_value = "full")]
     pub mix: Vec<Weighted<Offer>>,
     /// Send one byte after the handshake and wait for it to come back.
@@ -192,6 +219,8 @@ pub struct BulkArgs {
 
 /// `ringlock-perf idle`
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("duration", |arg| arg.requires("probe_established").help("How long --probe-established is alone at first")))]
+#[command(mut_arg("warmup", |arg| arg.default_value("0s").value_parser(parse_no_warmup).hide(true)))]
 pub struct IdleArgs {
     /// The common flags.
     #[command(flatten)]
@@ -219,7 +248,8 @@ pub struct OriginArgs {
     /// What to do with a connection.
     #[arg(long, value_enum)]
     pub mode: OriginMode,
-    /// In mode `send`: end each connection after this many bytes (default: never). In mode `http`: bytes of an answer's body (default: 64).
+    /// In mode `send`: end each connection after this many bytes (default: never). In mode `http`: bytes of an answer's body
+    /// (default: 64). The other modes have no use for it.
     #[arg(long, value_parser = parse_size)]
     pub bytes: Option<usize>,
     /// Stop by itself after this time.
@@ -255,6 +285,23 @@ pub enum OriginMode {
     Http,
 }
 
+impl OriginArgs {
+    /// Refuses what the mode has no use for.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub fn check(&self) -> Result<(), PerfError> {
+        match (self.mode, self.bytes) {
+            (OriginMode::Send | OriginMode::Http, _) | (_, None) => Ok(()),
+            (OriginMode::Echo | OriginMode::Discard | OriginMode::Close, Some(bytes)) => Err(PerfError::Flag {
+                flag: "--bytes",
+                found: bytes.to_string(),
+                expected: "--mode send or http with it; leave it out in the other modes".to_owned(),
+            }),
+        }
+    }
+}
+
 impl LoadArgs {
     /// A unit does not begin by itself when the one before it is done.
     pub fn rests(&self) -> bool {
@@ -266,6 +313,14 @@ impl LoadArgs {
             ..
         } = self;
         rate.is_some() || ramp.is_some() || *find_capacity || think_time.is_some_and(|time| !time.is_zero())
+    }
+}
+
+/// Idle connections have no warm-up; what is passed to all works may say so.
+fn parse_no_warmup(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Ok(Duration::ZERO),
+        _ => Err("idle connections have no warm-up, expected 0s or no --warmup".to_owned()),
     }
 }
 
@@ -291,6 +346,64 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
-        Cli::command().debug_assert();
+        let command = Cli::command();
+        for work in WORKS {
+            assert!(command.find_subcommand(work).is_some(), "{work}");
+        }
+        command.debug_assert();
+    }
+
+    fn refused(line: &str) -> Option<String> {
+        let line = format!("ringlock-perf {line}");
+        let parsed = Cli::try_parse_from(line.split(' '));
+        parsed.err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_that_would_change_nothing_are_refused_by_name() {
+        for (line, with) in [
+            ("echo --p99-max 5ms", "--find-capacity"),
+            ("echo --rate-min 5", "--find-capacity"),
+            ("handshake --rate-max 500", "--find-capacity"),
+            ("handshake --rate 5 --rate-max 500", "--rate-max"),
+            ("echo --probe-rate 5", "--probe-established"),
+            ("idle --duration 5s", "--probe-established"),
+            ("idle --warmup 5s", "--warmup"),
+        ] {
+            let error = refused(&format!("{line} --target a:1 --insecure")).unwrap_or_else(|| panic!("{line}"));
+            assert!(error.contains(with), "{line}: {error}");
+        }
+        for line in [
+            "echo --rate 5",
+            "echo --find-capacity --p99-max 5ms --rate-min 5 --rate-max 50",
+            "echo --probe-established 1 --probe-rate 5",
+            "idle --warmup 0s",
+            "idle --probe-established 1 --duration 5s",
+        ] {
+            assert_eq!(refused(&format!("{line} --target a:1 --insecure")), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_origin_has_bytes_only_in_modes_that_use_them() {
+        for (mode, legal) in [
+            ("echo", false),
+            ("discard", false),
+            ("close", false),
+            ("send", true),
+            ("http", true),
+        ] {
+            let line = format!("ringlock-perf origin --listen 127.0.0.1:0 --mode {mode}");
+            let check = |line: &str| {
+                let Command::Origin(args) = Cli::parse_from(line.split(' ')).command else {
+                    panic!("origin is a command")
+                };
+                args.check().map_err(|error| error.to_string())
+            };
+            assert_eq!(check(&line), Ok(()));
+            let checked = check(&format!("{line} --bytes 5"));
+            assert_eq!(checked.is_ok(), legal, "{mode}");
+            assert!(checked.err().is_none_or(|error| error.contains("--bytes: found `5`")));
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// As many as a scenario can list with sense; more is a mistake.
-const CHOICES_MAX: usize = 10_000;
+/// In one range: more CPUs than any machine has.
+const CPUS_MAX: usize = 10_000;
 
 /// One of several, each as likely as its weight: `a=3` is three times as likely as `b`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl FromStr for CpuList {
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let (first, last): (usize, usize) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
-            if last < first || last - first >= CHOICES_MAX {
+            if last < first || last - first >= CPUS_MAX {
                 return Err(bad());
             }
             cpus.extend(first..=last);

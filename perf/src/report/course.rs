@@ -70,8 +70,8 @@ impl Unanswered {
     }
 }
 
-/// One rate of a ramp or of a search for the capacity.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+/// One rate of a ramp or of a search for the capacity. Where the run was given up, its figures are 0.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Step {
     /// Units asked for per second.
     pub rate_per_s: f64,

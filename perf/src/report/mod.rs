@@ -55,8 +55,8 @@ pub enum Unit {
 pub struct Report {
     /// Version of this layout.
     pub schema: u32,
-    /// Kind of work: `handshake`, `handshake_exchange`, `handshake_expect_close`, `resume`, `echo`, `bulk_download`,
-    /// `bulk_upload` or `idle`.
+    /// Kind of work: `handshake`, `handshake_exchange`, `handshake_expect_close`, `resume`, `echo`, `http`,
+    /// `bulk_download`, `bulk_upload` or `idle`.
     pub work: String,
     /// Address of the server.
     pub target: String,
@@ -81,7 +81,7 @@ pub struct Report {
     /// Time per unit, in an open loop from when it was due; absent for bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Latency>,
-    /// With --rate: time per unit from when it began.
+    /// In an open loop (--rate, --ramp, --find-capacity): time per unit from when it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_us: Option<Latency>,
     /// What had begun and was not done at the end of the window; absent for bulk and `idle`.
@@ -94,13 +94,13 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<Interval>,
     /// The rates of a ramp or of a search for the capacity, in their order. Everything else in the report is of the last
-    /// step that held.
+    /// step that held, or of the first, if none did.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
     /// With --find-capacity: what was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
-    /// With --rate: what should have begun, and what did.
+    /// In an open loop: what should have begun, and what did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_loop: Option<OpenLoop>,
     /// What the server used, when --server-pid was given.

@@ -167,16 +167,19 @@ fn steps(report: &Report, f: &mut Formatter<'_>) -> fmt::Result {
     if report.steps.is_empty() {
         return Ok(());
     }
+    let none = || "–".to_owned();
     let rows = report.steps.iter().map(|step| {
+        let was_given_up = step.refused.is_some() && step.done_per_s == 0.0;
+        let figure = |text: String| if was_given_up { none() } else { text };
         vec![
             format!("{:.0}", step.rate_per_s),
-            format!("{:.0}", step.done_per_s),
-            format!("{:.2}", step.p50_us / 1e3),
-            format!("{:.2}", step.p99_us / 1e3),
-            step.errors.to_string(),
+            figure(format!("{:.0}", step.done_per_s)),
+            figure(format!("{:.2}", step.p50_us / 1e3)),
+            figure(format!("{:.2}", step.p99_us / 1e3)),
+            figure(step.errors.to_string()),
             step.server_cpu_share
-                .map_or_else(|| "–".to_owned(), |share| format!("{:.0} %", share * 100.0)),
-            format!("{:.0} %", step.client_cpu_share * 100.0),
+                .map_or_else(none, |share| format!("{:.0} %", share * 100.0)),
+            figure(format!("{:.0} %", step.client_cpu_share * 100.0)),
             (if step.refused.is_some() { "no" } else { "yes" }).to_owned(),
         ]
     });

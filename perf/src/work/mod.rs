@@ -14,7 +14,9 @@ mod think;
 
 use std::time::{Duration, Instant};
 
-use crate::args::{Command, Offer, Weighted};
+use ringlock::timestamp::Timestamp;
+
+use crate::args::{Command, Offer, WORKS, Weighted};
 use crate::connection::{Connection, Failure, Progress};
 use crate::error::PerfError;
 use crate::measure::Tally;
@@ -62,20 +64,29 @@ pub(crate) enum Next {
 /// # Errors
 /// When the run could not start or has no result; failed connections are in the report instead.
 pub(crate) fn run(command: &Command) -> Result<Report, PerfError> {
-    match command {
+    let began = Timestamp::now();
+    let mut report = match command {
         Command::Handshake(args) => handshake::run(args),
         Command::Resume(args) => resume::run(args),
         Command::Echo(args) => echo::run(args),
         Command::Bulk(args) => bulk::run(args),
         Command::Idle(args) => idle::run(args),
         Command::Http(args) => http::run(args),
-        Command::Run(_) | Command::Scenarios(_) | Command::Origin(_) | Command::Report(_) | Command::Attack(_) => {
-            Err(PerfError::Flag {
-                flag: "command",
-                found: format!("{command:?}"),
-                expected: "a work: handshake, resume, echo, http, bulk or idle".to_owned(),
-            })
-        }
+        Command::Run(_) => Err(no_work("run")),
+        Command::Scenarios(_) => Err(no_work("scenarios")),
+        Command::Origin(_) => Err(no_work("origin")),
+        Command::Report(_) => Err(no_work("report")),
+        Command::Attack(_) => Err(no_work("attack")),
+    }?;
+    report.setting.began = began.to_string();
+    Ok(report)
+}
+
+fn no_work(found: &str) -> PerfError {
+    PerfError::Flag {
+        flag: "command",
+        found: found.to_owned(),
+        expected: format!("a work: one of {}", WORKS.join(", ")),
     }
 }
 

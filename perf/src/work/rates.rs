@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::args::LoadArgs;
+use crate::args::{LoadArgs, Ramp};
 use crate::error::PerfError;
 use crate::plan::ClientPlan;
 use crate::report::{Capacity, Report, Step};
@@ -25,21 +25,25 @@ pub(super) fn run(
     plan: &mut ClientPlan,
     run: impl Fn(&ClientPlan) -> Result<Report, PerfError>,
 ) -> Result<Report, PerfError> {
-    let mut at = |rate: f64| {
+    let at = |rate: f64| {
         plan.rate = Some(rate);
         run(plan)
     };
-    if let Some(ramp) = load.ramp {
-        let mut steps = Steps::new(None);
-        for rate in ramp.rates() {
-            steps.add(f64::from(rate), at(f64::from(rate))?);
-        }
-        return Ok(steps.finish(None));
+    if let Some(rates) = load.ramp {
+        return ramp(rates, at);
     }
     if load.find_capacity {
         return find_capacity(load, at);
     }
     run(plan)
+}
+
+fn ramp(rates: Ramp, mut at: impl FnMut(f64) -> Result<Report, PerfError>) -> Result<Report, PerfError> {
+    let mut steps = Steps::new(None);
+    for rate in rates.rates().map(f64::from) {
+        steps.add(rate, at(rate))?;
+    }
+    steps.finish(None)
 }
 
 fn find_capacity(load: &LoadArgs, mut at: impl FnMut(f64) -> Result<Report, PerfError>) -> Result<Report, PerfError> {
@@ -51,17 +55,7 @@ fn find_capacity(load: &LoadArgs, mut at: impl FnMut(f64) -> Result<Report, Perf
     };
     let mut search = Search::new(f64::from(load.rate_min), f64::from(load.rate_max));
     while let Some(rate) = search.next() {
-        let report = match at(rate) {
-            Ok(report) => report,
-            // Too many errors are an answer, unless there has been no other.
-            Err(PerfError::GaveUp(why)) if !steps.is_empty() => {
-                search.tell(rate, false);
-                capacity.limited_by = Some(why);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let refused = steps.add(rate, report);
+        let refused = steps.add(rate, at(rate))?;
         search.tell(rate, refused.is_none());
         if let Some(why) = refused {
             capacity.limited_by = Some(why);
@@ -72,7 +66,7 @@ fn find_capacity(load: &LoadArgs, mut at: impl FnMut(f64) -> Result<Report, Perf
     if search.ended_at_top() {
         capacity.limited_by = None;
     }
-    Ok(steps.finish(Some(capacity)))
+    steps.finish(Some(capacity))
 }
 
 /// Doubles the rate until it does not hold, then halves the distance.
@@ -137,12 +131,23 @@ impl Steps {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
     /// Says why the rate does not hold, if it does not, and what is most doubtful about that.
-    fn add(&mut self, rate: f64, report: Report) -> Option<String> {
+    ///
+    /// # Errors
+    /// When the run failed; that it was given up is an answer.
+    fn add(&mut self, rate: f64, ran: Result<Report, PerfError>) -> Result<Option<String>, PerfError> {
+        let report = match ran {
+            Ok(report) => report,
+            Err(PerfError::GaveUp(why)) => {
+                self.steps.push(Step {
+                    rate_per_s: rate,
+                    refused: Some(why.clone()),
+                    ..Step::default()
+                });
+                return Ok(Some(why));
+            }
+            Err(error) => return Err(error),
+        };
         let refused = refusal(&report, rate, self.p99_max);
         let latency = report.latency_us;
         let step = Step {
@@ -165,14 +170,19 @@ impl Steps {
         if told.is_none() || self.report.is_none() {
             self.report = Some(report);
         }
-        told
+        Ok(told)
     }
 
-    fn finish(self, capacity: Option<Capacity>) -> Report {
-        let mut report = self.report.expect("a ramp or a search has a first step");
+    /// # Errors
+    /// When every run was given up.
+    fn finish(self, capacity: Option<Capacity>) -> Result<Report, PerfError> {
+        let Some(mut report) = self.report else {
+            let why = self.steps.into_iter().find_map(|step| step.refused);
+            return Err(PerfError::GaveUp(why.unwrap_or_default()));
+        };
         report.steps = self.steps;
         report.capacity = capacity;
-        report
+        Ok(report)
     }
 }
 
@@ -191,7 +201,83 @@ fn refusal(report: &Report, rate: f64, p99_max: Option<Duration>) -> Option<Stri
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    /// A server that does up to 250 units a second, and above closes its connections.
+    fn overloaded(rate: f64) -> Result<Report, PerfError> {
+        if rate > 250.0 {
+            return Err(PerfError::GaveUp(format!("1000 connections failed at {rate}")));
+        }
+        let totals = json!({
+            "opened": 1, "established": 1, "units": 1, "bytes": 0,
+            "closed_in_order": 1, "closed_without_notify": 0, "reset_after_close": 0,
+        });
+        let report = json!({
+            "schema": 1, "work": "echo", "target": "a:1", "connections": 1, "duration_s": 1.0, "unit": "message",
+            "units": rate, "rate_per_s": rate, "bytes": 0, "client": {"cpu_us_per_unit": 1.0, "cpu_share": 0.1},
+            "negotiated": [], "totals": totals, "errors": {},
+        });
+        Ok(serde_json::from_value(report).unwrap())
+    }
+
+    fn steps(report: &Report) -> Vec<(f64, Option<&str>)> {
+        let steps = report.steps.iter();
+        steps.map(|step| (step.rate_per_s, step.refused.as_deref())).collect()
+    }
+
+    #[test]
+    fn a_rate_that_is_given_up_is_a_step_of_a_ramp() {
+        let report = ramp("100..500/3".parse().unwrap(), overloaded).unwrap();
+        let failed = |rate: f64| (rate, format!("1000 connections failed at {rate}"));
+        let (third, fifth) = (failed(300.0), failed(500.0));
+        let expected = [
+            (100.0, None),
+            (third.0, Some(third.1.as_str())),
+            (fifth.0, Some(fifth.1.as_str())),
+        ];
+        assert_eq!(steps(&report), expected);
+        assert_eq!(report.rate_per_s, 100.0);
+        let text = report.to_string();
+        let row = text.lines().find(|line| line.trim_start().starts_with("300"));
+        let cells: Vec<&str> = row.unwrap().split_whitespace().collect();
+        assert_eq!(cells, ["300", "–", "–", "–", "–", "–", "–", "no"]);
+        let downwards = ramp("300..100/3".parse().unwrap(), overloaded).unwrap();
+        assert_eq!((downwards.steps.len(), downwards.rate_per_s), (3, 100.0));
+        let error = ramp("300..500/2".parse().unwrap(), overloaded).unwrap_err();
+        assert_eq!(error.to_string(), "gave up: 1000 connections failed at 300");
+        let other = |_| Err(PerfError::NotResumed("no sessions".to_owned()));
+        assert!(matches!(
+            ramp("1..2/2".parse().unwrap(), other),
+            Err(PerfError::NotResumed(_))
+        ));
+    }
+
+    #[test]
+    fn a_rate_that_is_given_up_is_a_step_of_a_search() {
+        let load = |flags: &str| {
+            let line = format!("ringlock-perf echo --target a:1 --insecure --find-capacity {flags}");
+            let Command::Echo(args) = Cli::parse_from(line.split(' ')).command else {
+                panic!("echo is a command")
+            };
+            args.load
+        };
+        let report = find_capacity(&load("--rate-min 100 --rate-max 400"), overloaded).unwrap();
+        let given_up = "1000 connections failed at 400";
+        assert!(steps(&report).contains(&(400.0, Some(given_up))), "{:?}", report.steps);
+        let capacity = report.capacity.unwrap();
+        assert!((235.0..=250.0).contains(&capacity.rate_per_s), "{capacity:?}");
+        assert!(
+            capacity
+                .limited_by
+                .is_some_and(|why| why.contains("connections failed"))
+        );
+        let error = find_capacity(&load("--rate-min 300"), overloaded).unwrap_err();
+        assert_eq!(error.to_string(), "gave up: 1000 connections failed at 300");
+    }
 
     fn search(first: f64, top: f64, holds: impl Fn(f64) -> bool) -> (Vec<f64>, Search) {
         let mut search = Search::new(first, top);

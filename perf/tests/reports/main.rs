@@ -102,6 +102,23 @@ fn a_search_shows_its_steps_with_bound_and_capacity() {
 }
 
 #[test]
+fn a_step_that_was_given_up_has_a_reason_and_no_latency() {
+    let plot = |value| {
+        let page = page(&[run("a", value)]).unwrap();
+        assert!(page.contains("no: p99 31 ms, more than 5 ms"));
+        let plot = between(&page, "aria-label=\"Latency by rate, and the capacity\"", "</svg>").to_owned();
+        (plot, page.contains("no: 1000 connections failed"))
+    };
+    let mut value = sample::search(1.0);
+    let (without, _) = plot(value.clone());
+    value["steps"].as_array_mut().unwrap().push(json!({
+        "rate_per_s": 8_000.0, "done_per_s": 0.0, "p50_us": 0.0, "p99_us": 0.0, "p999_us": 0.0, "errors": 0,
+        "client_cpu_share": 0.0, "refused": "1000 connections failed",
+    }));
+    assert_eq!(plot(value), (without, true));
+}
+
+#[test]
 fn http_responses_are_told_by_status() {
     let mut value = sample::open(1.0);
     value["statuses"] = json!({"200": 599_000, "503": 1_000});

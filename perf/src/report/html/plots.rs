@@ -66,7 +66,9 @@ fn steps(runs: &[Run<'_>]) -> Option<Plot> {
     let mut lines = Vec::new();
     let mut refused = Vec::new();
     for run in runs {
-        let mut steps: Vec<&Step> = run.report.steps.iter().collect();
+        // Where nothing was done there is no latency.
+        let done = run.report.steps.iter().filter(|step| step.done_per_s > 0.0);
+        let mut steps: Vec<&Step> = done.collect();
         steps.sort_by(|one, other| one.rate_per_s.total_cmp(&other.rate_per_s));
         let line = |label: String, ink: Ink, value: fn(&Step) -> f64| Line {
             label,
