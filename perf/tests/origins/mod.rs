@@ -80,7 +80,7 @@ fn many_requests_in_one_piece_are_answered_without_keeping_the_answers() {
     let counts = origin.finish();
     let answer = counts.sent / REQUESTS;
     assert!(
-        counts.sent % REQUESTS == 0 && (BYTES..BYTES + 1024).contains(&answer),
+        counts.sent.is_multiple_of(REQUESTS) && (BYTES..BYTES + 1024).contains(&answer),
         "{counts:?}"
     );
 }
