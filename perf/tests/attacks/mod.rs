@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -158,7 +159,9 @@ fn ctrl_c_ends_it_with_the_result() {
     let (target, seen) = raw(|_| {});
     let flags = format!("stalled-hello --duration 1h --connections 3 --witness-rate 0 --json --target {target}");
     let attack = program(&flags).spawn().unwrap();
-    eventually("the attack", || seen.accepted.load(Ordering::SeqCst) == 3);
+    eventually("the attack", || {
+        seen.accepted.load(Ordering::SeqCst) == 3 && seen.bytes.load(Ordering::SeqCst) > 0
+    });
     kill_process(Pid::from_child(&attack), Signal::INT).unwrap();
     let ended = attack.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
@@ -177,7 +180,8 @@ fn whoever_stops_it_waits_for_no_part_of_it_that_is_left() {
     let flags = "stalled-hello --connections 1 --duration 1h --baseline 200ms --witness-rate 20";
     let report = std::thread::scope(|scope| {
         scope.spawn(|| {
-            std::thread::sleep(Duration::from_secs(3));
+            // The first look has one, the part before at most five.
+            eventually("the attack", || relay.handshakes() >= 15);
             stop.store(true, Ordering::Relaxed);
         });
         attack_until(&relay.address, flags, &stop).unwrap()
@@ -210,13 +214,15 @@ fn there_are_descriptors_for_the_witness_too() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let limits = format!("/proc/{}/limits", attack.id());
-    eventually("a limit above 200 and the witness' 256", || {
-        let limits = std::fs::read_to_string(&limits).unwrap();
-        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-        let soft = files.split_whitespace().nth(3).unwrap();
-        soft.parse::<u64>().unwrap() >= 200 + 256
+    let process = PathBuf::from(format!("/proc/{}", attack.id()));
+    eventually("200 connections", || {
+        std::fs::read_dir(process.join("fd")).unwrap().count() > 200
     });
+    let limits = std::fs::read_to_string(process.join("limits")).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let soft = files.split_whitespace().nth(3).unwrap();
+    // The witness may have 256.
+    assert!(soft.parse::<u64>().unwrap() >= 200 + 256, "{files}");
     kill_process(Pid::from_child(&attack), Signal::TERM).unwrap();
     attack.wait_with_output().unwrap();
     relay.finish();
@@ -340,11 +346,13 @@ fn no_more_connections_are_opened_than_the_rate_allows() {
 
 #[test]
 fn whoever_stops_it_gets_the_result() {
-    let (target, _) = raw(|_| {});
+    let (target, seen) = raw(|_| {});
     let stop = AtomicBool::new(false);
     let report = std::thread::scope(|scope| {
         scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(300));
+            eventually("five with half a hello", || {
+                seen.accepted.load(Ordering::SeqCst) == 5 && seen.bytes.load(Ordering::SeqCst) > 0
+            });
             stop.store(true, Ordering::Relaxed);
         });
         attack_until(

@@ -132,6 +132,11 @@ impl Relay {
         self.ca.path().to_str().unwrap()
     }
 
+    /// Handshakes that are complete by now.
+    pub(crate) fn handshakes(&self) -> u64 {
+        self.handshakes.load(Ordering::SeqCst)
+    }
+
     /// Waits for all connections to end.
     pub(crate) fn finish(self) -> Counts {
         self.stop.store(true, Ordering::SeqCst);
