@@ -70,19 +70,19 @@ fn measure(target: &str, flags: &str) -> Report {
     report
 }
 
-/// Of 1,000 messages 900 take 5 ms, 90 take 40 ms and 10 take 200 ms.
+/// Of 1,000 messages 900 take 20 ms, 90 take 150 ms and 10 take 700 ms.
 fn of_three_kinds(number: u64) -> Duration {
     Duration::from_millis(match number % 100 {
-        99 => 200,
-        90..99 => 40,
-        _ => 5,
+        99 => 700,
+        90..99 => 150,
+        _ => 20,
     })
 }
 
 /// The time is what the server took and what this machine added: never less, and on the whole not much more.
 fn assert_took(found_us: f64, ms: f64) {
     assert!(
-        (ms * 1e3..ms * 1e3 * 1.6 + 15e3).contains(&found_us),
+        (ms * 1e3..ms * 1e3 * 1.6 + 80e3).contains(&found_us),
         "{found_us} µs instead of {ms} ms"
     );
 }
@@ -93,11 +93,11 @@ fn quantiles_are_those_of_the_delays() {
     for threads in [1, 2] {
         let report = measure(
             &target,
-            &format!("--connections 16 --count 2000 --duration 60s --threads {threads}"),
+            &format!("--connections 16 --count 1000 --duration 60s --threads {threads}"),
         );
         let latency = report.latency_us.unwrap();
-        assert_took(latency.p50, 5.0);
-        assert_took(latency.p999, 200.0);
+        assert_took(latency.p50, 20.0);
+        assert_took(latency.p999, 700.0);
         let at = |quantile: f64| {
             let found = report
                 .percentiles
@@ -105,12 +105,12 @@ fn quantiles_are_those_of_the_delays() {
                 .find(|percentile| percentile.quantile == quantile);
             found.unwrap().latency_us
         };
-        assert_took(at(0.75), 5.0);
-        assert_took(at(0.95), 40.0);
-        assert_took(at(0.975), 40.0);
-        assert_took(at(1.0), 200.0);
+        assert_took(at(0.75), 20.0);
+        assert_took(at(0.95), 150.0);
+        assert_took(at(0.975), 150.0);
+        assert_took(at(1.0), 700.0);
         // When the last message is counted, some slow ones are still under way.
-        let mean_ms = 0.9 * 5.0 + 0.09 * 40.0 + 0.01 * 200.0;
+        let mean_ms = 0.9 * 20.0 + 0.09 * 150.0 + 0.01 * 700.0;
         assert_took(latency.mean, mean_ms * 0.9);
         // In a closed loop a message begins when it is due.
         assert!(report.service_us.is_none());
